@@ -1,0 +1,201 @@
+"""The candidate: one way to sample, as a frozen value.
+
+A candidate is a tuple of steps (a time, the layers not run there, full or partial compute) and, where it is
+searched, a guidance scale. It is canonical: two ways to write the same plan are one equal, hashable value.
+It knows no model and no optimizer.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from autodiffusion_opt.errors import UserError, unknown_text
+
+Compute = Literal["full", "partial"]
+COMPUTES: tuple[Compute, ...] = ("full", "partial")
+# Times are kept to this many decimals, so that a time that went through JSON, SQL or a hand is the same time.
+TIME_DECIMALS = 6
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Step:
+    """One call of the denoiser.
+
+    Attributes:
+        time: where in the model's own time steps, 0 (clean) .. T (noise); need not be an integer.
+        removed: indices of the layers that are not run at this step, ascending.
+        compute: ``"full"``, or ``"partial"``: deep features of the step before are used again.
+
+    Raises:
+        UserError: for a time that is negative or not finite, a layer index below 0, an unknown compute.
+    """
+
+    time: float
+    removed: tuple[int, ...] = ()
+    compute: Compute = "full"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "time", _canonical_time(self.time))
+        object.__setattr__(self, "removed", _canonical_layers(self.removed))
+        if self.compute not in COMPUTES:
+            raise UserError(unknown_text("a step's compute", str(self.compute), COMPUTES))
+
+    def to_dict(self) -> dict[str, Any]:
+        """The shortest dict that says the same: defaults are left out."""
+        found: dict[str, Any] = {"time": int(self.time) if self.time.is_integer() else self.time}
+        if self.removed:
+            found["removed"] = list(self.removed)
+        if self.compute != "full":
+            found["compute"] = self.compute
+        return found
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A plan to sample with: steps from noise to image, and a guidance scale where it is searched.
+
+    Raises:
+        UserError: for no steps, two steps at one time, or a guidance scale that is not a finite number.
+    """
+
+    steps: tuple[Step, ...]
+    guidance_scale: float | None = None
+
+    def __post_init__(self) -> None:
+        ordered = tuple(sorted(self.steps, key=lambda step: -step.time))
+        object.__setattr__(self, "steps", ordered)
+        if not ordered:
+            raise UserError("a candidate must have at least one step; got none")
+        for one, other in zip(ordered, ordered[1:], strict=False):
+            if one.time == other.time:
+                raise UserError(f"a candidate's times must be distinct; got {one.time:g} twice: remove one of them")
+        if self.guidance_scale is not None:
+            object.__setattr__(self, "guidance_scale", _finite(self.guidance_scale, "guidance_scale"))
+
+    @classmethod
+    def from_time_steps(
+        cls,
+        times: Iterable[float],
+        removed: Sequence[Iterable[int]] | None = None,
+        guidance_scale: float | None = None,
+    ) -> Candidate:
+        """A candidate from its times and, optionally, the layers removed at each (in the same order)."""
+        listed = list(times)
+        sets = [()] * len(listed) if removed is None else [tuple(layers) for layers in removed]
+        if len(sets) != len(listed):
+            raise UserError(f"removed must have one entry a time step: {len(listed)} times, {len(sets)} entries")
+        steps = tuple(Step(time, layers) for time, layers in zip(listed, sets, strict=True))
+        return cls(steps, guidance_scale)
+
+    @property
+    def times(self) -> tuple[float, ...]:
+        """The times in the order in which they are run, from noise to image."""
+        return tuple(step.time for step in self.steps)
+
+    @property
+    def removed(self) -> tuple[tuple[int, ...], ...]:
+        """The layers not run, one ascending tuple a step."""
+        return tuple(step.removed for step in self.steps)
+
+    def to_dict(self) -> dict[str, Any]:
+        """A dict of JSON values; :meth:`from_dict` gives an equal candidate back."""
+        found: dict[str, Any] = {"format": FORMAT, "steps": [step.to_dict() for step in self.steps]}
+        if self.guidance_scale is not None:
+            found["guidance_scale"] = self.guidance_scale
+        return found
+
+    def to_json(self) -> str:
+        """The canonical JSON text: equal candidates have equal texts."""
+        return json.dumps(self.to_dict(), separators=(",", ":"))
+
+    @classmethod
+    def from_dict(cls, found: object) -> Candidate:
+        """A candidate from JSON values; keys beside the known ones may only be ``source`` and ``comment``."""
+        if isinstance(found, list):
+            found = {"steps": found}
+        if not isinstance(found, dict):
+            raise UserError(f"a candidate must be a JSON object or a list of times; got {type(found).__name__}")
+        allowed = ("format", "steps", "guidance_scale", "source", "comment")
+        errors = [unknown_text("a candidate's key", key, allowed) for key in found if key not in allowed]
+        if found.get("format", FORMAT) != FORMAT:
+            errors.append(f"format must be {FORMAT}; got {found['format']!r}: written by a newer version?")
+        steps = found.get("steps")
+        if not isinstance(steps, list):
+            errors.append("steps must be a list of times or of objects with a time")
+        if errors:
+            raise UserError("; ".join(errors))
+        assert isinstance(steps, list)
+        return cls(tuple(_step_from(entry) for entry in steps), found.get("guidance_scale"))
+
+    @classmethod
+    def from_json(cls, text: str) -> Candidate:
+        """A candidate from JSON text. Raises UserError for text that is no JSON or no candidate."""
+        try:
+            return cls.from_dict(json.loads(text))
+        except json.JSONDecodeError as error:
+            raise UserError(f"a candidate must be JSON; {error}") from None
+
+    @classmethod
+    def load(cls, path: str | Path) -> Candidate:
+        """A candidate from a JSON file. Raises UserError, naming the file."""
+        try:
+            return cls.from_json(Path(path).read_text(encoding="utf-8"))
+        except OSError as error:
+            raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+        except UnicodeDecodeError:
+            raise UserError(f"{path}: must be a JSON text file in UTF-8; it is not text") from None
+        except UserError as error:
+            raise UserError(f"{path}: {error}") from None
+
+    def __str__(self) -> str:
+        text = "[" + ", ".join(_step_text(step) for step in self.steps) + "]"
+        return text if self.guidance_scale is None else f"{text} at guidance {self.guidance_scale:g}"
+
+
+def _step_text(step: Step) -> str:
+    text = f"{step.time:g}"
+    if step.removed:
+        text += f"-{len(step.removed)}L"
+    return text if step.compute == "full" else text + "p"
+
+
+def _step_from(entry: object) -> Step:
+    if not isinstance(entry, dict):
+        return Step(entry)  # type: ignore[arg-type]  # checked by Step
+    allowed = ("time", "removed", "compute")
+    for key in entry:
+        if key not in allowed:
+            raise UserError(unknown_text("a step's key", key, allowed))
+    if "time" not in entry:
+        raise UserError(f"a step must have a time; got {entry!r}")
+    removed = entry.get("removed", [])
+    if not isinstance(removed, list):
+        raise UserError(f"a step's removed must be a list of layer indices; got {removed!r}")
+    return Step(entry["time"], tuple(removed), entry.get("compute", "full"))
+
+
+def _canonical_time(time: object) -> float:
+    value = _finite(time, "a time")
+    if value < 0:
+        raise UserError(f"a time must be 0 or more; got {value:g}")
+    return round(value, TIME_DECIMALS) + 0.0  # + 0.0 turns -0.0 into 0.0
+
+
+def _canonical_layers(removed: Iterable[int]) -> tuple[int, ...]:
+    layers = tuple(removed)
+    for layer in layers:
+        if isinstance(layer, bool) or not isinstance(layer, int) or layer < 0:
+            raise UserError(f"a removed layer must be an index, 0 or more; got {layer!r}")
+    return tuple(sorted(set(layers)))
+
+
+def _finite(value: object, what: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        raise UserError(f"{what} must be a finite number; got {value!r}")
+    return float(value)

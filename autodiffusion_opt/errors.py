@@ -1,0 +1,28 @@
+"""What a user did wrong, said so that it can be put right."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(Exception):
+    """A mistake in what the user gave (a file, a name, an option). The command line exits with 2, no traceback.
+
+    The message says what must hold, what came, and what to do about it.
+    """
+
+
+def unknown(what: str, came: str, allowed: Iterable[str]) -> UserError:
+    """The error for a name that is not one of those allowed: lists them and the nearest match."""
+    return UserError(unknown_text(what, came, allowed))
+
+
+def unknown_text(what: str, came: str, allowed: Iterable[str]) -> str:
+    """``what`` must be one of ``allowed``; got ``came``; did you mean ...? (one sentence)"""
+    names = sorted(allowed)
+    near = difflib.get_close_matches(came.lower(), [name.lower() for name in names], n=1, cutoff=0.5)
+    original = {name.lower(): name for name in names}
+    hint = f" Did you mean {original[near[0]]!r}?" if near else ""
+    listed = ", ".join(names) if names else "(there is none)"
+    return f"{what} must be one of: {listed}; got {came!r}.{hint}"

@@ -1,0 +1,163 @@
+"""The kinds of layer, and for each what remains of it when its residual branch is gone.
+
+The list is open: :func:`register_kind` adds a block of anybody's. A rule is called as the block's own
+``forward`` would be, with the block before the arguments, and returns what that ``forward`` returns, in its
+format.
+
+diffusers' blocks are known by class name alone, so that none of its modules is imported here, and a block
+that another version has in another file is still found.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+Rule = Callable[..., Any]
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What is known of one class of block: the kind's name, its bypass, and which of its blocks have one."""
+
+    name: str
+    bypass: Rule
+    removable: Callable[[torch.nn.Module], bool]
+
+
+_KINDS: dict[str, Kind] = {}
+
+
+def register_kind(
+    module_class: type[torch.nn.Module],
+    kind: str,
+    bypass: Rule | None = None,
+    removable: Callable[[torch.nn.Module], bool] = lambda module: True,
+) -> Any:
+    """Make every block of a class, and of its subclasses, a layer.
+
+    Args:
+        module_class: the block's class. A later registration of the same class replaces the earlier.
+        kind: the name of the kind, as in ``Layer.kind``: ``"residual"``, ``"attention"``, ``"transformer"``.
+        bypass: ``bypass(module, *args, **kwargs)``, called with the arguments of the block's ``forward``;
+            returns what ``forward`` would return with the residual branch at zero: same structure, shapes and
+            types.
+        removable: whether one given block may be bypassed at all. Whether the bypass keeps the shapes is
+            tried besides, once, on the meta device.
+
+    Returns:
+        ``bypass``; or, where it was not given, a decorator for it.
+    """
+    if bypass is None:
+        return lambda function: register_kind(module_class, kind, function, removable)
+    _KINDS[_key(module_class)] = Kind(kind, bypass, removable)
+    return bypass
+
+
+def kind_of(module: torch.nn.Module) -> Kind | None:
+    """The kind of a module, by its class or the nearest base class that is known; None: it is no layer."""
+    keys = (_key(cls) for cls in type(module).__mro__)
+    return next((_KINDS[key] for key in keys if key in _KINDS), None)
+
+
+def find_blocks(denoiser: torch.nn.Module) -> dict[str, torch.nn.Module]:
+    """Path -> block, in module order: the outermost modules below the denoiser that are of a known kind."""
+    return dict(_outermost(denoiser, "", set()))
+
+
+def _outermost(
+    module: torch.nn.Module, prefix: str, seen: set[torch.nn.Module]
+) -> Iterator[tuple[str, torch.nn.Module]]:
+    for name, child in module.named_children():
+        if child in seen:
+            continue  # one module at two places is one layer
+        seen.add(child)
+        path = prefix + name
+        if kind_of(child) is None:
+            yield from _outermost(child, path + ".", seen)
+        else:
+            yield path, child
+
+
+def _key(cls: type) -> str:
+    inside = cls.__module__.partition(".")[0] == "diffusers"
+    return f"diffusers.{cls.__name__}" if inside else f"{cls.__module__}.{cls.__qualname__}"
+
+
+def _diffusers(
+    kind: str, *names: str, removable: Callable[[Any], bool] = lambda module: True
+) -> Callable[[Rule], Rule]:
+    """Decorator: the rule for these classes of diffusers."""
+
+    def register(bypass: Rule) -> Rule:
+        _KINDS.update({f"diffusers.{name}": Kind(kind, bypass, removable) for name in names})
+        return bypass
+
+    return register
+
+
+# --- UNets ----------------------------------------------------------------------------------------
+
+
+@_diffusers("residual", "ResnetBlock2D", "ResnetBlockCondNorm2D")
+def _residual(module: Any, input_tensor: Any, *_: Any, **__: Any) -> Any:
+    """``shortcut(resample(x)) / output_scale_factor``: models/resnet.py, ``hidden_states`` at zero."""
+    resample = module.upsample or module.downsample
+    skip = input_tensor if resample is None else resample(input_tensor)
+    if module.conv_shortcut is not None:
+        skip = module.conv_shortcut(skip)
+    return skip if module.output_scale_factor == 1.0 else skip / module.output_scale_factor
+
+
+@_diffusers("attention", "Attention", removable=lambda module: bool(module.residual_connection))
+def _attention(module: Any, hidden_states: Any, *_: Any, **__: Any) -> Any:
+    """``x / rescale_output_factor``: the last lines of AttnProcessor2_0 in models/attention_processor.py."""
+    factor = module.rescale_output_factor
+    return hidden_states if factor == 1.0 else hidden_states / factor
+
+
+@_diffusers("transformer", "Transformer2DModel", "DualTransformer2DModel")
+def _transformer_2d(module: Any, hidden_states: Any, *_: Any, return_dict: bool = True, **__: Any) -> Any:
+    """The input, in the format asked for; UNets call with ``return_dict=False``, as a keyword."""
+    if not return_dict:
+        return (hidden_states,)
+    from diffusers.models.modeling_outputs import Transformer2DModelOutput
+
+    return Transformer2DModelOutput(sample=hidden_states)
+
+
+# --- transformers: the skip path of a block is the identity ---------------------------------------
+
+
+@_diffusers("attention", "KAttentionBlock")
+@_diffusers(
+    "transformer",
+    "BasicTransformerBlock",  # DiT, PixArt
+    "SD3SingleTransformerBlock",
+    "SanaTransformerBlock",
+    "AuraFlowSingleTransformerBlock",
+    "ChromaSingleTransformerBlock",
+)
+def _one_stream(module: Any, hidden_states: Any, *_: Any, **__: Any) -> Any:
+    return hidden_states
+
+
+@_diffusers(
+    "transformer",
+    "FluxTransformerBlock",
+    "FluxSingleTransformerBlock",
+    "ChromaTransformerBlock",
+    "AuraFlowJointTransformerBlock",
+)
+def _text_then_image(module: Any, hidden_states: Any, encoder_hidden_states: Any, *_: Any, **__: Any) -> Any:
+    """The text stream comes out first, though it goes in second."""
+    return encoder_hidden_states, hidden_states
+
+
+@_diffusers("transformer", "JointTransformerBlock")
+def _joint(module: Any, hidden_states: Any, encoder_hidden_states: Any, *_: Any, **__: Any) -> Any:
+    """As above; in Stable Diffusion 3's last block (``context_pre_only``) the text stream ends."""
+    return None if module.context_pre_only else encoder_hidden_states, hidden_states

@@ -112,11 +112,21 @@ def _residual(module: Any, input_tensor: Any, *_: Any, **__: Any) -> Any:
     return skip if module.output_scale_factor == 1.0 else skip / module.output_scale_factor
 
 
-@_diffusers("attention", "Attention", removable=lambda module: bool(module.residual_connection))
+def _sees_text(module: Any) -> bool:
+    """Whether it is of SimpleCrossAttn blocks (DeepFloyd IF, Kandinsky): a UNet's, with projections for text."""
+    return module.added_kv_proj_dim is not None and module.group_norm is not None
+
+
+@_diffusers(
+    "attention", "Attention", removable=lambda module: module.residual_connection or _sees_text(module)
+)
 def _attention(module: Any, hidden_states: Any, *_: Any, **__: Any) -> Any:
-    """``x / rescale_output_factor``: the last lines of AttnProcessor2_0 in models/attention_processor.py."""
+    """``x / rescale_output_factor``; with text, ``x``: such a block has no flag and always adds its input.
+
+    Source: the last lines of AttnProcessor2_0 and AttnAddedKVProcessor2_0 in models/attention_processor.py.
+    """
     factor = module.rescale_output_factor
-    return hidden_states if factor == 1.0 else hidden_states / factor
+    return hidden_states if factor == 1.0 or not module.residual_connection else hidden_states / factor
 
 
 @_diffusers("transformer", "Transformer2DModel", "DualTransformer2DModel")

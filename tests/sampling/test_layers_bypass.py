@@ -1,0 +1,531 @@
+"""Bypass: a network with a layer removed is the network without it, and afterwards nothing has happened."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import diffusers
+import pytest
+import torch
+from diffusers.hooks import HookRegistry, ModelHook
+
+from autodiffusion_opt.errors import UserError
+from autodiffusion_opt.sampling.layers import install_bypass, list_layers
+
+torch.set_num_threads(1)
+
+# --- small networks with random weights ---------------------------------------------------------------------
+
+
+def unet(**changes: Any) -> Any:
+    """ADM's layout: residual blocks that go up and down, and with a shortcut."""
+    config = {
+        "sample_size": 8,
+        "block_out_channels": (8, 16),
+        "layers_per_block": 1,
+        "down_block_types": ("ResnetDownsampleBlock2D", "AttnDownBlock2D"),
+        "up_block_types": ("AttnUpBlock2D", "ResnetUpsampleBlock2D"),
+        "resnet_time_scale_shift": "scale_shift",
+        "downsample_type": "resnet",
+        "upsample_type": "resnet",
+        "norm_num_groups": 4,
+        "attn_norm_num_groups": 4,
+        "attention_head_dim": 8,
+    }
+    return diffusers.UNet2DModel(**(config | changes))
+
+
+def unet_inputs(batch: int = 1) -> dict[str, Any]:
+    return {"sample": torch.randn(batch, 3, 8, 8), "timestep": 3}
+
+
+def ncsnpp() -> Any:
+    """The layout of score SDEs: FIR resampling by functions, sums divided by √2."""
+    return unet(
+        down_block_types=("SkipDownBlock2D", "AttnSkipDownBlock2D"),
+        up_block_types=("AttnSkipUpBlock2D", "SkipUpBlock2D"),
+        block_out_channels=(32, 64),
+        mid_block_scale_factor=2**0.5,
+        resnet_time_scale_shift="default",
+        norm_num_groups=None,
+        attn_norm_num_groups=None,
+    )
+
+
+def unet_condition(**changes: Any) -> Any:
+    config = {
+        "sample_size": 8,
+        "block_out_channels": (8, 16),
+        "layers_per_block": 1,
+        "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
+        "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
+        "cross_attention_dim": 8,
+        "attention_head_dim": 4,
+        "norm_num_groups": 4,
+    }
+    return diffusers.UNet2DConditionModel(**(config | changes))
+
+
+def condition_inputs(batch: int = 1) -> dict[str, Any]:
+    sample, text = torch.randn(batch, 4, 8, 8), torch.randn(batch, 5, 8)
+    return {"sample": sample, "timestep": 3, "encoder_hidden_states": text}
+
+
+def simple_attention() -> Any:
+    """DeepFloyd's and Kandinsky's layout: attention blocks that see text, with their own residual path."""
+    return unet_condition(
+        down_block_types=("SimpleCrossAttnDownBlock2D", "ResnetDownsampleBlock2D"),
+        mid_block_type="UNetMidBlock2DSimpleCrossAttn",
+        up_block_types=("ResnetUpsampleBlock2D", "SimpleCrossAttnUpBlock2D"),
+    )
+
+
+HEADS = {"num_attention_heads": 2, "attention_head_dim": 8, "sample_size": 8}
+
+
+def dit() -> Any:
+    return diffusers.DiTTransformer2DModel(
+        **HEADS, num_layers=3, in_channels=4, out_channels=4, norm_num_groups=4, num_embeds_ada_norm=10
+    )
+
+
+def dit_inputs() -> dict[str, Any]:
+    return {
+        "hidden_states": torch.randn(1, 4, 8, 8),
+        "timestep": torch.tensor([3]),
+        "class_labels": torch.tensor([1]),
+    }
+
+
+def pixart() -> Any:
+    return diffusers.PixArtTransformer2DModel(
+        **HEADS, num_layers=3, caption_channels=8, cross_attention_dim=16, use_additional_conditions=False
+    )
+
+
+def pixart_inputs() -> dict[str, Any]:
+    text, conditions = torch.randn(1, 5, 8), {"resolution": None, "aspect_ratio": None}
+    found = dit_inputs() | {"encoder_hidden_states": text, "added_cond_kwargs": conditions}
+    return {name: value for name, value in found.items() if name != "class_labels"}
+
+
+def sd3() -> Any:
+    """Of Stable Diffusion 3.5: one block has a second attention; the last one ends the text stream."""
+    return diffusers.SD3Transformer2DModel(
+        **HEADS,
+        num_layers=3,
+        in_channels=4,
+        out_channels=4,
+        joint_attention_dim=8,
+        caption_projection_dim=16,
+        pooled_projection_dim=8,
+        dual_attention_layers=(0,),
+        qk_norm="rms_norm",
+        pos_embed_max_size=8,
+    )
+
+
+def sd3_inputs() -> dict[str, Any]:
+    return {
+        "hidden_states": torch.randn(1, 4, 8, 8),
+        "timestep": torch.tensor([3.0]),
+        "encoder_hidden_states": torch.randn(1, 5, 8),
+        "pooled_projections": torch.randn(1, 8),
+    }
+
+
+PACKED = {"in_channels": 4, "num_layers": 2, "num_single_layers": 2, "attention_head_dim": 8}
+
+
+def flux() -> Any:
+    return diffusers.FluxTransformer2DModel(
+        **PACKED,
+        num_attention_heads=2,
+        joint_attention_dim=8,
+        pooled_projection_dim=8,
+        axes_dims_rope=(2, 2, 4),
+    )
+
+
+def flux_inputs() -> dict[str, Any]:
+    # As many text tokens as image tokens: swapped streams would pass unnoticed by the shapes.
+    return {
+        "hidden_states": torch.randn(1, 6, 4),
+        "timestep": torch.tensor([0.3]),
+        "encoder_hidden_states": torch.randn(1, 6, 8),
+        "pooled_projections": torch.randn(1, 8),
+        "img_ids": torch.arange(18.0).reshape(6, 3),
+        "txt_ids": torch.zeros(6, 3),
+    }
+
+
+@pytest.mark.filterwarnings("ignore:.FluxPosEmbed. is deprecated:FutureWarning")  # diffusers' own, 0.42
+def chroma() -> Any:
+    return diffusers.ChromaTransformer2DModel(
+        **PACKED,
+        num_attention_heads=2,
+        joint_attention_dim=8,
+        axes_dims_rope=(2, 2, 4),
+        approximator_num_channels=8,
+        approximator_hidden_dim=8,
+        approximator_layers=1,
+    )
+
+
+def chroma_inputs() -> dict[str, Any]:
+    return {name: value for name, value in flux_inputs().items() if name != "pooled_projections"}
+
+
+def sana() -> Any:
+    return diffusers.SanaTransformer2DModel(
+        **HEADS,
+        in_channels=4,
+        out_channels=4,
+        num_layers=3,
+        num_cross_attention_heads=2,
+        cross_attention_head_dim=8,
+        cross_attention_dim=16,
+        caption_channels=8,
+    )
+
+
+def sana_inputs() -> dict[str, Any]:
+    return {name: value for name, value in pixart_inputs().items() if name != "added_cond_kwargs"}
+
+
+def auraflow() -> Any:
+    return diffusers.AuraFlowTransformer2DModel(
+        **HEADS,
+        num_mmdit_layers=2,
+        num_single_dit_layers=2,
+        joint_attention_dim=8,
+        caption_projection_dim=16,
+        pos_embed_max_size=64,
+    )
+
+
+def auraflow_inputs() -> dict[str, Any]:
+    found = {name: value for name, value in sd3_inputs().items() if name != "pooled_projections"}
+    return found | {"timestep": torch.tensor([0.3])}
+
+
+NETWORKS: dict[str, tuple[Callable[[], Any], Callable[[], dict[str, Any]]]] = {
+    "ADM": (unet, unet_inputs),
+    "NCSN++": (ncsnpp, unet_inputs),
+    "SD": (unet_condition, condition_inputs),
+    "SD with linear projections": (lambda: unet_condition(use_linear_projection=True), condition_inputs),
+    "simple cross-attention": (simple_attention, condition_inputs),
+    "DiT": (dit, dit_inputs),
+    "PixArt": (pixart, pixart_inputs),
+    "SD3": (sd3, sd3_inputs),
+    "Flux": (flux, flux_inputs),
+    "Chroma": (chroma, chroma_inputs),
+    "Sana": (sana, sana_inputs),
+    "AuraFlow": (auraflow, auraflow_inputs),
+}
+WARNS = pytest.mark.filterwarnings(
+    "ignore:.FluxPosEmbed. is deprecated:FutureWarning"
+)  # diffusers' own, in 0.42
+
+
+def made(name: str) -> tuple[Any, dict[str, Any]]:
+    torch.manual_seed(1)
+    network, inputs = NETWORKS[name]
+    return network().eval(), inputs()
+
+
+def output(denoiser: Any, inputs: dict[str, Any]) -> torch.Tensor:
+    with torch.no_grad():
+        return denoiser(**inputs, return_dict=False)[0]
+
+
+def step_zero() -> int:
+    return 0
+
+
+# --- a removed layer is a network without it ----------------------------------------------------------------
+
+# The last projection of every branch that a block adds to its skip path.
+BRANCH_ENDS = (
+    "conv2",  # ResnetBlock2D
+    "to_out.0",  # Attention
+    "to_add_out",  # its text stream
+    "ff.net.2",
+    "ff_context.net.2",
+    "ff.conv_point",  # Sana
+    "ff.linear_2.out_projection",
+    "ff.out_projection",  # AuraFlow
+    "ff_context.out_projection",
+    "proj_out",  # Transformer2DModel, Flux's and Chroma's single blocks
+)
+
+
+def without_branches(denoiser: Any, path: str) -> Any:
+    """A copy in which the residual branches of one block give zero."""
+    twin = copy.deepcopy(denoiser)
+    block = twin.get_submodule(path)
+    is_unet_transformer = isinstance(block, diffusers.models.Transformer2DModel)
+    ends = ("proj_out",) if is_unet_transformer else BRANCH_ENDS
+    for name, inner in block.named_modules():
+        if name in {*ends, *(f"{part}.{end}" for part in ("attn", "attn1", "attn2") for end in ends)}:
+            for weight in inner.parameters():
+                torch.nn.init.zeros_(weight)
+    return twin
+
+
+@WARNS
+@pytest.mark.parametrize("name", NETWORKS)
+def test_removing_a_layer_is_zeroing_its_residual_branch(name: str) -> None:
+    denoiser, inputs = made(name)
+    whole = output(denoiser, inputs)
+    layers = list_layers(denoiser)
+    for layer in layers:
+        expected = output(without_branches(denoiser, layer.path), inputs)
+        with install_bypass(denoiser, [{layer.index}], step_zero):
+            found = output(denoiser, inputs)
+        torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6)
+        assert (found - whole).abs().max() > 1e-4, f"{layer} makes no difference here: the test shows nothing"
+    assert torch.equal(output(denoiser, inputs), whole)
+
+
+DELETABLE = ("DiT", "PixArt", "SD3", "Flux", "Sana", "AuraFlow")
+
+
+@pytest.mark.parametrize("name", DELETABLE)
+def test_removing_a_transformer_block_is_deleting_it(name: str) -> None:
+    denoiser, inputs = made(name)
+    for layer in list_layers(denoiser):
+        if (name, layer.index) == ("DiT", 0):
+            continue  # its embedding of the time serves the output layer as well
+        twin = copy.deepcopy(denoiser)
+        blocks, _, place = layer.path.rpartition(".")
+        del twin.get_submodule(blocks)[int(place)]
+        with install_bypass(denoiser, [{layer.index}], step_zero):
+            found = output(denoiser, inputs)
+        torch.testing.assert_close(found, output(twin, inputs), rtol=1e-6, atol=1e-6)
+
+
+def test_the_residual_blocks_tried_have_every_form() -> None:
+    denoiser, _ = made("ADM")
+    blocks = [
+        denoiser.get_submodule(layer.path) for layer in list_layers(denoiser) if layer.kind == "residual"
+    ]
+    forms = {(block.up, block.down, block.conv_shortcut is not None) for block in blocks}
+    assert forms >= {(False, False, False), (False, False, True), (True, False, False), (False, True, False)}
+
+
+@pytest.mark.parametrize("name", ["ADM", "SD", "Flux"])
+def test_a_bypassed_layer_is_not_computed(name: str) -> None:
+    denoiser, inputs = made(name)
+    layers = list_layers(denoiser)
+    for layer in layers:
+        block = denoiser.get_submodule(layer.path)
+        for inner in block.modules():
+            if inner is not block and inner is not getattr(block, "conv_shortcut", None):
+                inner.register_forward_pre_hook(_never if _has_weights(inner) else _fine)
+    with install_bypass(denoiser, [range(len(layers))], step_zero):
+        output(denoiser, inputs)
+
+
+def _has_weights(module: torch.nn.Module) -> bool:
+    return next(module.parameters(recurse=False), None) is not None
+
+
+def _never(*_: Any) -> None:
+    raise AssertionError("computed")
+
+
+def _fine(*_: Any) -> None: ...
+
+
+# --- steps --------------------------------------------------------------------------------------------------
+
+
+def test_the_layers_removed_follow_the_step_counter() -> None:
+    denoiser, inputs = made("ADM")
+    sets = [(), {0, 3}, {1}, {0, 1, 2, 3, 4}]
+    expected = []
+    for layers in sets:
+        with install_bypass(denoiser, [layers], step_zero):
+            expected.append(output(denoiser, inputs))
+    now = [0]
+    with install_bypass(denoiser, sets, lambda: now[0]):
+        for now[0] in (2, 0, 0, 3, 1, 3):  # a step may have two calls, and the order is the sampler's
+            assert torch.equal(output(denoiser, inputs), expected[now[0]])
+
+
+def test_a_step_outside_the_plan_is_an_error() -> None:
+    denoiser, inputs = made("ADM")
+    with (
+        install_bypass(denoiser, [{0}, ()], lambda: 2),
+        pytest.raises(UserError, match="2 steps, 0 to 1; the sampler is at step 2"),
+    ):
+        output(denoiser, inputs)
+
+
+def test_guidance_batches_are_bypassed_as_single_images_are() -> None:
+    denoiser, _ = made("SD")
+    inputs = condition_inputs(batch=2)
+    with install_bypass(denoiser, [{1, 4, 5}], step_zero):
+        together = output(denoiser, inputs)
+        for i in range(2):
+            alone = {k: v[i : i + 1] if isinstance(v, torch.Tensor) else v for k, v in inputs.items()}
+            torch.testing.assert_close(together[i : i + 1], output(denoiser, alone), rtol=1e-5, atol=1e-5)
+
+
+# --- what others put on the denoiser ------------------------------------------------------------------------
+
+
+class Counting:
+    """An attention processor of somebody's."""
+
+    def __init__(self, inner: Any) -> None:
+        self.inner, self.calls = inner, 0
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        self.calls += 1
+        return self.inner(*args, **kwargs)
+
+
+def test_attention_processors_and_adapters_go_on_working() -> None:
+    denoiser, inputs = made("ADM")
+    layers = [layer for layer in list_layers(denoiser) if layer.kind == "attention"]
+    blocks = [denoiser.get_submodule(layer.path) for layer in layers]
+    processors = [Counting(block.processor) for block in blocks]
+    for block, processor in zip(blocks, processors, strict=True):
+        block.set_processor(processor)
+    wrapped = next(m for m in denoiser.modules() if getattr(m, "conv_shortcut", None) is not None)
+    wrapped.conv_shortcut = torch.nn.Sequential(wrapped.conv_shortcut)  # as an adapter wraps a layer
+    everything = [layer.index for layer in list_layers(denoiser) if layer not in layers[1:]]
+    with install_bypass(denoiser, [everything], step_zero):
+        output(denoiser, inputs)
+    assert [processor.calls for processor in processors] == [0] + [1] * (len(layers) - 1)
+    assert [block.processor for block in blocks] == processors
+
+
+Trace = list[tuple[str, list[str], int | None]]
+
+
+def trace(denoiser: torch.nn.Module) -> Trace:
+    """Of every module: its path, the names in its ``__dict__``, and the ``forward`` that is set on it."""
+    return [
+        (path, sorted(vars(module)), id(vars(module)["forward"]) if "forward" in vars(module) else None)
+        for path, module in denoiser.named_modules()
+    ]
+
+
+def test_removal_leaves_no_trace_and_may_be_repeated() -> None:
+    denoiser, inputs = made("SD")
+    before = trace(denoiser)
+    everything = range(len(list_layers(denoiser)))
+    bypass = install_bypass(denoiser, [everything], step_zero)
+    assert trace(denoiser) != before
+    output(denoiser, inputs)
+    bypass.remove()
+    bypass.remove()
+    assert trace(denoiser) == before
+
+
+def test_removal_leaves_no_trace_after_an_exception() -> None:
+    denoiser, inputs = made("SD")
+    before, whole = trace(denoiser), output(denoiser, inputs)
+
+    def stopped() -> int:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt), install_bypass(denoiser, [{2, 3}], stopped):
+        output(denoiser, inputs)
+    assert trace(denoiser) == before
+    assert torch.equal(output(denoiser, inputs), whole)
+
+
+@pytest.mark.parametrize("removed", [[], [(), ()]])
+def test_nothing_to_remove_installs_nothing(removed: list[tuple[int, ...]]) -> None:
+    denoiser, _ = made("ADM")
+    before = trace(denoiser)
+    with install_bypass(denoiser, removed, step_zero):
+        assert trace(denoiser) == before
+
+
+class Add(ModelHook):
+    """A hook of somebody's on a block."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls = 0
+
+    def pre_forward(self, module: Any, *args: Any, **kwargs: Any) -> Any:
+        self.calls += 1
+        return args, kwargs
+
+
+@pytest.fixture
+def hooked() -> Iterator[tuple[Any, dict[str, Any], Any, Add]]:
+    denoiser, inputs = made("ADM")
+    block, hook = denoiser.get_submodule(list_layers(denoiser)[0].path), Add()
+    HookRegistry.check_if_exists_or_initialize(block).register_hook(hook, "theirs")
+    return denoiser, inputs, block, hook
+
+
+def test_hooks_that_were_there_stay_and_are_called_when_the_layer_runs(hooked: Any) -> None:
+    denoiser, inputs, block, hook = hooked
+    before, now = trace(denoiser), [0]
+    with install_bypass(denoiser, [(), {0}], lambda: now[0]):
+        for now[0] in range(2):
+            output(denoiser, inputs)
+    assert hook.calls == 1
+    assert trace(denoiser) == before
+    assert list(block._diffusers_hook.hooks) == ["theirs"]
+
+
+def test_hooks_that_come_later_stay(hooked: Any) -> None:
+    denoiser, inputs, block, hook = hooked
+    whole = output(denoiser, inputs)
+    later = Add()
+    with install_bypass(denoiser, [{0}], step_zero):
+        block._diffusers_hook.register_hook(later, "later")
+    assert torch.equal(output(denoiser, inputs), whole)
+    assert (hook.calls, later.calls) == (2, 1)
+
+
+def test_a_forward_that_was_wrapped_later_stays_and_runs_the_layer() -> None:
+    denoiser, inputs = made("ADM")
+    whole, block = output(denoiser, inputs), denoiser.get_submodule(list_layers(denoiser)[0].path)
+    with install_bypass(denoiser, [{0}], step_zero):
+        inner = block.forward
+        block.forward = theirs = lambda *args, **kwargs: inner(*args, **kwargs)  # accelerate does so
+    assert block.forward is theirs
+    assert torch.equal(output(denoiser, inputs), whole)
+    with install_bypass(denoiser, [{0}], step_zero):
+        assert not torch.equal(output(denoiser, inputs), whole)
+    assert torch.equal(output(denoiser, inputs), whole)
+
+
+def test_a_second_bypass_is_refused_and_the_first_is_kept() -> None:
+    denoiser, _ = made("ADM")
+    with install_bypass(denoiser, [{0}], step_zero):
+        during = trace(denoiser)
+        with pytest.raises(UserError, match="has a bypass already"):
+            install_bypass(denoiser, [{0, 1}], step_zero)
+        assert trace(denoiser) == during
+
+
+# --- what is refused ----------------------------------------------------------------------------------------
+
+
+def test_a_layer_that_is_not_there_is_named() -> None:
+    denoiser, _ = made("Flux")
+    before = trace(denoiser)
+    with pytest.raises(UserError, match="FluxTransformer2DModel has 4 layers, 0 to 3; got 4, 57"):
+        install_bypass(denoiser, [{1, 4}, {57}], step_zero)
+    assert trace(denoiser) == before
+
+
+def test_a_compiled_denoiser_is_refused_unless_nothing_is_removed() -> None:
+    denoiser, _ = made("ADM")
+    denoiser.mid_block.compile(backend="eager")
+    install_bypass(denoiser, [()], step_zero)
+    with pytest.raises(UserError, match="compiled"):
+        install_bypass(denoiser, [{0}], step_zero)

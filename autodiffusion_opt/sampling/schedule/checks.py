@@ -1,0 +1,141 @@
+"""What can be asked of a scheduler before times are put on it."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import math
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from autodiffusion_opt.errors import UserError
+from autodiffusion_opt.sampling.schedule.noise import Floats, times_of, training_sigmas
+from autodiffusion_opt.sampling.schedule.rules import RULES, Rule, called_times, is_flow, rule_of
+
+
+def accepted() -> tuple[str, ...]:
+    """The names of the scheduler classes that take times, in alphabetical order."""
+    return tuple(sorted(RULES))
+
+
+def check_scheduler(scheduler: Any) -> None:
+    """Raises UserError for a scheduler that does not take times, with the list of those that do."""
+    rule_of(scheduler)
+
+
+def calls_per_step(scheduler: Any) -> int:
+    """Denoiser calls that one step makes: 2 for Heun's method (1 in its last step), else 1; see `nfe`."""
+    return 2 if rule_of(scheduler).layout == "heun" else 1
+
+
+def nfe(scheduler: Any, steps: int) -> int:
+    """Denoiser calls (number of function evaluations) of that many steps: Heun 2N-1, PNDM N+1, else N."""
+    return len(called_times(range(steps), rule_of(scheduler).layout))
+
+
+def takes_continuous(scheduler: Any) -> bool:
+    """Whether times between integers may be given. LCM and TCD are distilled at integer times."""
+    return rule_of(scheduler).continuous
+
+
+def time_range(scheduler: Any) -> tuple[float, float]:
+    """The lowest and the highest time that may be given: 0 .. T-1; flow matching: 0 .. T, but not 0."""
+    if is_flow(scheduler, rule_of(scheduler)):
+        return 0.0, float(scheduler.config.num_train_timesteps)
+    return 0.0, float(len(scheduler.alphas_cumprod) - 1)
+
+
+def check_times(scheduler: Any, times: Sequence[float]) -> None:
+    """Raises UserError for times that the scheduler cannot take; the message says all that is wrong."""
+    listed = [_number(time) for time in times]
+    problems = [] if listed else ["at least one time must be given"]
+    problems += _range_problems(scheduler, listed) + _order_problems(listed)
+    broken = [time for time in listed if not time.is_integer()]
+    if broken and not takes_continuous(scheduler):
+        problems.append(f"{type(scheduler).__name__} takes integer times; got {broken[0]:g}: round it")
+    if problems:
+        raise UserError("; ".join(problems))
+
+
+def sigmas_of(scheduler: Any) -> Floats | None:
+    """σ_t = √((1-ᾱ_t)/ᾱ_t) at the training times, ascending; shape (T,), float64. None for flow matching."""
+    return None if is_flow(scheduler, rule_of(scheduler)) else training_sigmas(scheduler)
+
+
+def default_times(scheduler: Any, steps: int, *, mu: float | None = None) -> tuple[float, ...]:
+    """diffusers' own times for that many steps, as its ``set_timesteps`` makes them; nothing is changed.
+
+    Args:
+        scheduler: an accepted scheduler.
+        steps: how many; some spacings make one more or fewer of it.
+        mu: for dynamic shifting, the shift that goes with the image's size; ``max_shift`` if not given.
+
+    Raises:
+        UserError: for a scheduler that is not accepted, or fewer than 1 steps.
+    """
+    rule = rule_of(scheduler)
+    if steps < 1:
+        raise UserError(f"steps must be 1 or more; got {steps}")
+    twin = untouched(scheduler)
+    options = {}
+    if getattr(twin.config, "use_dynamic_shifting", False):
+        options["mu"] = getattr(twin.config, "max_shift", 1.15) if mu is None else mu
+    with warnings.catch_warnings():  # diffusers' own, about NumPy
+        warnings.simplefilter("ignore", DeprecationWarning)
+        twin.set_timesteps(steps, **options)
+    called = twin.timesteps.double().tolist()
+    kept = called if rule.layout == "once" else list(dict.fromkeys(called))  # others call a time twice
+    return tuple(_distinct(twin, rule, kept))
+
+
+def untouched(scheduler: Any) -> Any:
+    """A copy of the scheduler as diffusers made it: without a schedule, sharing nothing with it."""
+    state = copy.deepcopy(vars(scheduler))
+    if "_autodiffusion_schedule" in state:
+        state = state["_autodiffusion_schedule"]._before
+    twin = object.__new__(type(scheduler))
+    vars(twin).update(state)
+    return twin
+
+
+def _distinct(twin: Any, rule: Rule, times: list[float]) -> list[float]:
+    """Karras' and similar sigmas round to one time twice; then the times that the sigmas stand for."""
+    low, high = 0.0, float(twin.config.num_train_timesteps - (not is_flow(twin, rule)))
+    if _order_problems(times) and rule.last is not None and rule.layout == "once" and not is_flow(twin, rule):
+        times = times_of(twin, twin.sigmas[: len(times)].double().numpy(), rule.between).tolist()
+    return [min(max(time, low), high) for time in times]
+
+
+def _range_problems(scheduler: Any, times: list[float]) -> list[str]:
+    low, high = time_range(scheduler)
+    open_below = is_flow(scheduler, rule_of(scheduler))
+    outside = [time for time in times if not low <= time <= high or (open_below and time == low)]
+    if not outside:
+        return []
+    bounds = f"{'above' if open_below else 'from'} {low:g} to {high:g}"
+    return [f"times must lie {bounds} for this model; got {', '.join(f'{time:g}' for time in outside)}"]
+
+
+def _order_problems(times: list[float]) -> list[str]:
+    """float32 is what the scheduler and the model see of a time."""
+    for one, other in itertools.pairwise(np.array(times, dtype=np.float32).tolist()):
+        if one == other:
+            return [f"times must be distinct in float32; got {one:g} twice: remove one of them"]
+        if one < other:
+            return [f"times must go from noise to image, downwards; got {one:g} before {other:g}: sort them"]
+    return []
+
+
+def _number(time: Any) -> float:
+    if isinstance(time, (bool, str, torch.Tensor)) or not math.isfinite(time):
+        raise UserError(f"a time must be a finite number; got {time!r}")
+    return float(time)
+
+
+def plural(count: int, noun: str) -> str:
+    """``1 time is``, ``4 times are``."""
+    return f"{count} {noun} is" if count == 1 else f"{count} {noun}s are"

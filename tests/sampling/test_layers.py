@@ -80,6 +80,12 @@ SD3_MEDIUM = {
     "pos_embed_max_size": 192,
 }
 
+HUNYUAN_DIT = {"num_layers": 40, "in_channels": 4, "patch_size": 2, "sample_size": 128} | {
+    "activation_fn": "gelu-approximate",
+    "hidden_size": 1408,
+    "attention_head_dim": 88,
+}
+
 # Counts of the pretrained models, read off their configs (and, for ADM, off the original code).
 KNOWN = {
     "ADM ImageNet 64": (diffusers.UNet2DModel, ADM_IMAGENET_64, {"residual": 36, "attention": 22}),
@@ -96,6 +102,7 @@ KNOWN = {
     "SD3-medium": (diffusers.SD3Transformer2DModel, SD3_MEDIUM, {"transformer": 24}),
     "Flux": (diffusers.FluxTransformer2DModel, {"guidance_embeds": True}, {"transformer": 19 + 38}),
     "Sana": (diffusers.SanaTransformer2DModel, {}, {"transformer": 20}),
+    "HunyuanDiT": (diffusers.HunyuanDiT2DModel, HUNYUAN_DIT, {"transformer": 40}),
     "AuraFlow": (diffusers.AuraFlowTransformer2DModel, {}, {"transformer": 4 + 32}),
 }
 

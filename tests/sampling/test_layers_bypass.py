@@ -161,7 +161,6 @@ def flux_inputs() -> dict[str, Any]:
     }
 
 
-@pytest.mark.filterwarnings("ignore:.FluxPosEmbed. is deprecated:FutureWarning")  # diffusers' own, 0.42
 def chroma() -> Any:
     return diffusers.ChromaTransformer2DModel(
         **PACKED,
@@ -195,6 +194,38 @@ def sana_inputs() -> dict[str, Any]:
     return {name: value for name, value in pixart_inputs().items() if name != "added_cond_kwargs"}
 
 
+def hunyuan() -> Any:
+    """The later half of its blocks takes the outputs of the earlier."""
+    return diffusers.HunyuanDiT2DModel(
+        **HEADS,
+        in_channels=4,
+        patch_size=2,
+        hidden_size=16,
+        num_layers=4,
+        cross_attention_dim=8,
+        cross_attention_dim_t5=8,
+        pooled_projection_dim=8,
+        text_len=5,
+        text_len_t5=5,
+        activation_fn="gelu-approximate",
+    )
+
+
+def hunyuan_inputs() -> dict[str, Any]:
+    text, mask = torch.randn(1, 5, 8), torch.ones(1, 5, dtype=torch.long)
+    return {
+        "hidden_states": torch.randn(1, 4, 8, 8),
+        "timestep": torch.tensor([3.0]),
+        "encoder_hidden_states": text,
+        "text_embedding_mask": mask,
+        "encoder_hidden_states_t5": text,
+        "text_embedding_mask_t5": mask,
+        "image_meta_size": torch.ones(1, 6),
+        "style": torch.tensor([0]),
+        "image_rotary_emb": (torch.randn(16, 8), torch.randn(16, 8)),
+    }
+
+
 def auraflow() -> Any:
     return diffusers.AuraFlowTransformer2DModel(
         **HEADS,
@@ -224,6 +255,7 @@ NETWORKS: dict[str, tuple[Callable[[], Any], Callable[[], dict[str, Any]]]] = {
     "Chroma": (chroma, chroma_inputs),
     "Sana": (sana, sana_inputs),
     "AuraFlow": (auraflow, auraflow_inputs),
+    "HunyuanDiT": (hunyuan, hunyuan_inputs),
 }
 WARNS = pytest.mark.filterwarnings(
     "ignore:.FluxPosEmbed. is deprecated:FutureWarning"
@@ -527,5 +559,20 @@ def test_a_compiled_denoiser_is_refused_unless_nothing_is_removed() -> None:
     denoiser, _ = made("ADM")
     denoiser.mid_block.compile(backend="eager")
     install_bypass(denoiser, [()], step_zero)
-    with pytest.raises(UserError, match="compiled"):
+    with pytest.raises(UserError, match="UNet2DModel is compiled"):
+        install_bypass(denoiser, [{0}], step_zero)
+
+
+def test_what_torch_compile_returns_is_known_for_compiled() -> None:
+    denoiser, _ = made("ADM")
+    compiled = torch.compile(denoiser, backend="eager")
+    assert list_layers(compiled) == list_layers(denoiser)
+    with pytest.raises(UserError, match="UNet2DModel is compiled"):
+        install_bypass(compiled, [{0}], step_zero)
+
+
+def test_group_offloading_is_refused() -> None:
+    denoiser, _ = made("SD3")
+    denoiser.enable_group_offload(torch.device("cpu"), offload_type="leaf_level")
+    with pytest.raises(UserError, match="group offloading"):
         install_bypass(denoiser, [{0}], step_zero)

@@ -11,7 +11,7 @@ from diffusers.hooks import HookRegistry, ModelHook
 
 from autodiffusion_opt.errors import UserError
 from autodiffusion_opt.sampling.layers.kinds import Rule, kind_of
-from autodiffusion_opt.sampling.layers.listing import Layer, known_layers
+from autodiffusion_opt.sampling.layers.listing import Layer, known_layers, unwrap
 
 _NAME = "autodiffusion_opt.bypass"
 
@@ -60,18 +60,19 @@ def install_bypass(
 
     Raises:
         UserError: for a layer that the denoiser does not have or that cannot be bypassed; for a denoiser that
-            is compiled or has a bypass already; and, from the denoiser's forward, for a step outside
-            ``removed``.
+            is compiled, has group offloading or a bypass already; and, from the denoiser's forward, for a
+            step outside ``removed``.
 
-    Hooks that others have put on a layer before (accelerate's offload, diffusers' group offload) are not
-    called where the layer is bypassed: nothing needs to be loaded for it. Hooks put on it later stay when
-    this one goes.
+    Hooks that others have put on a layer before (accelerate's sequential offload) are not called where the
+    layer is bypassed: nothing needs to be loaded for it. Hooks put on it later stay when this one goes.
+    Offload of the whole denoiser (``enable_model_cpu_offload``) is not affected.
     """
     bypass = Bypass(denoiser)
     where = _steps_of(removed)
     if not where:
         return bypass
     _refuse_compiled(denoiser)
+    _refuse_group_offload(denoiser)
     layers = _chosen(denoiser, where)
     blocks = {layer.index: denoiser.get_submodule(layer.path) for layer in layers}
     _refuse_second(denoiser, blocks.values())
@@ -180,11 +181,22 @@ def _rule_of(block: torch.nn.Module) -> Rule:
 
 
 def _refuse_compiled(denoiser: torch.nn.Module) -> None:
-    modules = list(denoiser.modules())
-    if hasattr(denoiser, "_orig_mod") or any(module._compiled_call_impl is not None for module in modules):
+    # Measured (torch 2.15): hooks put on a compiled denoiser give the right images, but each value of the step
+    # counter is a compilation of its own, and after 8 (recompile_limit) the whole denoiser runs uncompiled.
+    compiled = any(module._compiled_call_impl is not None for module in denoiser.modules())
+    if compiled or unwrap(denoiser) is not denoiser:
         raise UserError(
-            f"{type(denoiser).__name__} is compiled: its graph runs all layers, whatever is removed: "
-            "give the denoiser before torch.compile, or a plan that removes no layers"
+            f"{type(unwrap(denoiser)).__name__} is compiled: torch.compile would compile it anew at every step, and "
+            "stop compiling after 8. Give the denoiser before torch.compile, or a plan that removes no layers"
+        )
+
+
+def _refuse_group_offload(denoiser: torch.nn.Module) -> None:
+    registries = (getattr(module, "_diffusers_hook", None) for module in denoiser.modules())
+    if any(registry is not None and registry.get_hook("group_offloading") for registry in registries):
+        raise UserError(
+            f"{type(denoiser).__name__} has diffusers' group offloading, in which one layer loads the next, "
+            "and fails when one is left out: use enable_model_cpu_offload(), or a plan that removes no layers"
         )
 
 

@@ -114,6 +114,25 @@ def _pixart(config: Config) -> Inputs:
     }
 
 
+@_maker("HunyuanDiT2DModel")
+def _hunyuan(config: Config) -> Inputs:
+    positions = (_sample(config).shape[-1] // config["patch_size"]) ** 2
+    rotary = _floats(positions, config["attention_head_dim"])  # cosines and sines
+    tokens, tokens_t5 = config["text_len"], config["text_len_t5"]
+    found = {
+        "hidden_states": _sample(config),
+        "timestep": _floats(1),
+        "encoder_hidden_states": _floats(1, tokens, config["cross_attention_dim"]),
+        "text_embedding_mask": _integers(1, tokens),
+        "encoder_hidden_states_t5": _floats(1, tokens_t5, config["cross_attention_dim_t5"]),
+        "text_embedding_mask_t5": _integers(1, tokens_t5),
+        "image_rotary_emb": (rotary, rotary),
+    }
+    if config["use_style_cond_and_image_meta_size"]:  # six sizes and a style
+        found |= {"image_meta_size": _floats(1, 6), "style": _integers(1)}
+    return found
+
+
 @_maker("SD3Transformer2DModel")
 def _sd3(config: Config) -> Inputs:
     return {

@@ -113,7 +113,7 @@ def _residual(module: Any, input_tensor: Any, *_: Any, **__: Any) -> Any:
 
 
 def _sees_text(module: Any) -> bool:
-    """Whether it is of SimpleCrossAttn blocks (DeepFloyd IF, Kandinsky): a UNet's, with projections for text."""
+    """Whether it is of a SimpleCrossAttn block (DeepFloyd IF, Kandinsky): a UNet's, and projects text."""
     return module.added_kv_proj_dim is not None and module.group_norm is not None
 
 
@@ -165,6 +165,14 @@ def _one_stream(module: Any, hidden_states: Any, *_: Any, **__: Any) -> Any:
 def _text_then_image(module: Any, hidden_states: Any, encoder_hidden_states: Any, *_: Any, **__: Any) -> Any:
     """The text stream comes out first, though it goes in second."""
     return encoder_hidden_states, hidden_states
+
+
+@_diffusers("transformer", "HunyuanDiTBlock")
+def _long_skip(module: Any, hidden_states: Any, *_: Any, skip: Any = None, **__: Any) -> Any:
+    """The later half merges an earlier block's output into its input, outside of any residual branch."""
+    if module.skip_linear is None:
+        return hidden_states
+    return module.skip_linear(module.skip_norm(torch.cat([hidden_states, skip], dim=-1)))
 
 
 @_diffusers("transformer", "JointTransformerBlock")

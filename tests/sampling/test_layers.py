@@ -309,3 +309,23 @@ def test_a_rule_may_refuse_one_block(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_sample_size_that_the_config_does_not_say_is_asked_for() -> None:
     with pytest.raises(UserError, match="sample_size"):
         list_layers(small_unet(sample_size=None))
+
+
+def test_a_loaded_ip_adapter_does_not_hinder_the_listing() -> None:
+    denoiser = on_meta(diffusers.UNet2DConditionModel, {"sample_size": 64, "cross_attention_dim": 768})
+    before = list_layers(denoiser)
+    denoiser.register_to_config(encoder_hid_dim_type="ip_image_proj")  # as load_ip_adapter does
+    assert list_layers(denoiser) == before
+
+
+@pytest.mark.usefixtures("known_halve")
+def test_a_model_without_a_config_is_copied_without_what_hangs_on_it() -> None:
+    denoiser, x = Theirs(), torch.randn(3, 4)
+    before = list_layers(denoiser, {"x": x})
+    denoiser.first.forward = denoiser.first._old_forward = _fail  # as accelerate wraps it
+    denoiser.first._hf_hook = (number for number in ())  # what cannot be copied
+    assert list_layers(denoiser, {"x": x}) == before
+
+
+def _fail(*_: Any) -> None:
+    raise AssertionError("run")

@@ -388,6 +388,21 @@ def test_the_layers_removed_follow_the_step_counter() -> None:
             assert torch.equal(output(denoiser, inputs), expected[now[0]])
 
 
+def test_a_pipeline_takes_a_plan_step_by_step() -> None:
+    denoiser, _ = made("ADM")
+    pipeline = diffusers.DDIMPipeline(denoiser, diffusers.DDIMScheduler())
+    pipeline.set_progress_bar_config(disable=True)
+    calls: list[int] = []
+    step = iter([0, 1, 2, 3])
+    now = [0]
+    denoiser.register_forward_pre_hook(lambda *_: now.__setitem__(0, next(step)))
+    first = denoiser.get_submodule(list_layers(denoiser)[0].path)
+    first.conv1.register_forward_pre_hook(lambda *_: calls.append(now[0]))
+    with install_bypass(denoiser, [(), {0}, {1}, {0, 1}], lambda: now[0]):
+        pipeline(num_inference_steps=4, output_type="np")
+    assert calls == [0, 2]
+
+
 def test_a_step_outside_the_plan_is_an_error() -> None:
     denoiser, inputs = made("ADM")
     with (

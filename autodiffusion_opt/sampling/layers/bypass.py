@@ -181,13 +181,13 @@ def _rule_of(block: torch.nn.Module) -> Rule:
 
 
 def _refuse_compiled(denoiser: torch.nn.Module) -> None:
-    # Measured (torch 2.15): hooks put on a compiled denoiser give the right images, but each value of the step
-    # counter is a compilation of its own, and after 8 (recompile_limit) the whole denoiser runs uncompiled.
+    # Measured (torch 2.15): hooks put on a compiled denoiser give the right images, but each value of the
+    # step counter is a compilation of its own, and after 8 (recompile_limit) all of it runs uncompiled.
     compiled = any(module._compiled_call_impl is not None for module in denoiser.modules())
     if compiled or unwrap(denoiser) is not denoiser:
         raise UserError(
-            f"{type(unwrap(denoiser)).__name__} is compiled: torch.compile would compile it anew at every step, and "
-            "stop compiling after 8. Give the denoiser before torch.compile, or a plan that removes no layers"
+            f"{type(unwrap(denoiser)).__name__} is compiled: it would be compiled anew at every step, and "
+            "run uncompiled after 8. Give the denoiser before torch.compile, or a plan that removes no layers"
         )
 
 

@@ -87,7 +87,10 @@ def default_times(scheduler: Any, steps: int, *, mu: float | None = None) -> tup
     with warnings.catch_warnings():  # diffusers' own, about NumPy
         warnings.simplefilter("ignore", DeprecationWarning)
         twin.set_timesteps(steps, **options)
-    called = twin.timesteps.double().tolist()
+    if is_flow(twin, rule) and not rule.flow:  # diffusers cuts these timesteps to integers, not their sigmas
+        called = (twin.sigmas[:-1].double() * twin.config.num_train_timesteps).tolist()
+    else:
+        called = twin.timesteps.double().tolist()
     kept = called if rule.layout == "once" else list(dict.fromkeys(called))  # others call a time twice
     return tuple(_distinct(twin, rule, kept))
 

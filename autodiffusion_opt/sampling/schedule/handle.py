@@ -196,7 +196,7 @@ def _diffusers_step(
 
 
 def _stays(scheduler: Any, timestep: Any) -> bool:
-    """Whether this is a last step from σ_min to σ_min (time 0): of length 0, where solvers would divide 0 by 0."""
+    """Whether this is a last step from σ_min to σ_min (time 0): solvers divide by its length, 0."""
     rule = vars(scheduler)[KEY]._rule
     if rule.last is None or rule.layout == "heun":
         return False

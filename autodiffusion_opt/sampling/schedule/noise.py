@@ -2,7 +2,7 @@
 
 Variance preserving models (everything but flow matching): x_t = √ᾱ_t x_0 + √(1-ᾱ_t) ε, with ᾱ given at the
 integer times 0 .. T-1 and σ_t = √((1-ᾱ_t)/ᾱ_t). Between two integers either log σ is linear in time (half the
-log-SNR, as in DPM-Solver, https://arxiv.org/abs/2206.00927, appendix D.4), or σ itself where diffusers' own
+log-SNR, as in DPM-Solver, https://arxiv.org/abs/2206.00927, appendix), or σ itself where diffusers' own
 default times already lie between integers and are read so (Euler, LMS, Heun).
 Flow matching: x_t = (1-σ) x_0 + σ ε with σ = t/T, and t in (0, T].
 """

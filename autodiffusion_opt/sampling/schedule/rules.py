@@ -83,7 +83,7 @@ def _fresh_singlestep(scheduler: Any, schedule: Schedule) -> None:
 def singlestep_orders(config: Any, count: int) -> list[int]:
     """The order of each step: 1, 2, .., k, 1, 2, .., k, ..; the last is 1 if it would be k or goes to 0.
 
-    https://arxiv.org/abs/2206.00927, algorithm 3 and appendix D: a block of k calls is one step of order k.
+    https://arxiv.org/abs/2206.00927, section 3.3: a block of k calls is one step of order k.
     """
     order = config.solver_order
     orders = [index % order + 1 for index in range(count)]

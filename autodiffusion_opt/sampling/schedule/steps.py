@@ -22,7 +22,7 @@ from autodiffusion_opt.sampling.schedule.noise import Floats, alpha_bars_at
 if TYPE_CHECKING:
     from autodiffusion_opt.sampling.schedule.handle import Schedule
 
-# Adams-Bashforth for even steps, newest slope first: PNDM, https://arxiv.org/abs/2202.09778, equation (12).
+# Adams-Bashforth for even steps, newest slope first: PNDM, https://arxiv.org/abs/2202.09778, section 3.
 ADAMS_BASHFORTH = (
     (1.0,),
     (3 / 2, -1 / 2),
@@ -103,7 +103,8 @@ def ddim_step(
     if use_clipped_model_output:
         noise = (sample - now**0.5 * image) / (1 - now) ** 0.5
     spread = eta * ((1 - then) / (1 - now) * (1 - now / then)) ** 0.5  # σ_t, equation (16)
-    result = then**0.5 * image + (1 - then - spread**2) ** 0.5 * noise
+    left = (1 - then - spread**2).clamp(min=0) ** 0.5  # rounding may take it below 0 where η = 1
+    result = then**0.5 * image + left * noise
     if eta > 0:
         if variance_noise is not None and generator is not None:
             raise UserError("give a generator or the variance_noise, not both")
@@ -171,7 +172,7 @@ def pndm_step(
     sample: torch.Tensor,
     return_dict: bool = True,
 ) -> Any:
-    """One PLMS step; https://arxiv.org/abs/2202.09778, equations (9), (11), (12).
+    """One PLMS step; https://arxiv.org/abs/2202.09778, section 3.
 
     The first step is made twice, the second time with the mean of the slopes at its two ends (so N times are
     N + 1 calls); the further ones with up to four slopes.
@@ -192,7 +193,7 @@ def pndm_step(
         slope = predicted_noise(scheduler, slope, sample, now)
     scheduler.counter = call + 1
     shrink = (then / now) ** 0.5
-    result = shrink * sample + ((1 - then) ** 0.5 - shrink * (1 - now) ** 0.5) * slope  # equation (11)
+    result = shrink * sample + ((1 - then) ** 0.5 - shrink * (1 - now) ** 0.5) * slope  # PNDM's transfer part
     return SchedulerOutput(prev_sample=result) if return_dict else (result,)
 
 

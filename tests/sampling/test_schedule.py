@@ -1,0 +1,477 @@
+"""Every accepted scheduler: against a formula of its own, an exact solution, and diffusers itself."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import diffusers
+import numpy as np
+import pytest
+import torch
+from peers import solvers
+
+from autodiffusion_opt.sampling import schedule as rooms
+
+torch.set_num_threads(1)
+# diffusers 0.42 with NumPy 2 and its own future: nothing of ours.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:__array_wrap__ must:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:.*algorithm_type.*is deprecated:FutureWarning"),
+]
+
+INTEGERS = (961, 900, 551, 540, 260, 30, 7)
+BETWEEN = (961.0, 900.25, 551.5, 540.0, 260.75, 30.5, 7.0)
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """A scheduler, the formula that it must equal, and the order at which its error falls (0: stochastic)."""
+
+    name: str
+    formula: Callable[..., Any]
+    order: float = 0
+    config: dict[str, Any] = dataclasses.field(default_factory=dict)
+    options: dict[str, Any] = dataclasses.field(default_factory=dict)  # of the formula
+    step: dict[str, Any] = dataclasses.field(default_factory=dict)  # of scheduler.step
+    install: dict[str, Any] = dataclasses.field(default_factory=dict)
+    linear: bool = False  # σ linear in time, and samples are x/α
+    float32: bool = False  # diffusers computes in float32 whatever it is given
+    last: str = "zero"  # or "least": ends at σ of time 0
+    kinds: tuple[str, ...] = ("epsilon", "v_prediction", "sample")
+    flow: bool = False
+
+    def __str__(self) -> str:
+        detail = "-".join(str(value) for value in (*self.config.values(), *self.step.values(), *self.install))
+        return f"{self.name.removesuffix('Scheduler')}{'-' + detail if detail else ''}"
+
+    @property
+    def times(self) -> tuple[float, ...]:
+        return BETWEEN if rooms.takes_continuous(self.make()) else INTEGERS
+
+    def make(self, kind: str | None = None, double: bool = False, **config: Any) -> Any:
+        chosen = {**self.config, **config} | ({"prediction_type": kind} if kind else {})
+        made = getattr(diffusers, self.name)(**chosen)
+        if double and hasattr(made, "alphas_cumprod"):
+            made.alphas_cumprod = made.alphas_cumprod.double()
+            if hasattr(made, "final_alpha_cumprod") and made.final_alpha_cumprod < 1:
+                made.final_alpha_cumprod = made.alphas_cumprod[0]
+        return made
+
+    def levels(self, scheduler: Any, times: tuple[float, ...]) -> tuple[np.ndarray, np.ndarray]:
+        if self.flow:
+            sigma = np.append(np.array(times) / 1000, 0.0)
+            return 1 - sigma, sigma
+        alpha_bar = scheduler.alphas_cumprod.double().numpy()
+        last = 0.0 if self.last == "zero" else math.sqrt(1 / alpha_bar[0] - 1)
+        return solvers.levels(alpha_bar, times, self.linear, last)
+
+
+def dpm(**config: Any) -> dict[str, Any]:
+    return {"solver_order": 2, **config}
+
+
+def noise_dpm(**config: Any) -> dict[str, Any]:
+    return dpm(algorithm_type="dpmsolver", final_sigmas_type="sigma_min", **config)
+
+
+UNCLIPPED = {"clip_sample": False}
+EPSILON = ("epsilon",)
+FLOW = {"prediction_type": "flow_prediction", "use_flow_sigmas": True}
+CASES = [
+    Case("DDIMScheduler", solvers.ddim, 1, UNCLIPPED),
+    Case("DDIMScheduler", solvers.ddim, 0, UNCLIPPED, {"eta": 0.7}, {"eta": 0.7}),
+    Case("DDIMScheduler", solvers.ddim, 1, {**UNCLIPPED, "set_alpha_to_one": False}, last="least"),
+    Case("DDPMScheduler", solvers.ddpm, 0, UNCLIPPED),
+    Case("DDPMScheduler", solvers.ddpm, 0, {**UNCLIPPED, "variance_type": "fixed_large"}, {"large": True}),
+    Case("PNDMScheduler", solvers.plms, 1, {"skip_prk_steps": True}, last="least", kinds=EPSILON),
+    Case(
+        "PNDMScheduler",
+        solvers.plms_uneven,
+        2,
+        {"skip_prk_steps": True},
+        {"times": np.append(BETWEEN, 0.0)},
+        install={"uneven_coefficients": True},
+        last="least",
+        kinds=("epsilon", "v_prediction"),
+    ),
+    Case("DEISMultistepScheduler", solvers.deis, 2, dpm(), last="least", float32=True),
+    Case(
+        "DEISMultistepScheduler",
+        solvers.deis,
+        3,
+        {"solver_order": 3},
+        {"order": 3},
+        last="least",
+        float32=True,
+    ),
+    Case(
+        "DPMSolverMultistepScheduler",
+        solvers.dpm_multistep,
+        1,
+        {"solver_order": 1},
+        {"order": 1},
+        float32=True,
+    ),
+    Case("DPMSolverMultistepScheduler", solvers.dpm_multistep, 2, dpm(), float32=True),
+    Case(
+        "DPMSolverMultistepScheduler",
+        solvers.dpm_multistep,
+        2,
+        {"solver_order": 3},
+        {"order": 3},
+        float32=True,
+    ),
+    Case("DPMSolverMultistepScheduler", solvers.dpm_multistep, 2, dpm(use_karras_sigmas=True), float32=True),
+    Case(
+        "DPMSolverMultistepScheduler",
+        solvers.dpm_noise_multistep,
+        2,
+        noise_dpm(),
+        float32=True,
+        last="least",
+    ),
+    Case(
+        "DPMSolverMultistepScheduler",
+        solvers.sde_dpm_multistep,
+        0,
+        dpm(algorithm_type="sde-dpmsolver++"),
+        float32=True,
+    ),
+    Case(
+        "DPMSolverMultistepScheduler",
+        solvers.dpm_multistep,
+        2,
+        FLOW,
+        float32=True,
+        flow=True,
+        kinds=("flow_prediction",),
+    ),
+    Case("DPMSolverSinglestepScheduler", solvers.dpm_singlestep, 2, dpm(), {"orders": (1, 2, 1, 2, 1, 2, 1)}),
+    Case(
+        "DPMSolverSinglestepScheduler",
+        solvers.dpm_singlestep,
+        3,
+        {"solver_order": 3},
+        {"orders": (1, 2, 3, 1, 2, 3, 1)},
+    ),
+    Case(
+        "EulerAncestralDiscreteScheduler",
+        solvers.ancestral,
+        linear=True,
+        kinds=("epsilon", "v_prediction"),
+        float32=True,
+    ),
+    Case("EulerDiscreteScheduler", solvers.euler, 1, linear=True, float32=True),
+    Case("EulerDiscreteScheduler", solvers.euler, 1, {"use_karras_sigmas": True}, linear=True, float32=True),
+    Case(
+        "FlowMatchEulerDiscreteScheduler", solvers.flow_euler, 1, {"shift": 3.0}, flow=True, kinds=("flow",)
+    ),
+    Case(
+        "FlowMatchEulerDiscreteScheduler",
+        solvers.flow_euler,
+        1,
+        {"use_dynamic_shifting": True},
+        flow=True,
+        kinds=("flow",),
+    ),
+    Case("FlowMatchHeunDiscreteScheduler", solvers.flow_heun, 2, {"shift": 3.0}, flow=True, kinds=("flow",)),
+    Case("HeunDiscreteScheduler", solvers.heun, 2, linear=True),
+    Case("LCMScheduler", solvers.lcm, 0, UNCLIPPED, {"times": INTEGERS}, float32=True),
+    Case("LMSDiscreteScheduler", solvers.lms, 4, linear=True),
+    Case("TCDScheduler", solvers.tcd, 0, UNCLIPPED, {"times": INTEGERS}),
+    Case("UniPCMultistepScheduler", solvers.unipc, 2, dpm()),
+    Case("UniPCMultistepScheduler", solvers.unipc, 3, {"solver_order": 3}, {"order": 3}),
+    Case("UniPCMultistepScheduler", solvers.unipc, 2, FLOW, flow=True, kinds=("flow_prediction",)),
+]
+every_case = pytest.mark.parametrize("case", CASES, ids=str)
+
+
+def curved(x: torch.Tensor, k: int) -> torch.Tensor:
+    """A made-up noise prediction: not linear, other at every step."""
+    return 0.8 * torch.sin(1.3 * x + 0.4 * k) + 0.1 * x
+
+
+def answer(kind: str, eps: Any, x: Any, alpha: float, sigma: float) -> Any:
+    """The same prediction in the form that the scheduler expects."""
+    image = (x - sigma * eps) / alpha
+    if kind in ("flow", "flow_prediction"):
+        return eps - image
+    return {"epsilon": eps, "sample": image, "v_prediction": alpha * eps - sigma * image}[kind]
+
+
+def visits(layout_of: Any, count: int) -> list[int]:
+    """Which time each call of the denoiser is at."""
+    name = type(layout_of).__name__
+    if "Heun" in name:
+        return [0] + [k for k in range(1, count) for _ in range(2)]
+    return [0, 1, *range(1, count)] if name == "PNDMScheduler" else list(range(count))
+
+
+def sample_with(
+    scheduler: Any, case: Case, noise: Callable[[Any, int], Any], x: torch.Tensor, kind: str
+) -> list[torch.Tensor]:
+    """Runs a scheduler as a pipeline would; the sample after each call, as x = α x_0 + σ ε."""
+    times = rooms_times(scheduler)
+    alpha, sigma = case.levels(scheduler, times)
+    unit = 1 / alpha if case.linear else np.ones_like(alpha)
+    at = [*visits(scheduler, len(times)), len(times)]
+    generator = {"generator": torch.Generator().manual_seed(7)}
+    if "generator" not in inspect.signature(scheduler.step).parameters:
+        generator = {}
+    sample, found = x * unit[0], []
+    for call, time in enumerate(scheduler.timesteps):
+        k = at[call]
+        seen = (
+            scheduler.scale_model_input(sample, time) if hasattr(scheduler, "scale_model_input") else sample
+        )
+        output = answer(kind, noise(seen, k), seen, alpha[k], sigma[k])
+        sample = scheduler.step(output, time, sample, **generator, **case.step).prev_sample
+        found.append(sample / unit[at[call + 1]])
+    return found
+
+
+def rooms_times(scheduler: Any) -> tuple[float, ...]:
+    return vars(scheduler)["_autodiffusion_schedule"].times
+
+
+def draws(case: Case, shape: tuple[int, ...]) -> Iterator[np.ndarray]:
+    generator = torch.Generator().manual_seed(7)
+    dtype = torch.float32 if case.name == "DPMSolverMultistepScheduler" else torch.float64
+    while True:
+        drawn = torch.randn(shape, generator=generator, dtype=dtype)
+        yield drawn.double().numpy()
+
+
+def start(shape: tuple[int, ...] = (2, 3, 4, 4)) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+
+
+def formula(case: Case, scheduler: Any, x: torch.Tensor) -> np.ndarray:
+    """What the case's formula gives at its times for the made-up noise prediction."""
+    alpha, sigma = case.levels(scheduler, case.times)
+
+    def noise(sample: np.ndarray, k: int) -> np.ndarray:
+        eps = curved(torch.from_numpy(sample), k).numpy()
+        return answer("flow", eps, sample, alpha[k], sigma[k]) if "flow" in case.formula.__name__ else eps
+
+    options = dict(case.options)
+    if case.formula is solvers.tcd:
+        options["alpha_bar"] = scheduler.alphas_cumprod.double().numpy()
+    return case.formula(noise, alpha, sigma, x.numpy(), draws(case, x.shape), **options)
+
+
+def close(case: Case, got: torch.Tensor, expected: np.ndarray) -> None:
+    tolerance = 3e-5 if case.float32 or case.flow else 1e-9
+    size = np.abs(expected).max()
+    np.testing.assert_allclose(got.numpy() / size, expected / size, rtol=0, atol=tolerance)
+
+
+@pytest.mark.parametrize(
+    ("case", "kind"), [(case, kind) for case in CASES for kind in case.kinds], ids=lambda value: str(value)
+)
+def test_uneven_steps_follow_the_formula(case: Case, kind: str) -> None:
+    scheduler = case.make(None if kind == "flow" else kind, double=True)
+    rooms.install_schedule(scheduler, case.times, **case.install)
+    scheduler.set_timesteps(len(case.times), device="cpu")
+    close(case, sample_with(scheduler, case, curved, start(), kind)[-1], formula(case, scheduler, start()))
+
+
+def test_untouched_ddim_on_uneven_steps_does_not() -> None:
+    """The test above can fail: this is the error that it is there to find."""
+    case = CASES[0]
+    scheduler = case.make("epsilon", double=True)
+    expected = formula(dataclasses.replace(case), scheduler, start())
+    scheduler.set_timesteps(len(INTEGERS))
+    scheduler.timesteps = torch.tensor(INTEGERS)
+    sample = start()
+    for k, time in enumerate(scheduler.timesteps):
+        sample = scheduler.step(curved(sample, k), time, sample).prev_sample
+    with pytest.raises(AssertionError):
+        close(case, sample, expected)
+
+
+def gaussian(case: Case, alpha: np.ndarray, sigma: np.ndarray, mean: float, spread: float) -> Any:
+    """The best possible noise prediction for data N(mean, spread²); x_t is N(α mean, α² spread² + σ²)."""
+    return lambda x, k: sigma[k] * (x - alpha[k] * mean) / (alpha[k] ** 2 * spread**2 + sigma[k] ** 2)
+
+
+def alternating(count: int, top: float = 840.0, bottom: float = 120.0) -> tuple[float, ...]:
+    """Times whose steps are long, short, long, short: as uneven for any number of them."""
+    sizes = np.where(np.arange(count) % 2, 1.0, 2.0)
+    return tuple(np.round(top - (top - bottom) * np.append(0, np.cumsum(sizes)) / sizes.sum(), 4).tolist())
+
+
+def exact_error(case: Case, count: int) -> float:
+    """The error to the exact solution after all uneven steps but the last, which is of order 1."""
+    kind = case.kinds[0]
+    scheduler = case.make(None if kind == "flow" else kind, double=True)
+    times = alternating(count)
+    rooms.install_schedule(scheduler, times, **case.install)
+    alpha, sigma = case.levels(scheduler, times)
+    mean, spread, x = 0.3, 0.5, start()
+    got = sample_with(scheduler, case, gaussian(case, alpha, sigma, mean, spread), x, kind)[-2]
+    width = np.sqrt(alpha**2 * spread**2 + sigma**2)  # x keeps its place in the distribution along the ODE
+    exact = alpha[-2] * mean + width[-2] / width[0] * (x - alpha[0] * mean)
+    return float((got - exact).abs().max())
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if case.order], ids=str)
+def test_error_falls_at_the_order_of_the_solver(case: Case) -> None:
+    slope = math.log2(exact_error(case, 48) / exact_error(case, 96))
+    assert slope > case.order - 0.35, f"order {slope:.2f}"
+
+
+def test_uneven_coefficients_pay_on_uneven_steps() -> None:
+    published, fitted = (case for case in CASES if case.name == "PNDMScheduler")
+    assert exact_error(fitted, 48) < exact_error(published, 48) / 10
+
+
+STOCHASTIC = [case for case in CASES if not case.order and case.name != "TCDScheduler"]
+
+
+@pytest.mark.parametrize("case", STOCHASTIC, ids=str)
+def test_stochastic_solvers_end_in_the_distribution(case: Case) -> None:
+    """The exact noise prediction of N(0.3, 0.5²) gives back its mean and spread, up to the steps' error."""
+    scheduler = case.make("epsilon", double=True)
+    cuts = np.cumsum(np.tile([2.0, 1.0], 40))
+    times = tuple(float(round(time)) for time in 985 * (1 - cuts / cuts[-1]) ** 1.5 + 5)
+    if case.name == "LCMScheduler":
+        times = tuple(float(time) for time in INTEGERS)
+    rooms.install_schedule(scheduler, times)
+    alpha, sigma = case.levels(scheduler, times)
+    best = gaussian(case, alpha, sigma, 0.3, 0.5)
+
+    def consistent(x: torch.Tensor, k: int) -> torch.Tensor:
+        """LCM's model maps to the end of the ODE, not to the mean of the images."""
+        end = 0.3 + 0.5 * (x - alpha[k] * 0.3) / math.hypot(alpha[k] * 0.5, sigma[k])
+        return (x - alpha[k] * end) / sigma[k]
+
+    x = start((20_000, 1, 1, 1))
+    got = sample_with(scheduler, case, consistent if case.name == "LCMScheduler" else best, x, "epsilon")[-1]
+    assert float(got.mean()) == pytest.approx(0.3, abs=0.02)
+    assert float(got.std()) == pytest.approx(0.5, rel=0.06)
+
+
+def plain_run(scheduler: Any, kind: str, **step: Any) -> torch.Tensor:
+    """A scheduler run on its own timesteps, in float32, by a made-up model that looks at time and sample."""
+    sample = (
+        start().float() * scheduler.init_noise_sigma
+        if hasattr(scheduler, "init_noise_sigma")
+        else start().float()
+    )
+    if "generator" in inspect.signature(scheduler.step).parameters:
+        step["generator"] = torch.Generator().manual_seed(7)
+    for call, time in enumerate(scheduler.timesteps):
+        seen = (
+            scheduler.scale_model_input(sample, time) if hasattr(scheduler, "scale_model_input") else sample
+        )
+        sample = scheduler.step(torch.sin(1.3 * seen + 0.4 * call), time, sample, **step).prev_sample
+    return sample
+
+
+@pytest.mark.parametrize(
+    ("case", "kind"),
+    [(case, kind) for case in CASES for kind in case.kinds if not case.install],
+    ids=lambda value: str(value),
+)
+def test_default_times_give_what_diffusers_gives(case: Case, kind: str) -> None:
+    kind_or_none = None if kind == "flow" else kind
+    config = {"use_karras_sigmas": False} if "use_karras_sigmas" in case.config else {}
+    scheduler, twin = (case.make(kind_or_none, **config) for _ in range(2))
+    twin.set_timesteps(8, **({"mu": 1.15} if "use_dynamic_shifting" in case.config else {}))
+    rooms.install_schedule(scheduler, rooms.default_times(scheduler, 8))
+    expected, got = plain_run(twin, kind, **case.step), plain_run(scheduler, kind, **case.step)
+    assert (expected - got).abs().max() <= 1e-6 * expected.abs().max()
+    if "use_flow_sigmas" not in case.config:  # those that diffusers cuts to integers, but not their sigmas
+        assert torch.allclose(twin.timesteps.double(), scheduler.timesteps.double())
+        assert twin.timesteps.dtype == scheduler.timesteps.dtype
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"clip_sample": True, "clip_sample_range": 0.7},
+        {"thresholding": True, "sample_max_value": 2.0},
+        {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing", "prediction_type": "v_prediction"},
+        {"steps_offset": 1, "set_alpha_to_one": False},
+    ],
+)
+@pytest.mark.parametrize("step", [{}, {"use_clipped_model_output": True}, {"eta": 1.0}])
+def test_ddim_settings_do_what_they_do_in_diffusers(config: dict[str, Any], step: dict[str, Any]) -> None:
+    scheduler, twin = (diffusers.DDIMScheduler(**config) for _ in range(2))
+    twin.set_timesteps(8)
+    rooms.install_schedule(scheduler, rooms.default_times(scheduler, 8))
+    got, expected = plain_run(scheduler, "", **step), plain_run(twin, "", **step)
+    if step == {"eta": 1.0} and "rescale_betas_zero_snr" in config:  # diffusers' root of a rounded 0 is NaN
+        assert torch.isfinite(got).all()
+    else:
+        torch.testing.assert_close(got, expected, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("variance", ["fixed_small_log", "fixed_large", "learned_range"])
+def test_ddpm_variances_are_those_of_diffusers(variance: str) -> None:
+    scheduler, twin = (diffusers.DDPMScheduler(variance_type=variance) for _ in range(2))
+    twin.set_timesteps(8)
+    rooms.install_schedule(scheduler, rooms.default_times(scheduler, 8))
+    results = []
+    for one in (scheduler, twin):
+        sample, generator = start().float(), torch.Generator().manual_seed(7)
+        for time in one.timesteps:
+            output = torch.sin(sample)
+            output = torch.cat([output, output.cos()], dim=1) if variance == "learned_range" else output
+            sample = one.step(output, time, sample, generator=generator).prev_sample
+        results.append(sample)
+    torch.testing.assert_close(*results, rtol=0, atol=1e-6)
+
+
+@every_case
+def test_predicted_variance_is_left_out(case: Case) -> None:
+    """ADM predicts it in channels of its own; most schedulers do not know."""
+    kind = None if case.kinds == ("flow",) else case.kinds[0]
+    results = []
+    for extra in (0, 1):
+        scheduler = case.make(kind)
+        rooms.install_schedule(scheduler, case.times, **case.install)
+        sample = start().float()
+        for time in scheduler.timesteps:
+            if hasattr(scheduler, "scale_model_input"):
+                scheduler.scale_model_input(sample, time)
+            generator = {"generator": torch.Generator().manual_seed(7)}
+            if "generator" not in inspect.signature(scheduler.step).parameters:
+                generator = {}
+            output = torch.cat([torch.sin(sample)] * (1 + extra), dim=1)
+            sample = scheduler.step(output, time, sample, **generator, return_dict=False)[0]
+        results.append(sample)
+    assert torch.equal(*results)
+
+
+@every_case
+def test_noise_added_at_a_time_is_that_of_the_time(case: Case) -> None:
+    kind = None if case.kinds == ("flow",) else case.kinds[0]
+    scheduler = case.make(kind, double=True)
+    times = case.times
+    rooms.install_schedule(scheduler, times, **case.install)
+    image, noise = start(), torch.ones(2, 3, 4, 4, dtype=torch.float64)
+    first = scheduler.timesteps[:1].repeat(2)
+    if hasattr(scheduler, "add_noise"):
+        got = scheduler.add_noise(image, noise, first)
+    else:
+        got = scheduler.scale_noise(image, first if "Euler" in case.name else first[0], noise)
+    alpha, sigma = case.levels(scheduler, times)
+    unit = 1 / alpha[0] if case.linear else 1.0
+    torch.testing.assert_close(got, unit * (alpha[0] * image + sigma[0] * noise), rtol=1e-4, atol=1e-4)
+
+
+def test_a_last_step_of_no_length_changes_nothing() -> None:
+    """A schedule that ends at time 0 where the scheduler ends at the noise of time 0."""
+    for case in CASES:
+        if case.last == "least" and case.name.startswith(("DPM", "DEIS")):
+            scheduler = case.make("epsilon")
+            rooms.install_schedule(scheduler, (*range(900, 0, -50), 0))
+            got = sample_with(scheduler, case, curved, start(), "epsilon")
+            assert torch.equal(got[-1], got[-2])

@@ -1,0 +1,14 @@
+"""Spaces: what may be chosen. A kind of space is a definition (what TOML may say) and a frozen value (what it means).
+
+Kinds: ``time-steps`` (K times, the whole network at each), ``joint`` (times and the layers run at each, under a budget
+of layer runs).
+"""
+
+from __future__ import annotations
+
+from autodiffusion_opt.space.base import Space
+from autodiffusion_opt.space.definitions import KINDS, SpaceDefinition, TimeStepsDefinition
+from autodiffusion_opt.space.facts import ModelFacts
+from autodiffusion_opt.space.time_steps import TimeSteps
+
+__all__ = ["KINDS", "ModelFacts", "Space", "SpaceDefinition", "TimeSteps", "TimeStepsDefinition"]

@@ -1,0 +1,89 @@
+"""The usual ways to choose time steps, against which every study is compared.
+
+All give ``steps`` times, noise to image. ``leading``, ``linspace`` and ``trailing`` are diffusers' three kinds of
+``timestep_spacing`` (Lin et al., 2024, Table 2), ``quadratic`` is DDIM's (Song et al., 2021, appendix D.2),
+``karras`` is EDM's (Karras et al., 2022, equation 5), ``exponential`` is uniform in log σ, ``beta`` follows
+quantiles of Beta(0.6, 0.6) (Lee et al., 2024), ``log-snr`` is uniform in log(α²/σ²) (Lu et al., 2022, section 3.3).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from autodiffusion_opt.space.facts import ModelFacts
+
+Times = tuple[float, ...]
+
+
+def leading(facts: ModelFacts, steps: int) -> Times:
+    """i·⌊T/K⌋ + offset: what diffusers does unless told; never starts at the last time."""
+    stride = facts.train_steps // steps
+    return tuple(float(i * stride + facts.steps_offset) for i in reversed(range(steps)))
+
+
+def linspace(facts: ModelFacts, steps: int) -> Times:
+    """Both ends and even steps between."""
+    return tuple(float(t) for t in np.linspace(0, facts.train_steps - 1, steps).round()[::-1])
+
+
+def trailing(facts: ModelFacts, steps: int) -> Times:
+    """Starts at the last time; never ends at 0."""
+    stride = facts.train_steps / steps
+    return tuple(float(t) for t in (np.round(facts.train_steps - stride * np.arange(steps)) - 1))
+
+
+def quadratic(facts: ModelFacts, steps: int) -> Times:
+    """Squares of even steps up to √(0.8 T): denser near the image."""
+    return tuple(float(t) for t in np.floor(np.linspace(0, np.sqrt(0.8 * facts.train_steps), steps) ** 2)[::-1])
+
+
+def karras(facts: ModelFacts, steps: int, rho: float = 7.0) -> Times:
+    """Even steps in σ^(1/ρ), ρ = 7."""
+    low, high = facts.sigma_range
+    ramp = np.linspace(high ** (1 / rho), low ** (1 / rho), steps) ** rho
+    return facts.times_of_sigmas(ramp)
+
+
+def exponential(facts: ModelFacts, steps: int) -> Times:
+    """Even steps in log σ."""
+    low, high = facts.sigma_range
+    return facts.times_of_sigmas(np.geomspace(high, low, steps))
+
+
+def beta(facts: ModelFacts, steps: int, alpha: float = 0.6) -> Times:
+    """σ at the quantiles of Beta(0.6, 0.6): denser at both ends."""
+    from scipy.stats import beta as distribution
+
+    low, high = facts.sigma_range
+    quantiles = distribution.ppf(1 - np.linspace(0, 1, steps), alpha, alpha)
+    return facts.times_of_sigmas(low + quantiles * (high - low))
+
+
+def log_snr(facts: ModelFacts, steps: int) -> Times:
+    """Even steps in λ = log(α/σ), the last one included: DPM-Solver's own choice."""
+    low, high = facts.sigma_range
+    return facts.times_of_sigmas(np.exp(np.linspace(np.log(high), np.log(low), steps + 1)[:-1]))
+
+
+ALWAYS: dict[str, Callable[[ModelFacts, int], Times]] = {
+    "leading": leading,
+    "linspace": linspace,
+    "trailing": trailing,
+    "quadratic": quadratic,
+}
+WITH_SIGMAS: dict[str, Callable[[ModelFacts, int], Times]] = {
+    "karras": karras,
+    "exponential": exponential,
+    "beta": beta,
+    "log-snr": log_snr,
+}
+
+
+def named_times(facts: ModelFacts, steps: int, names: Sequence[str] | None = None) -> dict[str, Times]:
+    """Every baseline that applies to the model, by name; times may still have to be settled on a space's clock."""
+    if steps == 1:  # every one of them is a single point; the noisiest is the only sensible one
+        return {"leading": leading(facts, 1), "trailing": trailing(facts, 1)}
+    makers = {**ALWAYS, **(WITH_SIGMAS if facts.sigmas else {})}
+    return {name: maker(facts, steps) for name, maker in makers.items() if names is None or name in names}

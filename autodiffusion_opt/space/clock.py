@@ -1,0 +1,81 @@
+"""The grid of times that a space may use, and the arithmetic that keeps a sequence on it distinct and ordered."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from optuna.distributions import BaseDistribution, FloatDistribution, IntDistribution
+
+from autodiffusion_opt.candidate import TIME_DECIMALS
+
+CONTINUOUS_RESOLUTION = 0.01
+
+
+@dataclass(frozen=True)
+class Clock:
+    """Times ``low, low + resolution, ..., high``; counted in ticks 0 .. ``ticks - 1``.
+
+    Attributes:
+        low: the lowest time (nearest the image).
+        high: the highest time (nearest the noise).
+        resolution: 1 for integer times.
+    """
+
+    low: float
+    high: float
+    resolution: float = 1.0
+
+    @property
+    def ticks(self) -> int:
+        """How many different times there are."""
+        return round((self.high - self.low) / self.resolution) + 1
+
+    def time(self, tick: int) -> float:
+        """The time of a tick."""
+        return round(self.low + tick * self.resolution, TIME_DECIMALS)
+
+    def tick(self, time: float) -> int:
+        """The tick nearest to a time; times outside the range give the nearest end."""
+        return min(max(round((time - self.low) / self.resolution), 0), self.ticks - 1)
+
+    def distribution(self) -> BaseDistribution:
+        """The Optuna distribution of one time."""
+        if self.resolution == 1.0:
+            return IntDistribution(round(self.low), round(self.high))
+        return FloatDistribution(self.low, self.high)
+
+    def parameter(self, time: float) -> float | int:
+        """A time as a value of :meth:`distribution`."""
+        return round(time) if self.resolution == 1.0 else time
+
+    def settle(self, times: Iterable[float]) -> tuple[float, ...]:
+        """As many times, on the grid, distinct, from noise to image.
+
+        A time that is taken moves to the nearest free one, the lower of two equally near. Of equal times the one
+        given first keeps its place.
+        """
+        taken: set[int] = set()
+        for time in times:
+            taken.add(self._nearest_free(self.tick(time), taken))
+        return tuple(self.time(tick) for tick in sorted(taken, reverse=True))
+
+    def _nearest_free(self, tick: int, taken: set[int]) -> int:
+        for distance in range(self.ticks):
+            for near in (tick - distance, tick + distance):
+                if 0 <= near < self.ticks and near not in taken:
+                    return near
+        raise ValueError(f"{len(taken) + 1} distinct times do not fit on {self.ticks} ticks")
+
+    def random(self, count: int, rng: np.random.Generator) -> tuple[float, ...]:
+        """``count`` distinct times, every set equally likely."""
+        return tuple(self.time(int(tick)) for tick in sorted(rng.choice(self.ticks, count, replace=False))[::-1])
+
+    def mutate(
+        self, times: Sequence[float], rng: np.random.Generator, probability: float
+    ) -> tuple[float, ...]:
+        """Each time replaced by a uniform one with ``probability``; not settled yet."""
+        return tuple(
+            self.time(int(rng.integers(self.ticks))) if rng.random() < probability else time for time in times
+        )

@@ -362,7 +362,7 @@ def tcd(
     alpha_bar: Array,
     gamma: float = 0.3,
 ) -> Array:
-    """https://arxiv.org/abs/2402.19159, strategic stochastic sampling: to s = (1-γ)t' with ε, then up to t'."""
+    """https://arxiv.org/abs/2402.19159, stochastic sampling: to s = (1-γ)t' with ε, then up to t'."""
     for k, _ in enumerate(times):
         target = times[k + 1] if k + 1 < len(times) else 0
         at = alpha_bar[math.floor((1 - gamma) * target)]

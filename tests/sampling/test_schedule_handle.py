@@ -160,7 +160,7 @@ def test_pndm_does_not_start_in_the_middle() -> None:
 def test_another_number_of_steps_warns_once(name: str) -> None:
     scheduler = make(name)
     rooms.install_schedule(scheduler, TIMES)
-    with pytest.warns(UserWarning, match="num_inference_steps=50 is not used: 5 times are installed"):
+    with pytest.warns(UserWarning, match="num_inference_steps=50 is not used: installed times give 5 steps"):
         scheduler.set_timesteps(50)
     scheduler.set_timesteps(50)  # a second warning would be an error here
     scheduler.set_timesteps(num_inference_steps=5, device=None, mu=1.0, sigmas=[1.0, 0.5])
@@ -191,6 +191,7 @@ def test_the_last_one_installed_counts() -> None:
         ("FlowMatchEulerDiscreteScheduler", {"invert_sigmas": True}, "other way round"),
         ("DEISMultistepScheduler", {"use_flow_sigmas": True}, "leaves noise"),
         ("UniPCMultistepScheduler", {"predict_x0": False}, "divides by zero"),
+        ("DPMSolverMultistepScheduler", {"use_flow_sigmas": True, "final_sigmas_type": "sigma_min"}, "noise"),
         (
             "EulerDiscreteScheduler",
             {"timestep_type": "continuous", "prediction_type": "v_prediction"},
@@ -218,6 +219,7 @@ def test_refused_by_name_with_the_reason(name: str, config: dict[str, Any], said
         ("DDIMScheduler", (3, 9), "downwards; got 3 before 9"),
         ("DDIMScheduler", (float("nan"),), "finite number"),
         ("DDIMScheduler", ("9",), "finite number"),
+        ("DDIMScheduler", (None,), "finite number"),
         ("LCMScheduler", (900.5, 3), "integer times; got 900.5"),
         ("FlowMatchEulerDiscreteScheduler", (1000.5, 0), "above 0 to 1000 for this model; got 1000.5, 0"),
     ],
@@ -269,6 +271,29 @@ def test_sigma_settings_do_not_disturb_the_times(name: str, setting: str) -> Non
         rooms.install_schedule(one, TIMES)
     assert torch.equal(plain.sigmas, other.sigmas)
     rooms.check_times(other, rooms.default_times(other, 30))
+
+
+def test_a_number_of_steps_that_is_not_there() -> None:
+    for name, steps in (("LCMScheduler", 60), ("DDIMScheduler", 1001), ("DDIMScheduler", 0)):
+        with pytest.raises(UserError, match="steps"):
+            rooms.default_times(make(name), steps)
+
+
+@every_scheduler
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_samples_keep_their_precision(name: str, dtype: torch.dtype) -> None:
+    """As far as diffusers' own does: some of its schedulers answer in float32."""
+    results = []
+    for installed in (True, False):
+        scheduler = make(name)
+        if installed:
+            rooms.install_schedule(scheduler, TIMES)
+        scheduler.set_timesteps(5)
+        sample, instant = torch.ones(1, 3, 4, 4, dtype=dtype), scheduler.timesteps[0]
+        if hasattr(scheduler, "scale_model_input"):
+            scheduler.scale_model_input(sample, instant)
+        results.append(scheduler.step(sample, instant, sample).prev_sample.dtype)
+    assert results[0] == results[1]
 
 
 def test_what_a_scheduler_can_be_asked() -> None:

@@ -5,16 +5,19 @@ from __future__ import annotations
 import copy
 import itertools
 import math
+import numbers
 import warnings
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import torch
 
 from autodiffusion_opt.errors import UserError
 from autodiffusion_opt.sampling.schedule.noise import Floats, times_of, training_sigmas
 from autodiffusion_opt.sampling.schedule.rules import RULES, Rule, called_times, is_flow, rule_of
+
+# Where a scheduler that times are installed on keeps its schedule.
+KEY = "_autodiffusion_schedule"
 
 
 def accepted() -> tuple[str, ...]:
@@ -75,7 +78,7 @@ def default_times(scheduler: Any, steps: int, *, mu: float | None = None) -> tup
         mu: for dynamic shifting, the shift that goes with the image's size; ``max_shift`` if not given.
 
     Raises:
-        UserError: for a scheduler that is not accepted, or fewer than 1 steps.
+        UserError: for a scheduler that is not accepted, or a number of steps that it does not have.
     """
     rule = rule_of(scheduler)
     if steps < 1:
@@ -86,7 +89,12 @@ def default_times(scheduler: Any, steps: int, *, mu: float | None = None) -> tup
         options["mu"] = getattr(twin.config, "max_shift", 1.15) if mu is None else mu
     with warnings.catch_warnings():  # diffusers' own, about NumPy
         warnings.simplefilter("ignore", DeprecationWarning)
-        twin.set_timesteps(steps, **options)
+        try:
+            twin.set_timesteps(steps, **options)
+        except ValueError as error:
+            raise UserError(
+                f"{type(twin).__name__} has no default times for {steps} steps: {error}"
+            ) from error
     if is_flow(twin, rule) and not rule.flow:  # diffusers cuts these timesteps to integers, not their sigmas
         called = (twin.sigmas[:-1].double() * twin.config.num_train_timesteps).tolist()
     else:
@@ -98,8 +106,8 @@ def default_times(scheduler: Any, steps: int, *, mu: float | None = None) -> tup
 def untouched(scheduler: Any) -> Any:
     """A copy of the scheduler as diffusers made it: without a schedule, sharing nothing with it."""
     state = copy.deepcopy(vars(scheduler))
-    if "_autodiffusion_schedule" in state:
-        state = state["_autodiffusion_schedule"]._before
+    if KEY in state:
+        state = state[KEY]._before
     twin = object.__new__(type(scheduler))
     vars(twin).update(state)
     return twin
@@ -134,11 +142,11 @@ def _order_problems(times: list[float]) -> list[str]:
 
 
 def _number(time: Any) -> float:
-    if isinstance(time, (bool, str, torch.Tensor)) or not math.isfinite(time):
+    if isinstance(time, bool) or not isinstance(time, numbers.Real) or not math.isfinite(time):
         raise UserError(f"a time must be a finite number; got {time!r}")
     return float(time)
 
 
 def plural(count: int, noun: str) -> str:
-    """``1 time is``, ``4 times are``."""
-    return f"{count} {noun} is" if count == 1 else f"{count} {noun}s are"
+    """``1 time``, ``4 times``."""
+    return f"{count} {noun}" + "s" * (count != 1)

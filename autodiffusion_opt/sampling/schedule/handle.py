@@ -19,11 +19,10 @@ from diffusers.schedulers.scheduling_utils import SchedulerOutput
 
 from autodiffusion_opt.errors import UserError
 from autodiffusion_opt.sampling.schedule import steps
-from autodiffusion_opt.sampling.schedule.checks import check_times, plural
+from autodiffusion_opt.sampling.schedule.checks import KEY, check_times, plural
 from autodiffusion_opt.sampling.schedule.noise import alpha_bars_at
 from autodiffusion_opt.sampling.schedule.rules import Rule, called_sigmas, called_times, rule_of
 
-KEY = "_autodiffusion_schedule"
 # A pipeline hands a time back as it got it from ``timesteps``, in half precision at worst.
 SAME_TIME = 0.5
 
@@ -54,7 +53,7 @@ class Schedule:
         return min(self._called(), len(self.times) - 1)
 
     def remove(self) -> None:
-        """Leaves the scheduler as it was found. Doing it again does nothing."""
+        """Leaves the scheduler as it was found, whatever was set on it since. Doing it again does nothing."""
         state = vars(self._scheduler)
         if state.get(KEY) is self:
             state.clear()
@@ -119,7 +118,7 @@ class Schedule:
         """In place of diffusers': the times are those given, whatever the pipeline asks for."""
         if num_inference_steps not in (None, len(self.times)) and not self._warned:
             self._warned = True
-            installed = f"{plural(len(self.times), 'time')} installed"
+            installed = f"installed times give {plural(len(self.times), 'step')}"
             warnings.warn(f"num_inference_steps={num_inference_steps} is not used: {installed}", stacklevel=3)
         self.apply(device)
 
@@ -152,7 +151,8 @@ def install_schedule(
     check_times(scheduler, times)
     if uneven_coefficients and rule.layout != "plms":
         raise UserError(f"uneven_coefficients is for PNDMScheduler; got {type(scheduler).__name__}")
-    schedule_of(scheduler, Schedule.remove)
+    if KEY in vars(scheduler):
+        vars(scheduler)[KEY].remove()
     schedule = Schedule(scheduler, rule, times, uneven_coefficients)
     vars(scheduler)[KEY] = schedule
     _patch(scheduler, "set_timesteps", lambda self: vars(self)[KEY]._set_timesteps)
@@ -162,12 +162,6 @@ def install_schedule(
             _patch(scheduler, name, functools.partial(_ours, method))
     schedule.apply()
     return schedule
-
-
-def schedule_of(scheduler: Any, use: Callable[[Schedule], None]) -> None:
-    """Calls ``use`` with the scheduler's schedule, if it has one."""
-    if KEY in vars(scheduler):
-        use(vars(scheduler)[KEY])
 
 
 def _ours(method: Callable[..., Any], scheduler: Any) -> Callable[..., Any]:

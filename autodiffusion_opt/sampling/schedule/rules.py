@@ -135,11 +135,19 @@ def _deis_objection(scheduler: Any) -> str | None:
     return "with use_flow_sigmas=True leaves noise in the image: use UniPCMultistepScheduler"
 
 
+def _dpm_objection(scheduler: Any) -> str | None:
+    config = scheduler.config
+    if not config.use_flow_sigmas or config.final_sigmas_type == "zero":
+        return None
+    return "with use_flow_sigmas=True needs final_sigmas_type='zero': it leaves noise in the image otherwise"
+
+
 def _unipc_objection(scheduler: Any) -> str | None:
     config = scheduler.config
+    to_zero = config.final_sigmas_type == "zero" or config.use_flow_sigmas
     if scheduler.solver_p is not None:
         return "with solver_p is two schedulers: leave solver_p out"
-    if config.final_sigmas_type == "zero" and not (scheduler.predict_x0 and config.lower_order_final):
+    if to_zero and not (scheduler.predict_x0 and config.lower_order_final):
         setting = "predict_x0=False" if not scheduler.predict_x0 else "lower_order_final=False"
         return f"with {setting} divides by zero at σ = 0: set final_sigmas_type='sigma_min'"
     return None
@@ -176,8 +184,12 @@ RULES: dict[str, Rule] = {
     "DDIMScheduler": _DDIM,
     "DDPMScheduler": _DDPM,
     "DEISMultistepScheduler": Rule(last=first_sigma, fresh=_fresh_multistep, objection=_deis_objection),
-    "DPMSolverMultistepScheduler": Rule(last=_configured_last, fresh=_fresh_multistep),
-    "DPMSolverSinglestepScheduler": Rule(last=_configured_last, fresh=_fresh_singlestep),
+    "DPMSolverMultistepScheduler": Rule(
+        last=_configured_last, fresh=_fresh_multistep, objection=_dpm_objection
+    ),
+    "DPMSolverSinglestepScheduler": Rule(
+        last=_configured_last, fresh=_fresh_singlestep, objection=_dpm_objection
+    ),
     "EulerAncestralDiscreteScheduler": Rule(integer=False, between="linear", last=_zero),
     "EulerDiscreteScheduler": Rule(
         integer=False, between="linear", last=_configured_last, objection=_continuous_v_objection

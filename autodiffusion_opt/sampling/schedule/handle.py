@@ -196,8 +196,8 @@ def _stays(scheduler: Any, timestep: Any) -> bool:
         return False
     if scheduler._step_index is None:
         scheduler._init_step_index(timestep)
-    here, after = scheduler.sigmas[scheduler._step_index :][:2]
-    return scheduler._step_index == len(scheduler.timesteps) - 1 and bool(here == after)
+    index = scheduler._step_index
+    return index == len(scheduler.timesteps) - 1 and bool(scheduler.sigmas[-1] == scheduler.sigmas[-2])
 
 
 def _last_alpha_bar(scheduler: Any) -> torch.Tensor:

@@ -1,0 +1,340 @@
+"""Load a diffusers pipeline, install a candidate on it, generate images with it.
+
+The pipeline's own call is what runs: what is searched is what is shipped.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import io
+import logging
+import warnings
+import weakref
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+
+from autodiffusion_opt.candidate import Candidate
+from autodiffusion_opt.errors import UserError, unknown
+from autodiffusion_opt.sampling.guidance import GuidanceOverride
+from autodiffusion_opt.sampling.layers import Bypass, install_bypass
+from autodiffusion_opt.sampling.schedule import Schedule, accepted, check_scheduler, check_times, install_schedule
+from autodiffusion_opt.zoo import EMBEDDED
+
+# Short names of schedulers, for definitions.
+SHORT_NAMES = {
+    "ddim": "DDIMScheduler",
+    "ddpm": "DDPMScheduler",
+    "plms": "PNDMScheduler",
+    "pndm": "PNDMScheduler",
+    "dpmsolver++": "DPMSolverMultistepScheduler",
+    "dpmsolver-singlestep": "DPMSolverSinglestepScheduler",
+    "unipc": "UniPCMultistepScheduler",
+    "deis": "DEISMultistepScheduler",
+    "lms": "LMSDiscreteScheduler",
+    "euler": "EulerDiscreteScheduler",
+    "euler-ancestral": "EulerAncestralDiscreteScheduler",
+    "heun": "HeunDiscreteScheduler",
+    "flow-euler": "FlowMatchEulerDiscreteScheduler",
+    "flow-heun": "FlowMatchHeunDiscreteScheduler",
+    "lcm": "LCMScheduler",
+    "tcd": "TCDScheduler",
+}
+DENOISERS = ("unet", "transformer")
+
+
+class Conditions(Protocol):
+    """One condition an image: the arguments of the pipeline's call for some images."""
+
+    def arguments(self, pipeline: Any, indices: Sequence[int]) -> Mapping[str, Any]:
+        """Keyword arguments that make the call generate these images, one each."""
+        ...
+
+
+class Unconditional:
+    """No condition: the call is told how many images to make."""
+
+    def arguments(self, pipeline: Any, indices: Sequence[int]) -> Mapping[str, Any]:
+        """``batch_size``."""
+        return {"batch_size": len(indices)}
+
+
+def load_pipeline(
+    model: str,
+    *,
+    scheduler: str | None = None,
+    scheduler_settings: Mapping[str, Any] | None = None,
+    revision: str | None = None,
+    variant: str | None = None,
+    dtype: str = "float32",
+    device: str = "auto",
+) -> Any:
+    """A diffusers pipeline, ready to generate, its safety checker off and its progress bar silent.
+
+    Args:
+        model: an embedded name (``digits``), a folder that holds a ``model_index.json``, or a hub id.
+        scheduler: a scheduler's class name or short name (``ddim``, ``dpmsolver++`` ...); None: the model's own.
+        scheduler_settings: keys of the scheduler's configuration to change.
+        revision: the hub commit, tag or branch.
+        variant: the file variant (``fp16``).
+        dtype: ``float32``, ``float16`` or ``bfloat16``.
+        device: ``auto`` (the first GPU, else the CPU) or a torch device.
+
+    Raises:
+        UserError: for a model that is not there, or a scheduler that is unknown or not accepted.
+    """
+    pipeline = _read(model, revision, variant, getattr(torch, dtype))
+    if scheduler is not None or scheduler_settings:
+        pipeline.scheduler = _other_scheduler(pipeline.scheduler, scheduler, scheduler_settings or {})
+    check_scheduler(pipeline.scheduler)
+    denoiser_of(pipeline)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline.to(pick_device(device))
+
+
+def pick_device(device: str) -> torch.device:
+    """``auto`` or a torch device's name, as a device that is there. Raises UserError."""
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        found = torch.device(device)
+        torch.empty(0, device=found)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"device must be auto, cpu, or a GPU that is there (cuda, cuda:1); got {device!r}: {reason}") from None
+    return found
+
+
+def model_folder(model: str) -> Path | None:
+    """The folder of an embedded model or a local one; None for a hub id. Raises UserError for a path that is wrong."""
+    if model in EMBEDDED:
+        return EMBEDDED[model]
+    path = Path(model).expanduser()
+    if path.is_dir():
+        if not (path / "model_index.json").is_file():
+            raise UserError(f"model: the folder {model} must hold a model_index.json, as save_pretrained writes it")
+        return path
+    if model.startswith((".", "/", "~")) or model.count("/") != 1:
+        names = ", ".join(sorted(EMBEDDED))
+        known = unknown("model", model, EMBEDDED) if model.count("/") == 0 else None
+        hint = f" {str(known).rsplit('.', 2)[-1]}" if known else ""
+        raise UserError(
+            f"model must be an embedded name ({names}), a folder with a model_index.json, or a hub id "
+            f"(owner/name); got {model!r}.{hint if 'Did' in hint else ''}"
+        )
+    return None
+
+
+def _read(model: str, revision: str | None, variant: str | None, dtype: torch.dtype) -> Any:
+    from diffusers import DiffusionPipeline
+
+    folder = model_folder(model)
+    hub = {} if folder else {"revision": revision, "variant": variant}
+    try:
+        with _quiet():
+            # use_safetensors: a pickle from a download is never opened.
+            found = DiffusionPipeline.from_pretrained(folder or model, torch_dtype=dtype, use_safetensors=True, **hub)
+    except (OSError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"model {model!r} cannot be loaded: {reason}") from None
+    if getattr(found, "safety_checker", None) is not None:
+        found.safety_checker = None
+    return found
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """No bars and no advice while a pipeline is read: stdout and stderr are the command line's."""
+    logger = logging.getLogger("diffusers")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
+        warnings.simplefilter("ignore")
+        try:
+            yield
+        finally:
+            logger.setLevel(level)
+
+
+def _other_scheduler(current: Any, name: str | None, settings: Mapping[str, Any]) -> Any:
+    kind = type(current) if name is None else scheduler_class(name)
+    allowed = _config_keys(kind)
+    for key in settings:
+        if key not in allowed:
+            raise unknown(f"a scheduler_settings key of {kind.__name__}", key, allowed)
+    return kind.from_config(current.config, **settings)
+
+
+def _config_keys(kind: type) -> list[str]:
+    import inspect
+
+    return [name for name in inspect.signature(kind.__init__).parameters if name != "self"]  # type: ignore[misc]
+
+
+def scheduler_class(name: str) -> type:
+    """A scheduler's class by class name or short name. Raises UserError with the nearest match."""
+    full = SHORT_NAMES.get(name.lower(), name)
+    if full not in accepted():
+        raise unknown("scheduler", name, [*SHORT_NAMES, *accepted()])
+    found: type = getattr(importlib.import_module("diffusers"), full)
+    return found
+
+
+def denoiser_of(pipeline: Any) -> Any:
+    """The network that is called at each step. Raises UserError for a pipeline without one."""
+    for name in DENOISERS:
+        found = getattr(pipeline, name, None)
+        if found is not None:
+            return found
+    raise UserError(f"a pipeline must have one of {', '.join(DENOISERS)}; {type(pipeline).__name__} has neither")
+
+
+@dataclass
+class Installed:
+    """What a candidate put on a pipeline."""
+
+    candidate: Candidate
+    schedule: Schedule
+    bypass: Bypass | None
+    guidance: GuidanceOverride | None
+
+    def remove(self) -> None:
+        """Take it off again."""
+        for part in (self.guidance, self.bypass, self.schedule):
+            if part is not None:
+                part.remove()
+
+
+_installed: weakref.WeakKeyDictionary[Any, Installed] = weakref.WeakKeyDictionary()
+
+
+def apply(pipeline: Any, candidate: Candidate | str | Path) -> Any:
+    """Make ``pipeline`` sample with ``candidate``, whatever ``num_inference_steps`` it is called with.
+
+    The time steps go on its scheduler, the layer sets on its denoiser, the guidance scale (where the candidate has
+    one) on its call; a candidate applied before is taken off first.
+
+    Args:
+        pipeline: any diffusers pipeline whose scheduler is accepted.
+        candidate: a candidate, or the path of its JSON file.
+
+    Returns:
+        The same pipeline.
+
+    Raises:
+        UserError: for a candidate that does not fit the model, or a scheduler that is not accepted.
+    """
+    if not isinstance(candidate, Candidate):
+        candidate = Candidate.load(candidate)
+    remove(pipeline)
+    check_fits(pipeline, candidate)
+    schedule = install_schedule(pipeline.scheduler, candidate.times)
+    try:
+        bypass = _bypass(pipeline, candidate, schedule)
+        guidance = _guidance(pipeline, candidate)
+    except BaseException:
+        schedule.remove()
+        raise
+    _installed[pipeline] = Installed(candidate, schedule, bypass, guidance)
+    return pipeline
+
+
+def _bypass(pipeline: Any, candidate: Candidate, schedule: Schedule) -> Bypass | None:
+    if not any(candidate.removed):
+        return None
+    return install_bypass(denoiser_of(pipeline), candidate.removed, lambda: schedule.step)
+
+
+def _guidance(pipeline: Any, candidate: Candidate) -> GuidanceOverride | None:
+    return None if candidate.guidance_scale is None else GuidanceOverride(pipeline, candidate.guidance_scale)
+
+
+def remove(pipeline: Any) -> Any:
+    """Undo :func:`apply`; the pipeline is as it was. Does nothing where no candidate is applied."""
+    found = _installed.pop(pipeline, None)
+    if found is not None:
+        found.remove()
+    return pipeline
+
+
+@contextlib.contextmanager
+def install(pipeline: Any, candidate: Candidate) -> Iterator[Any]:
+    """:func:`apply` for the length of a ``with`` block, also if it ends with an exception."""
+    try:
+        yield apply(pipeline, candidate)
+    finally:
+        remove(pipeline)
+
+
+def check_fits(pipeline: Any, candidate: Candidate) -> None:
+    """Raises UserError for a candidate that the pipeline cannot run."""
+    check_scheduler(pipeline.scheduler)
+    check_times(pipeline.scheduler, candidate.times)
+    if any(step.compute == "partial" for step in candidate.steps):
+        raise UserError('a step with compute "partial" cannot be run yet; use steps with compute "full"')
+
+
+@torch.inference_mode()
+def generate(
+    pipeline: Any,
+    candidate: Candidate,
+    indices: Sequence[int],
+    *,
+    seed: int,
+    batch_size: int,
+    conditions: Conditions | None = None,
+    call: Mapping[str, Any] | None = None,
+) -> Iterator[torch.Tensor]:
+    """Images of a candidate, through the pipeline's own call.
+
+    Image i has its own noise, from ``(seed, i)``, and its own condition: the same in every trial. Every batch is
+    full, the last one filled up with images that are not returned, since kernels of other shapes round otherwise.
+
+    Args:
+        pipeline: the pipeline; is left as it was found, also after an exception.
+        candidate: how to sample.
+        indices: which images.
+        seed: of the noise.
+        batch_size: images a call.
+        conditions: what each image is of; None: unconditional.
+        call: further arguments of the call.
+
+    Yields:
+        uint8 (n, channels, height, width), n <= batch_size.
+    """
+    source = Unconditional() if conditions is None else conditions
+    with install(pipeline, candidate):
+        for start in range(0, len(indices), batch_size):
+            chosen = list(indices[start : start + batch_size])
+            filled = chosen + [chosen[-1]] * (batch_size - len(chosen)) if len(indices) > batch_size else chosen
+            yield _call(pipeline, candidate, filled, seed, source, call or {})[: len(chosen)]
+
+
+def _call(
+    pipeline: Any, candidate: Candidate, indices: Sequence[int], seed: int, conditions: Conditions, call: Mapping[str, Any]
+) -> torch.Tensor:
+    images = pipeline(
+        **conditions.arguments(pipeline, indices),
+        **call,
+        num_inference_steps=len(candidate.steps),
+        generator=[noise_generator(seed, index) for index in indices],
+        output_type="pt",
+        return_dict=True,
+    ).images
+    return to_uint8(images)
+
+
+def to_uint8(images: torch.Tensor) -> torch.Tensor:
+    """0..1 -> 0..255, rounded; what is not finite becomes 0."""
+    return images.float().nan_to_num(0.0).mul(255).round().clamp(0, 255).to(torch.uint8)
+
+
+def noise_generator(seed: int, index: int) -> torch.Generator:
+    """The generator of image ``index``: on the CPU, so that a GPU starts from the same noise."""
+    state = np.random.SeedSequence([seed, index]).generate_state(1, np.uint64)[0]
+    return torch.Generator("cpu").manual_seed(int(state) >> 1)

@@ -20,6 +20,7 @@ from optuna.trial import FrozenTrial
 
 from autodiffusion_opt.candidate import Candidate
 from autodiffusion_opt.definition import Definition
+from autodiffusion_opt.errors import UserError
 from autodiffusion_opt.space import Space
 from autodiffusion_opt.trials import CANDIDATE, ORIGIN, STAGE, Seen, candidate_of, history, positions
 
@@ -35,6 +36,15 @@ class OptimizerDefinition(Definition):
     @abstractmethod
     def sampler(self, space: Space, seed: int) -> BaseSampler:
         """The Optuna sampler that searches ``space``. Raises UserError for a space that it cannot search."""
+
+
+def require_parametric(space: Space, name: str) -> None:
+    """Raises UserError where an optimizer of parameters is asked to search what parameters do not say."""
+    if not space.parametric:
+        raise UserError(
+            f'optimizer {name} chooses parameters, and those of a space with layers = "any" do not say which layers '
+            'are removed: use layers = "ranked" in the space, or one of the optimizers evolution, random'
+        )
 
 
 @dataclass(frozen=True)
@@ -72,9 +82,7 @@ class CandidateSampler(BaseSampler):
             storage.set_trial_user_attr(trial._trial_id, STAGE, proposal.stage)
         storage.set_trial_user_attr(trial._trial_id, CANDIDATE, proposal.candidate.to_json())
 
-    def infer_relative_search_space(
-        self, study: optuna.Study, trial: FrozenTrial
-    ) -> dict[str, BaseDistribution]:
+    def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
         """The whole box of the space."""
         return self.space.distributions()
 

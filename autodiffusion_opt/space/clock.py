@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import math
+from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -29,8 +30,8 @@ class Clock:
 
     @property
     def ticks(self) -> int:
-        """How many different times there are."""
-        return round((self.high - self.low) / self.resolution) + 1
+        """How many different times there are; none lies above ``high``."""
+        return math.floor((self.high - self.low) / self.resolution + 1e-6) + 1
 
     def time(self, tick: int) -> float:
         """The time of a tick."""
@@ -44,38 +45,39 @@ class Clock:
         """The Optuna distribution of one time."""
         if self.resolution == 1.0:
             return IntDistribution(round(self.low), round(self.high))
-        return FloatDistribution(self.low, self.high)
+        # The grid's own ends: a time outside the distribution, by a rounding, would be drawn anew by Optuna.
+        return FloatDistribution(self.time(0), self.time(self.ticks - 1))
 
     def parameter(self, time: float) -> float | int:
         """A time as a value of :meth:`distribution`."""
         return round(time) if self.resolution == 1.0 else time
 
     def settle(self, times: Iterable[float]) -> tuple[float, ...]:
-        """As many times, on the grid, distinct, from noise to image.
+        """As many times, on the grid, distinct, from noise to image: those of :meth:`place`."""
+        return tuple(sorted(self.place(times), reverse=True))
+
+    def place(self, times: Iterable[float]) -> tuple[float, ...]:
+        """As many times, on the grid, distinct, in the order given.
 
         A time that is taken moves to the nearest free one, the lower of two equally near. Of equal times the one
         given first keeps its place.
         """
-        taken: set[int] = set()
+        taken: dict[int, None] = {}  # a set that keeps its order
         for time in times:
-            taken.add(self._nearest_free(self.tick(time), taken))
-        return tuple(self.time(tick) for tick in sorted(taken, reverse=True))
+            taken[self._nearest_free(self.tick(time), taken)] = None
+        return tuple(self.time(tick) for tick in taken)
 
-    def _nearest_free(self, tick: int, taken: set[int]) -> int:
+    def _nearest_free(self, tick: int, taken: Container[int]) -> int:
         for distance in range(self.ticks):
             for near in (tick - distance, tick + distance):
                 if 0 <= near < self.ticks and near not in taken:
                     return near
-        raise ValueError(f"{len(taken) + 1} distinct times do not fit on {self.ticks} ticks")
+        raise ValueError(f"no more than {self.ticks} distinct times fit on {self.ticks} ticks")
 
     def random(self, count: int, rng: np.random.Generator) -> tuple[float, ...]:
         """``count`` distinct times, every set equally likely."""
         return tuple(self.time(int(tick)) for tick in sorted(rng.choice(self.ticks, count, replace=False))[::-1])
 
-    def mutate(
-        self, times: Sequence[float], rng: np.random.Generator, probability: float
-    ) -> tuple[float, ...]:
+    def mutate(self, times: Sequence[float], rng: np.random.Generator, probability: float) -> tuple[float, ...]:
         """Each time replaced by a uniform one with ``probability``; not settled yet."""
-        return tuple(
-            self.time(int(rng.integers(self.ticks))) if rng.random() < probability else time for time in times
-        )
+        return tuple(self.time(int(rng.integers(self.ticks))) if rng.random() < probability else time for time in times)

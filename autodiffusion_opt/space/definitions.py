@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from typing import Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
-from autodiffusion_opt.definition import Definition
+from autodiffusion_opt.definition import Definition, combine
 from autodiffusion_opt.errors import UserError
 from autodiffusion_opt.space.base import Space
 from autodiffusion_opt.space.clock import CONTINUOUS_RESOLUTION, Clock
 from autodiffusion_opt.space.facts import ModelFacts
 from autodiffusion_opt.space.guidance import Guidance
+from autodiffusion_opt.space.joint import Joint, affordable
+from autodiffusion_opt.space.layer_sets import AnyLayers, Layers, LayerSets, RankedLayers
 from autodiffusion_opt.space.time_steps import TimeSteps
 
 Dtype = Literal["float32", "float16", "bfloat16"]
@@ -103,10 +106,98 @@ class TimeStepsDefinition(SpaceDefinition):
         return TimeSteps(facts, self.steps, clock, Guidance.of(self.guidance_scale))
 
 
+class JointDefinition(SpaceDefinition):
+    """``kind = "joint"``: times, and the layers run at each, under a budget of layer runs.
+
+    Attributes:
+        n_max: the budget: how many layers all steps together may run; with L layers, 4·L is four whole networks.
+        steps_min: the least number of steps.
+        steps_max: the greatest. Lowered to what ``n_max`` allows when each step removes all it may; absent: that.
+        layers: ``any`` subset at any step, for optimizers of candidates (evolution, random); or ``ranked``: only how
+            many, and which follows a ranking measured once, for every optimizer.
+        removable: indices of the layers that may be removed; absent: every one whose bypass keeps shapes.
+        max_removed: the share of the network's layers that one step may remove at most.
+    """
+
+    kind: Literal["joint"] = "joint"
+    n_max: int = Field(ge=1)
+    steps_min: int = Field(default=1, ge=1)
+    steps_max: int | None = Field(default=None, ge=1)
+    layers: Literal["any", "ranked"] = "any"
+    removable: tuple[int, ...] | None = None
+    max_removed: float = Field(default=0.5, ge=0, le=1)
+
+    @model_validator(mode="after")
+    def _steps_in_order(self) -> JointDefinition:
+        if self.steps_max is not None and self.steps_max < self.steps_min:
+            raise ValueError(f"steps_max must be at least steps_min, {self.steps_min}; got {self.steps_max}")
+        return self
+
+    @property
+    def needs_layers(self) -> bool:
+        """True."""
+        return True
+
+    @property
+    def needs_ranking(self) -> bool:
+        """Whether ``layers`` is ``ranked``."""
+        return self.layers == "ranked"
+
+    def bind(self, facts: ModelFacts) -> Joint:
+        """The space over a model's numbers."""
+        clock = self.clock(facts)
+        removable = self._removable(facts)
+        most = min(math.floor(self.max_removed * facts.layers + 1e-9), len(removable))
+        self._check(facts, clock, most)
+        steps_max = clock.ticks if self.steps_max is None else self.steps_max
+        steps_max = affordable(facts.layers, self.n_max, most, steps_max)
+        sets, guidance = self._sets(facts, removable), Guidance.of(self.guidance_scale)
+        return Joint(facts, clock, self.steps_min, steps_max, self.n_max, most, sets, guidance)
+
+    def _removable(self, facts: ModelFacts) -> Layers:
+        """The layers that may be removed, ascending. Raises UserError for one that cannot."""
+        if self.removable is None:
+            return tuple(sorted(facts.removable))
+        errors = []
+        unknown = sorted(layer for layer in set(self.removable) if not 0 <= layer < facts.layers)
+        fixed = sorted(set(self.removable) - set(facts.removable) - set(unknown))
+        if unknown:
+            allowed = f"0 to {facts.layers - 1}, the model's layers"
+            errors.append(UserError(f"removable must be indices from {allowed}; got {unknown}"))
+        if fixed:
+            errors.append(UserError(f"removable: layers {fixed} cannot be bypassed in this model; take them out"))
+        combine(errors)
+        return tuple(sorted(set(self.removable)))
+
+    def _check(self, facts: ModelFacts, clock: Clock, most: int) -> None:
+        """Steps on the clock, and a budget that allows the least number of them."""
+        for key, steps in (("steps_min", self.steps_min), ("steps_max", self.steps_max or self.steps_min)):
+            check_steps(key, steps, clock)
+        least = self.steps_min * (facts.layers - most)
+        if self.n_max < least:
+            raise UserError(
+                f"n_max must be at least {least}: steps_min = {self.steps_min} steps, each running at least "
+                f"{facts.layers - most} of {facts.layers} layers; got {self.n_max}"
+            )
+
+    def _sets(self, facts: ModelFacts, removable: Layers) -> LayerSets:
+        """Which layers go. Raises UserError where ``ranked`` finds no ranking of all of them."""
+        if self.layers == "any":
+            return AnyLayers(removable)
+        if len(facts.ranking) != 3 or any(set(removable) - set(third) for third in facts.ranking):
+            raise UserError(
+                'layers = "ranked" needs a ranking of the removable layers for each third of the time range; '
+                f"got {len(facts.ranking)} rankings: measure it with rank_layers"
+            )
+        wanted = set(removable)
+        ranking = tuple(tuple(layer for layer in third if layer in wanted) for third in facts.ranking)
+        return RankedLayers(ranking, facts.lowest, facts.highest)
+
+
 def check_steps(key: str, steps: int, clock: Clock) -> None:
     """Raises UserError for more steps than there are times."""
     if steps > clock.ticks:
         raise UserError(f"{key} must be at most {clock.ticks}, the number of the model's time steps; got {steps}")
 
 
-KINDS: dict[str, type[SpaceDefinition]] = {"time-steps": TimeStepsDefinition}
+KINDS: dict[str, type[SpaceDefinition]] = {"time-steps": TimeStepsDefinition, "joint": JointDefinition}

@@ -48,3 +48,10 @@ class ModelFacts:
         """Times at which the model was trained with these noise levels, log σ linear between integer times."""
         known = np.log(np.maximum(np.asarray(self.sigmas), 1e-10))
         return tuple(float(t) for t in np.interp(np.log(sigmas), known, np.arange(len(known))))
+
+
+def third_of(time: float, lowest: float, highest: float) -> int:
+    """In which third of the time range a time lies: 0 near the noise, 2 near the image."""
+    if highest <= lowest:
+        return 0
+    return min(max(int(3 * (highest - time) / (highest - lowest)), 0), 2)

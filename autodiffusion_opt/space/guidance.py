@@ -65,7 +65,7 @@ class Guidance:
         """From one of two parents."""
         if not self.searched:
             return self.settle(one)
-        return one if rng.random() < 0.5 else other
+        return self.settle(one if rng.random() < 0.5 else other)
 
     def check(self, value: float | None) -> None:
         """Raises UserError for a value that is not allowed."""

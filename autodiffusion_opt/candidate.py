@@ -11,6 +11,7 @@ import json
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
@@ -72,7 +73,7 @@ class Candidate:
         object.__setattr__(self, "steps", ordered)
         if not ordered:
             raise UserError("a candidate must have at least one step; got none")
-        for one, other in zip(ordered, ordered[1:], strict=False):
+        for one, other in pairwise(ordered):
             if one.time == other.time:
                 raise UserError(f"a candidate's times must be distinct; got {one.time:g} twice: remove one of them")
         if self.guidance_scale is not None:

@@ -24,7 +24,8 @@ class GuidanceOverride:
         self._original = type(pipeline)
         if ARGUMENT not in inspect.signature(self._original.__call__).parameters:
             raise UserError(
-                f"the candidate has a guidance_scale, but {self._original.__name__} takes none: remove it from the candidate"
+                f"the candidate has a guidance_scale, but {self._original.__name__} takes none: "
+                "remove it from the candidate"
             )
         pipeline.__class__ = _guided(self._original, scale)
 

@@ -23,7 +23,14 @@ from autodiffusion_opt.candidate import Candidate
 from autodiffusion_opt.errors import UserError, unknown
 from autodiffusion_opt.sampling.guidance import GuidanceOverride
 from autodiffusion_opt.sampling.layers import Bypass, install_bypass
-from autodiffusion_opt.sampling.schedule import Schedule, accepted, check_scheduler, check_times, install_schedule
+from autodiffusion_opt.sampling.schedule import (
+    Schedule,
+    accepted,
+    check_scheduler,
+    check_times,
+    install_schedule,
+)
+from autodiffusion_opt.space.definitions import PipelineDefinition
 from autodiffusion_opt.zoo import EMBEDDED
 
 # Short names of schedulers, for definitions.
@@ -97,6 +104,37 @@ def load_pipeline(
     return pipeline.to(pick_device(device))
 
 
+def load_definition(table: PipelineDefinition) -> Any:
+    """The pipeline of a definition's table ``[pipeline]``, with all its settings. Raises UserError."""
+    pipeline = load_pipeline(
+        table.model,
+        scheduler=table.scheduler,
+        scheduler_settings=table.scheduler_settings,
+        revision=table.revision,
+        variant=table.variant,
+        dtype=table.dtype,
+        device="cpu" if table.offload else table.device,
+    )
+    denoiser = denoiser_of(pipeline)
+    if table.channels_last:
+        denoiser.to(memory_format=torch.channels_last)
+    if table.attention_slicing:
+        pipeline.enable_attention_slicing()
+    if table.offload:
+        _offload(pipeline, table.device)
+    if table.compile:
+        denoiser.compile()
+    return pipeline
+
+
+def _offload(pipeline: Any, device: str) -> None:
+    try:
+        pipeline.enable_model_cpu_offload(device=pick_device(device))
+    except (ImportError, RuntimeError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"offload = true needs a GPU and accelerate (pip install accelerate): {reason}") from None
+
+
 def pick_device(device: str) -> torch.device:
     """``auto`` or a torch device's name, as a device that is there. Raises UserError."""
     if device == "auto":
@@ -106,7 +144,9 @@ def pick_device(device: str) -> torch.device:
         torch.empty(0, device=found)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
-        raise UserError(f"device must be auto, cpu, or a GPU that is there (cuda, cuda:1); got {device!r}: {reason}") from None
+        raise UserError(
+            f"device must be auto, cpu, or a GPU that is there (cuda, cuda:1); got {device!r}: {reason}"
+        ) from None
     return found
 
 
@@ -162,7 +202,7 @@ def _quiet() -> Iterator[None]:
 
 
 def _other_scheduler(current: Any, name: str | None, settings: Mapping[str, Any]) -> Any:
-    kind = type(current) if name is None else scheduler_class(name)
+    kind: Any = type(current) if name is None else scheduler_class(name)
     allowed = _config_keys(kind)
     for key in settings:
         if key not in allowed:
@@ -316,7 +356,12 @@ def generate(
 
 
 def _call(
-    pipeline: Any, candidate: Candidate, indices: Sequence[int], seed: int, conditions: Conditions, call: Mapping[str, Any]
+    pipeline: Any,
+    candidate: Candidate,
+    indices: Sequence[int],
+    seed: int,
+    conditions: Conditions,
+    call: Mapping[str, Any],
 ) -> torch.Tensor:
     images = pipeline(
         **conditions.arguments(pipeline, indices),

@@ -48,7 +48,7 @@ def train_classifier(images: torch.Tensor, labels: torch.Tensor, random: torch.G
         batch = functional.pad(images[chosen], (1, 1, 1, 1), value=-1)[..., 1 + dy : 9 + dy, 1 + dx : 9 + dx]
         loss = functional.cross_entropy(network(batch), labels[chosen])
         optimizer.zero_grad()
-        loss.backward()
+        torch.autograd.backward(loss)
         optimizer.step()
     with torch.no_grad():
         accuracy = (network.eval()(images).argmax(1) == labels).float().mean()
@@ -90,7 +90,7 @@ def train_unet(images: torch.Tensor, steps: int, random: torch.Generator) -> tor
         predicted = unet(noise_schedule.add_noise(clean, noise, times), times).sample
         loss = functional.mse_loss(predicted, noise)
         optimizer.zero_grad()
-        loss.backward()
+        torch.autograd.backward(loss)
         torch.nn.utils.clip_grad_norm_(unet.parameters(), 1.0)
         optimizer.step()
         rate.step()

@@ -1,0 +1,106 @@
+"""The catalogue: finds and validates the TOML files under ``spaces/``, ``objectives/`` and ``studies/``.
+
+A name is looked up beside the file that uses it, then below the working folder, then in what is shipped.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from autodiffusion_opt.errors import UserError, unknown
+
+Section = Literal["spaces", "objectives", "studies"]
+SECTIONS: tuple[Section, ...] = ("spaces", "objectives", "studies")
+_PACKAGE = Path(__file__).parent
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One file of the catalogue."""
+
+    section: Section
+    name: str
+    path: Path
+
+    @property
+    def description(self) -> str:
+        """The file's first comment, joined to one line."""
+        lines = []
+        for line in self.path.read_text(encoding="utf-8", errors="replace").splitlines():
+            if not line.startswith("#"):
+                break
+            lines.append(line.lstrip("# ").rstrip())
+        return " ".join(lines)
+
+
+def shipped() -> Path:
+    """The folder that holds the three sections: inside an installed package, or the checkout of an editable one."""
+    inside = _PACKAGE / "_catalogue"
+    return inside if inside.is_dir() else _PACKAGE.parent
+
+
+def roots(near: Path | None = None) -> list[Path]:
+    """Where sections are looked for, in order, each folder once."""
+    candidates = [*([near.resolve().parent.parent] if near else []), Path.cwd(), shipped()]
+    return list(dict.fromkeys(path.resolve() for path in candidates))
+
+
+def entries(sections: Iterable[Section] = SECTIONS, near: Path | None = None) -> list[Entry]:
+    """All files of the sections; of two with one name, the first found."""
+    found: dict[tuple[Section, str], Entry] = {}
+    for section in sections:
+        for path in _files(section, near):
+            found.setdefault((section, path.stem), Entry(section, path.stem, path))
+    return sorted(found.values(), key=lambda entry: (SECTIONS.index(entry.section), entry.name))
+
+
+def _files(section: Section, near: Path | None) -> Iterator[Path]:
+    for root in roots(near):
+        yield from sorted((root / section).glob("*.toml"))
+
+
+def find(section: Section, name: str, near: Path | None = None) -> Path:
+    """The file of a name, or of a path. Raises UserError with the nearest match."""
+    path = Path(name).expanduser()
+    if path.is_file():
+        return path
+    if name.endswith(".toml") or "/" in name:
+        raise UserError(f"{section}: there is no file {name}; " + _known(section, Path(name).stem, near))
+    for entry in entries([section], near):
+        if entry.name == name:
+            return entry.path
+    raise UserError(f"{section}: {_known(section, name, near)}")
+
+
+def _known(section: Section, name: str, near: Path | None) -> str:
+    names = [entry.name for entry in entries([section], near)]
+    return str(unknown(f"a name in {section}/", name, names))
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """A TOML file. Raises UserError, naming the file, the line and what is wrong."""
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except tomllib.TOMLDecodeError as error:
+        raise UserError(f"{path}: must be a TOML file: {error}") from None
+    except UnicodeDecodeError:
+        raise UserError(f"{path}: must be a TOML file in UTF-8; it is not text") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+
+
+def show(name: str) -> Entry:
+    """The entry of a name in any section; studies before spaces before objectives. Raises UserError."""
+    everything = entries()
+    for section in reversed(SECTIONS):
+        for entry in everything:
+            if entry.section == section and name in (entry.name, f"{section}/{entry.name}"):
+                return entry
+    path = Path(name)
+    if path.is_file():
+        return Entry("studies", path.stem, path)
+    raise unknown("a name in the catalogue", name, {entry.name for entry in everything})

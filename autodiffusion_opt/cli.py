@@ -1,0 +1,280 @@
+"""The command line: few verbs, no logic of its own. Imports torch only where images are made."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import click
+
+from autodiffusion_opt import __version__
+from autodiffusion_opt.errors import UserError
+
+if TYPE_CHECKING:
+    from autodiffusion_opt.plan import StudyPlan
+
+storage_option = click.option(
+    "--storage", metavar="URL", help="SQL database.  [default: $AUTODIFFUSION_STORAGE or sqlite:///studies/studies.db]"
+)
+json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+device_option = click.option("--device", metavar="D", help="auto, cpu, cuda, cuda:1 ...")
+study_option = click.option("--study", metavar="STUDY", help="Whose model and metric, for a candidate file.")
+positive = click.IntRange(min=1)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__, prog_name="autodiffusion-opt")
+def app() -> None:
+    """Search the time steps and the layers of a pretrained diffusion model, training nothing."""
+
+
+@app.command()
+@click.argument("study")
+@click.option("--trials", type=positive, help="Total trials wanted.  [default: what the study says]")
+@click.option(
+    "--timeout", type=click.FloatRange(min=0, min_open=True), metavar="S", help="Start no trial after S seconds."
+)
+@storage_option
+@device_option
+@click.option("--seed", type=click.IntRange(min=0), help="Another seed; the study is then called STUDY-seedN.")
+@json_option
+def run(
+    study: str,
+    trials: int | None,
+    timeout: float | None,
+    storage: str | None,
+    device: str | None,
+    seed: int | None,
+    as_json: bool,
+) -> None:
+    """Run STUDY (a name in the catalogue, or a TOML file) until it has all its trials.
+
+    Run it again to continue after an interruption, or with more --trials.
+    """
+    from autodiffusion_opt.report import terminal
+    from autodiffusion_opt.study import Study
+
+    found = Study.load(study, storage=storage, seed=seed, device=device)
+    name = found.plan.name
+    try:
+        with terminal.LiveWatch() as watch:
+            done = found.run(trials, timeout, watch)
+    except KeyboardInterrupt:
+        _say(f"interrupted; all finished trials are kept. Continue with: {_again(study, storage, seed)}")
+        raise
+    if not done:
+        raise UserError(f"the study {name!r} has no complete trial after the timeout; give it more time")
+    everything = found.trials()
+    _print(as_json, {"study": name, **terminal.run_summary(everything)}, terminal.run_table(everything))
+    if not as_json:
+        click.echo(f"next: autodiffusion-opt verify {name}{_storage_words(storage)}")
+
+
+@app.command(name="ls")
+@click.argument("section", required=False, type=click.Choice(["spaces", "objectives", "studies"]))
+@json_option
+def list_catalogue(section: Any, as_json: bool) -> None:
+    """List the catalogue, or one SECTION of it."""
+    from autodiffusion_opt.catalogue import SECTIONS, entries
+
+    found = entries([section] if section else SECTIONS)
+    if as_json:
+        click.echo(json.dumps([{"section": e.section, "name": e.name, "description": e.description} for e in found]))
+        return
+    width = max((len(entry.name) for entry in found), default=0)
+    previous = None
+    for entry in found:
+        if entry.section != previous:
+            click.echo(f"{entry.section}/")
+            previous = entry.section
+        click.echo(f"  {entry.name:<{width}}  {entry.description}")
+
+
+@app.command()
+@click.argument("name")
+@json_option
+def show(name: str, as_json: bool) -> None:
+    """Print a file of the catalogue, by NAME."""
+    from autodiffusion_opt import catalogue
+
+    entry = catalogue.show(name)
+    if as_json:
+        content = catalogue.read_toml(entry.path)
+        click.echo(json.dumps({"section": entry.section, "name": entry.name, "content": content}))
+    else:
+        click.echo(entry.path.read_text(encoding="utf-8"), nl=False)
+
+
+@app.command()
+@storage_option
+@json_option
+def status(storage: str | None, as_json: bool) -> None:
+    """Every study in the storage: trials by state, best value, best baseline, optimizer, last activity."""
+    from autodiffusion_opt.report.status import status_rows, status_table
+    from autodiffusion_opt.storage import open_storage, storage_url
+
+    url = storage_url(storage)
+    rows = status_rows(open_storage(url, create=False))
+    if not rows and not as_json:
+        click.echo(f"no study in {url} yet; start with: autodiffusion-opt run digits-4", err=True)
+        return
+    _print(as_json, rows, status_table(rows))
+
+
+@app.command()
+@click.argument("study")
+@click.option("-k", "count", type=positive, default=5, show_default=True, help="How many.")
+@click.option("-o", "--output", type=click.Path(dir_okay=False, path_type=Path), help="Write the best one's JSON here.")
+@storage_option
+@json_option
+def best(study: str, count: int, output: Path | None, storage: str | None, as_json: bool) -> None:
+    """The best candidates of STUDY; -o writes the best one's file, for sample, verify and apply."""
+    from autodiffusion_opt.report import terminal
+    from autodiffusion_opt.results import candidate_file, top_trials
+
+    trials, definition = top_trials(study, storage, count)
+    if output is not None:
+        _write(output, json.dumps(candidate_file(trials[0], _stem(study), definition), indent=2) + "\n")
+        _say(f"wrote {output}")
+    rows = [
+        {
+            "rank": rank,
+            "trial": trial.number,
+            "value": trial.values[0],
+            "candidate": json.loads(trial.user_attrs["candidate"]),
+        }
+        for rank, trial in enumerate(trials, 1)
+    ]
+    _print(as_json, rows, terminal.best_table(trials))
+
+
+@app.command()
+@click.argument("candidate")
+@click.option("-n", "count", type=positive, default=64, show_default=True, help="Images of each.")
+@click.option(
+    "-o", "--output", type=click.Path(dir_okay=False, path_type=Path), default=Path("grid.png"), show_default=True
+)
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
+@study_option
+@storage_option
+@device_option
+def sample(
+    candidate: str, count: int, output: Path, seed: int, study: str | None, storage: str | None, device: str | None
+) -> None:
+    """Images of CANDIDATE (a JSON file, or a study: its best) beside the uniform one's, from the same seeds."""
+    from autodiffusion_opt.report.grid import save_grid
+    from autodiffusion_opt.results import resolve, sample_blocks
+
+    if not output.parent.is_dir():
+        raise UserError(f"-o: the folder {output.parent} must exist")
+    plan, chosen = resolve(candidate, study, storage)
+    save_grid(sample_blocks(_on(plan, device), chosen, count, seed), output)
+    click.echo(str(output))
+
+
+@app.command()
+@click.argument("candidate")
+@click.option("--images", type=click.IntRange(min=2), default=5000, show_default=True, help="Images a repeat.")
+@click.option("--repeats", type=positive, default=3, show_default=True, help="Each with noise of its own.")
+@study_option
+@storage_option
+@device_option
+@json_option
+def verify(
+    candidate: str, images: int, repeats: int, study: str | None, storage: str | None, device: str | None, as_json: bool
+) -> None:
+    """Re-score CANDIDATE (a JSON file, or a study: its best) and the baselines on fresh seeds."""
+    from autodiffusion_opt.report import terminal
+    from autodiffusion_opt.results import resolve
+    from autodiffusion_opt.study import bind
+    from autodiffusion_opt.verify import rescore
+
+    plan, chosen = resolve(candidate, study, storage)
+    bound = bind(_on(plan, device))
+    candidates = {**bound.space.baselines(), "best": chosen}
+    bar, task = terminal.image_bar(len(set(candidates.values())) * images * repeats, "verify")
+    with bar:
+        found = rescore(bound, candidates, images=images, repeats=repeats, progress=lambda n: bar.advance(task, n))
+    scored = {name: one.to_dict() for name, one in found.items()}
+    result = {"images": images, "repeats": repeats, "best": scored.pop("best"), "baselines": scored}
+    _print(as_json, result, terminal.rescored_table(found))
+
+
+def _on(plan: StudyPlan, device: str | None) -> StudyPlan:
+    return plan if device is None else plan.on_device(device)
+
+
+def _stem(study: str) -> str:
+    return Path(study).stem if study.endswith(".toml") else study
+
+
+def _again(study: str, storage: str | None, seed: int | None) -> str:
+    seeded = "" if seed is None else f" --seed {seed}"
+    return f"autodiffusion-opt run {study}{seeded}{_storage_words(storage)}"
+
+
+def _storage_words(storage: str | None) -> str:
+    return "" if storage is None else f" --storage {storage}"
+
+
+def _write(path: Path, text: str) -> None:
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"-o: {path} cannot be written: {error.strerror}") from None
+
+
+def _print(as_json: bool, value: Any, table: Any) -> None:
+    """The result on stdout: JSON, or a table."""
+    if as_json:
+        click.echo(json.dumps(value))
+        return
+    from autodiffusion_opt.report.terminal import out
+
+    out().print(table)
+
+
+def _say(text: str) -> None:
+    click.echo(text, err=True)
+
+
+def _terminated(number: int, frame: object) -> NoReturn:
+    raise SystemExit(128 + number)
+
+
+def main() -> NoReturn:
+    """The entry point: exit code 0, 2 for a user's mistake, 130 after Ctrl-C."""
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    signal.signal(signal.SIGTERM, _terminated)
+    _leave(_guarded(lambda: app(standalone_mode=False)))
+
+
+def _guarded(call: Callable[[], Any]) -> int:
+    try:
+        return int(call() or 0)
+    except UserError as error:
+        _say(f"error: {error}")
+        return 2
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except (KeyboardInterrupt, click.Abort):
+        return 130
+    except BrokenPipeError:
+        return 0
+    except SystemExit as leave:
+        return leave.code if isinstance(leave.code, int) else 1
+
+
+def _leave(code: int) -> NoReturn:
+    """Exit without waiting for threads of optimizers that never end."""
+    try:
+        sys.stdout.flush()
+        sys.stderr.flush()
+    finally:
+        os._exit(code)

@@ -1,0 +1,117 @@
+"""Feature extractors: uint8 images (N, C, H, W) in, float32 features (N, D) out.
+
+``digits`` is the embedded one; the others are torch-fidelity's, imported only when one is asked for.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from autodiffusion_opt.errors import UserError, unknown
+
+# torch-fidelity's extractors, and the layer of each that metrics use.
+FIDELITY_LAYERS = {
+    "inception-v3-compat": "2048",
+    "vgg16": "fc2_relu",
+    "clip-rn50": "clip-rn50",
+    "clip-vit-b-16": "clip-vit-b-16",
+    "clip-vit-b-32": "clip-vit-b-32",
+    "clip-vit-l-14": "clip-vit-l-14",
+    "dinov2-vit-s-14": "dinov2-vit-s-14",
+    "dinov2-vit-b-14": "dinov2-vit-b-14",
+    "dinov2-vit-l-14": "dinov2-vit-l-14",
+    "dinov2-vit-g-14": "dinov2-vit-g-14",
+}
+# Other names for the same thing.
+SHORT_NAMES = {"inception": "inception-v3-compat", "dinov2": "dinov2-vit-l-14", "clip": "clip-vit-b-32"}
+NAMES = ("digits", *FIDELITY_LAYERS)
+
+
+class Extractor(Protocol):
+    """A feature extractor; ``identity`` changes when its features do."""
+
+    identity: str
+
+    def __call__(self, images: torch.Tensor) -> NDArray[np.float32]:
+        """uint8 (N, C, H, W) -> float32 (N, D)."""
+        ...
+
+
+def load_extractor(name: str, device: torch.device, weights: Path | None = None) -> Extractor:
+    """The extractor of a name.
+
+    Args:
+        name: one of :data:`NAMES`.
+        device: where it runs.
+        weights: a file of weights, instead of the download at first use (torch-fidelity's only).
+
+    Raises:
+        UserError: for an unknown name, or weights that cannot be had.
+    """
+    full = SHORT_NAMES.get(name, name)
+    if full == "digits":
+        return DigitsFeatures(device)
+    if full not in FIDELITY_LAYERS:
+        raise unknown("features", name, [*NAMES, *SHORT_NAMES])
+    return FidelityFeatures(full, device, weights)
+
+
+class DigitsFeatures:
+    """The 64-d penultimate layer of the embedded digits classifier."""
+
+    def __init__(self, device: torch.device) -> None:
+        from autodiffusion_opt.zoo import digits
+
+        self._network = digits.load_classifier().to(device)
+        self._device = device
+        self.identity = "digits-" + hashlib.sha256(digits.FEATURES.read_bytes()).hexdigest()[:16]
+
+    @torch.inference_mode()
+    def __call__(self, images: torch.Tensor) -> NDArray[np.float32]:
+        """Images must be 8×8 and grey."""
+        if tuple(images.shape[1:]) != (1, 8, 8):
+            raise UserError(f"the features digits need grey 8×8 images; got (C, H, W) = {tuple(images.shape[1:])}")
+        found: NDArray[np.float32] = self._network.features(images.to(self._device).float() / 127.5 - 1).cpu().numpy()
+        return found
+
+
+class FidelityFeatures:
+    """One of torch-fidelity's extractors at the layer that its metrics use; grey images become three channels."""
+
+    def __init__(self, name: str, device: torch.device, weights: Path | None = None) -> None:
+        self._layer = FIDELITY_LAYERS[name]
+        self._device = device
+        self._network = _fidelity_network(name, self._layer, weights).to(device)
+        import torch_fidelity
+
+        self.identity = f"torch-fidelity-{torch_fidelity.__version__}-{name}-{self._layer}"
+        if weights is not None:
+            self.identity += "-" + hashlib.sha256(weights.read_bytes()).hexdigest()[:16]
+
+    @torch.inference_mode()
+    def __call__(self, images: torch.Tensor) -> NDArray[np.float32]:
+        """Each extractor resizes for itself."""
+        colour = images if images.shape[1] == 3 else images[:, :1].expand(-1, 3, -1, -1)
+        found: NDArray[np.float32] = self._network(colour.to(self._device))[0].float().cpu().numpy()
+        return found
+
+
+def _fidelity_network(name: str, layer: str, weights: Path | None) -> Any:
+    from torch_fidelity.utils import create_feature_extractor
+
+    if weights is not None and not weights.is_file():
+        raise UserError(f"features_weights: the file {weights} must exist")
+    more = {} if weights is None else {"feature_extractor_weights_path": str(weights)}
+    try:
+        return create_feature_extractor(name, [layer], cuda=False, verbose=False, **more)
+    except (OSError, RuntimeError) as error:
+        raise UserError(
+            f"features {name!r}: its weights cannot be had ({str(error).splitlines()[0]}). They are downloaded at "
+            "first use; without a network, give their file as features_weights"
+        ) from None

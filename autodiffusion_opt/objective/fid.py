@@ -1,0 +1,136 @@
+"""FID of a candidate: generate, extract, stream, compare."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from autodiffusion_opt.candidate import Candidate
+from autodiffusion_opt.errors import UserError
+from autodiffusion_opt.objective.definitions import ObjectiveDefinition
+from autodiffusion_opt.objective.features import load_extractor
+from autodiffusion_opt.objective.reference import load_reference
+from autodiffusion_opt.objective.statistics import Moments, frechet_distance
+from autodiffusion_opt.sampling.pipeline import Conditions, generate
+from autodiffusion_opt.sampling.schedule import nfe
+
+# Told how many images are done, between batches; may raise to stop.
+Progress = Callable[[int], None]
+
+
+@dataclass(frozen=True)
+class Score:
+    """What one trial measured.
+
+    Attributes:
+        value: the metric; infinite where images were not finite.
+        images: how many were generated.
+        seconds: wall time of generation and features.
+        nfe: calls of the denoiser for one image.
+        layer_runs: layers run for one image, over all calls; None where nobody counted the layers.
+    """
+
+    value: float
+    images: int
+    seconds: float
+    nfe: int
+    layer_runs: int | None
+
+    def parts(self) -> dict[str, Any]:
+        """All but the value, for SQL."""
+        found = asdict(self)
+        del found["value"]
+        return found
+
+
+class FidObjective:
+    """candidate -> Fréchet distance to the reference.
+
+    Args:
+        definition: images, seed, features, reference.
+        pipeline: what generates.
+        batch_size: images a call.
+        call: further arguments of the pipeline's call.
+        conditions: what each image is of.
+        layers: L of the denoiser, for the count of layer runs; 0: not counted.
+        base: the folder that relative paths start from.
+
+    Raises:
+        UserError: for unknown features, or a reference that is not there or does not fit the features.
+    """
+
+    def __init__(
+        self,
+        definition: ObjectiveDefinition,
+        pipeline: Any,
+        *,
+        batch_size: int,
+        call: Mapping[str, Any] | None = None,
+        conditions: Conditions | None = None,
+        layers: int = 0,
+        base: Path | None = None,
+    ) -> None:
+        weights = None if definition.features_weights is None else Path(definition.features_weights)
+        self.definition = definition
+        self.pipeline = pipeline
+        self.batch_size = batch_size
+        self.call = dict(call or {})
+        self.conditions = conditions
+        self.layers = layers
+        self.extractor = load_extractor(definition.features, torch.device(pipeline.device), weights)
+        self.reference = load_reference(definition.reference, self.extractor, base)
+
+    def score(
+        self,
+        candidate: Candidate,
+        *,
+        images: int | None = None,
+        seed: int | None = None,
+        progress: Progress | None = None,
+    ) -> Score:
+        """Generate ``images`` of ``candidate`` with the noise of ``seed`` and measure them."""
+        count = self.definition.images if images is None else images
+        start = time.perf_counter()
+        moments = self._moments(candidate, count, self.definition.seed if seed is None else seed, progress)
+        value = frechet_distance(moments.gaussian(), self.reference)
+        return Score(
+            value=value if math.isfinite(value) else math.inf,
+            images=count,
+            seconds=time.perf_counter() - start,
+            nfe=nfe(self.pipeline.scheduler, len(candidate.steps)),
+            layer_runs=self._layer_runs(candidate),
+        )
+
+    def _moments(self, candidate: Candidate, count: int, seed: int, progress: Progress | None) -> Moments:
+        moments = Moments(len(self.reference.mean))
+        batches = generate(
+            self.pipeline,
+            candidate,
+            range(count),
+            seed=seed,
+            batch_size=min(self.batch_size, count),
+            conditions=self.conditions,
+            call=self.call,
+        )
+        for images in batches:
+            features = self.extractor(images)
+            if features.shape[1] != len(self.reference.mean):
+                raise UserError(
+                    f"the reference must have features of {features.shape[1]} dimensions, as "
+                    f"{self.definition.features} gives; it has {len(self.reference.mean)}: it was made with another extractor"
+                )
+            moments.add(features)
+            if progress is not None:
+                progress(moments.count)
+        return moments
+
+    def _layer_runs(self, candidate: Candidate) -> int | None:
+        if not self.layers:
+            return None
+        return sum(self.layers - len(removed) for removed in candidate.removed)

@@ -1,0 +1,172 @@
+"""References: the statistics that generated images are compared with, computed once and kept on disk.
+
+A reference is the embedded images (``digits``), a folder of images, or an ``.npz`` file with ``mu`` and ``sigma``, as
+the FID literature exchanges them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+import zipfile
+from collections.abc import Iterator
+from itertools import groupby
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from autodiffusion_opt.errors import UserError
+from autodiffusion_opt.objective.features import Extractor
+from autodiffusion_opt.objective.statistics import Gaussian, Moments
+
+CACHE_VARIABLE = "AUTODIFFUSION_CACHE"
+SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
+BATCH = 64
+
+
+def cache_folder() -> Path:
+    """Where computed statistics are kept: ``$AUTODIFFUSION_CACHE``, else the user's cache folder."""
+    given = os.environ.get(CACHE_VARIABLE)
+    if given:
+        return Path(given)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "autodiffusion-opt"
+
+
+def load_reference(name: str, extractor: Extractor, base: Path | None = None) -> Gaussian:
+    """The statistics of a reference in an extractor's features.
+
+    Args:
+        name: ``digits``, a folder of images, or an ``.npz`` file; relative to ``base``, else to the working folder.
+        extractor: what the features come from.
+        base: the folder of the file that named the reference.
+
+    Raises:
+        UserError: for a reference that does not exist, holds no images, or does not fit the extractor.
+    """
+    if name == "digits":
+        return _cached(_digits_key(), extractor, _digits_batches)
+    path = _find(name, base)
+    if path.suffix == ".npz":
+        return read_statistics(path)
+    files = image_files(path)
+    return _cached(_files_key(path, files), extractor, lambda: _file_batches(files))
+
+
+def image_files(folder: Path) -> list[Path]:
+    """All images below a folder, in the order of their names. Raises UserError if there are none."""
+    if not folder.is_dir():
+        raise UserError(f"reference: {folder} must be a folder of images or an .npz file")
+    found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
+    if len(found) < 2:
+        endings = ", ".join(SUFFIXES)
+        raise UserError(
+            f"reference: the folder {folder} must hold at least 2 images ({endings}); it holds {len(found)}"
+        )
+    return found
+
+
+def read_statistics(path: Path) -> Gaussian:
+    """``mu`` (D,) and ``sigma`` (D, D) from an ``.npz`` file; pickled arrays are refused."""
+    try:
+        with np.load(path, allow_pickle=False) as found:
+            missing = [key for key in ("mu", "sigma") if key not in found]
+            if missing:
+                raise UserError(f"reference: {path} must hold mu and sigma; {', '.join(missing)} is missing")
+            mean, covariance = found["mu"].astype(np.float64), found["sigma"].astype(np.float64)
+            count = int(found["count"]) if "count" in found else 0
+    except (OSError, ValueError, zipfile.BadZipFile) as error:
+        raise UserError(f"reference: {path} must be an .npz file with mu and sigma; {error}") from None
+    if mean.ndim != 1 or covariance.shape != (len(mean), len(mean)):
+        raise UserError(f"reference: {path}: mu must be (D,), sigma (D, D); got {mean.shape}, {covariance.shape}")
+    return Gaussian(mean, covariance, count)
+
+
+def measure(batches: Iterator[torch.Tensor], extractor: Extractor) -> Gaussian:
+    """The statistics of images, batch by batch."""
+    moments: Moments | None = None
+    for images in batches:
+        features = extractor(images)
+        moments = moments or Moments(features.shape[1])
+        moments.add(features)
+    if moments is None:
+        raise UserError("reference: there are no images")
+    return moments.gaussian()
+
+
+def _find(name: str, base: Path | None) -> Path:
+    given = Path(name).expanduser()
+    tried = [given] if given.is_absolute() or base is None else [base / given, given]
+    for path in tried:
+        if path.exists():
+            return path
+    places = ", ".join(str(path) for path in tried)
+    raise UserError(
+        f'reference must be "digits", a folder of images, or an .npz file; {name!r} is not there ({places})'
+    )
+
+
+def _cached(content: str, extractor: Extractor, batches: object) -> Gaussian:
+    key = hashlib.sha256(f"{content}\n{extractor.identity}".encode()).hexdigest()[:32]
+    path = cache_folder() / f"reference-{key}.npz"
+    if path.is_file():
+        return read_statistics(path)
+    found = measure(batches(), extractor)  # type: ignore[operator]
+    _write(path, found)
+    return found
+
+
+def _write(path: Path, found: Gaussian) -> None:
+    """Written beside and renamed, so that no other process reads half a file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".tmp", delete=False) as file:
+        np.savez(file, mu=found.mean, sigma=found.covariance, count=np.array(found.count))
+    os.replace(file.name, path)
+
+
+def _digits_key() -> str:
+    from autodiffusion_opt.zoo import digits
+
+    return hashlib.sha256(digits.IMAGES.read_bytes()).hexdigest()
+
+
+def _digits_batches() -> Iterator[torch.Tensor]:
+    from autodiffusion_opt.zoo import digits
+
+    images = digits.load_images()
+    yield from (images[start : start + 256] for start in range(0, len(images), 256))
+
+
+def _files_key(folder: Path, files: list[Path]) -> str:
+    total = hashlib.sha256()
+    for path in files:
+        total.update(str(path.relative_to(folder)).encode() + b"\0")
+        total.update(hashlib.sha256(path.read_bytes()).digest())
+    return total.hexdigest()
+
+
+def _file_batches(files: list[Path]) -> Iterator[torch.Tensor]:
+    """Batches of images of one size; those that follow each other and agree go together."""
+    for _, group in groupby((_read_image(path) for path in files), key=lambda image: image.shape):
+        batch: list[torch.Tensor] = []
+        for image in group:
+            batch.append(image)
+            if len(batch) == BATCH:
+                yield torch.stack(batch)
+                batch = []
+        if batch:
+            yield torch.stack(batch)
+
+
+def _read_image(path: Path) -> torch.Tensor:
+    """uint8 (1 or 3, H, W)."""
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        with Image.open(path) as image:
+            array = np.array(image if image.mode == "L" else image.convert("RGB"))
+    except (OSError, UnidentifiedImageError) as error:
+        raise UserError(f"reference: {path} cannot be read as an image: {error}") from None
+    tensor = torch.from_numpy(array)
+    return tensor[None] if tensor.ndim == 2 else tensor.permute(2, 0, 1)

@@ -1,0 +1,218 @@
+"""What the terminal shows: tables on stdout, progress on stderr."""
+
+from __future__ import annotations
+
+import math
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from types import TracebackType
+from typing import Any, TextIO
+
+from optuna.trial import FrozenTrial, TrialState
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn
+from rich.table import Table
+
+from autodiffusion_opt.candidate import Candidate
+from autodiffusion_opt.plan import StudyPlan
+from autodiffusion_opt.study import Watch, baseline_trials
+from autodiffusion_opt.trials import STAGE, candidate_of, completed, value_of
+from autodiffusion_opt.verify import Rescored
+
+UNIFORM = "leading"
+WIDE = 160
+
+
+def out() -> Console:
+    """The console of results."""
+    return _console(sys.stdout)
+
+
+def err() -> Console:
+    """The console of progress and status."""
+    return _console(sys.stderr)
+
+
+def _console(file: TextIO) -> Console:
+    """Wide where nobody looks: a table in a file or a pipe is not folded to 80 columns."""
+    return Console(file=file, highlight=False, width=None if file.isatty() else WIDE)
+
+
+class LiveWatch(Watch):
+    """A bar on a terminal, and a line every ten seconds elsewhere: trial n/N, best, factor, value, images/s, time."""
+
+    INTERVAL = 10.0
+
+    def __init__(self) -> None:
+        self._console = err()
+        self._bar = Progress(
+            TextColumn("trial {task.completed:.0f}/{task.total:.0f}"),
+            BarColumn(bar_width=24),
+            TextColumn("{task.fields[text]}"),
+            console=self._console,
+            disable=not self._console.is_terminal,
+        )
+        self._task = self._bar.add_task("", total=1, text="starting")
+        self._best = self._uniform = math.inf
+        self._done = self._start_done = self._wanted = self._images = self._before = 0
+        self._start = self._said = time.monotonic()
+        self._value = math.nan
+
+    def __enter__(self) -> LiveWatch:
+        self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bar.stop()
+
+    def started(self, plan: StudyPlan, trials: list[FrozenTrial], wanted: int) -> None:
+        """Take over what SQL holds."""
+        done = completed(trials)
+        for trial in done:
+            self._note(trial)
+        self._done = self._start_done = len(done)
+        self._wanted, self._start = wanted, time.monotonic()
+        if done and len(done) < wanted:
+            self._console.print(f"{plan.name}: continuing after {len(done)} of {wanted} trials")
+        self._show()
+
+    def proposed(self, number: int, candidate: Candidate) -> None:
+        """The trial's images are counted from nothing."""
+        self._before += self._images
+        self._images = 0
+
+    def images(self, done: int, of: int) -> None:
+        """Images of the current trial."""
+        self._images = done
+        self._show()
+
+    def finished(self, trial: FrozenTrial) -> None:
+        """One more trial."""
+        self._done += 1
+        self._note(trial)
+        self._show()
+        if not self._console.is_terminal and time.monotonic() - self._said >= self.INTERVAL:
+            self._said = time.monotonic()
+            self._console.print(f"trial {self._done}/{self._wanted}  {self._text()}")
+
+    def _note(self, trial: FrozenTrial) -> None:
+        value = value_of(trial)
+        self._value = math.nan if value is None else value
+        self._best = min(self._best, math.inf if value is None else value)
+        if trial.user_attrs.get("baseline") == UNIFORM and value is not None:
+            self._uniform = value
+
+    def _show(self) -> None:
+        self._bar.update(self._task, completed=self._done, total=max(self._wanted, 1), text=self._text())
+
+    def _text(self) -> str:
+        seconds = max(time.monotonic() - self._start, 1e-9)
+        parts = []
+        if math.isfinite(self._best):
+            parts.append(f"best {self._best:.4g}")
+        if math.isfinite(self._uniform) and math.isfinite(self._best):
+            parts.append(f"({self._best / self._uniform:.2f} of uniform's {self._uniform:.4g})")
+        if math.isfinite(self._value):
+            parts.append(f"now {self._value:.4g}")
+        parts.append(f"{(self._before + self._images) / seconds:.0f} images/s")
+        run = self._done - self._start_done
+        if run:
+            parts.append(f"{clock((self._wanted - self._done) * seconds / run)} left")
+        return "  ".join(parts)
+
+
+def clock(seconds: float) -> str:
+    """m:ss, or h:mm:ss."""
+    whole = max(0, round(seconds))
+    hours, rest = divmod(whole, 3600)
+    return f"{hours}:{rest // 60:02d}:{rest % 60:02d}" if hours else f"{rest // 60}:{rest % 60:02d}"
+
+
+def image_bar(total: int, what: str) -> tuple[Progress, Any]:
+    """A bar over images, on stderr, and its task."""
+    console = err()
+    bar = Progress(
+        TextColumn(what),
+        BarColumn(bar_width=24),
+        TextColumn("{task.completed:.0f}/{task.total:.0f} images"),
+        console=console,
+        disable=not console.is_terminal,
+    )
+    return bar, bar.add_task("", total=total)
+
+
+def run_summary(trials: Sequence[FrozenTrial]) -> dict[str, Any]:
+    """What ``run --json`` prints."""
+    ranked, baselines = completed(trials), baseline_trials(list(trials))
+    best = ranked[0]
+    uniform = baselines.get(UNIFORM)
+    reference = None if uniform is None else value_of(uniform)
+    value = value_of(best)
+    return {
+        "trials": len(ranked),
+        "best": {"trial": best.number, "value": value, "candidate": _dict(best)},
+        "baselines": {name: value_of(trial) for name, trial in baselines.items()},
+        "factor": value / reference if reference and value is not None else None,
+    }
+
+
+def run_table(trials: Sequence[FrozenTrial]) -> Table:
+    """Baselines and the best, with each one's share of the uniform baseline's value."""
+    ranked, baselines = completed(trials), baseline_trials(list(trials))
+    uniform = value_of(baselines[UNIFORM]) if UNIFORM in baselines else None
+    table = Table("", "value", "of uniform", "NFE", "time steps")
+    for name, trial in baselines.items():
+        table.add_row(name, *_row(trial, uniform))
+    table.add_row("best", *_row(ranked[0], uniform), style="bold")
+    return table
+
+
+def best_table(trials: Sequence[FrozenTrial]) -> Table:
+    """Rank, value and candidate."""
+    table = Table("rank", "trial", "value", "origin", "time steps")
+    for rank, trial in enumerate(trials, 1):
+        origin = str(trial.user_attrs.get("origin", ""))
+        table.add_row(str(rank), str(trial.number), _number(value_of(trial)), origin, str(candidate_of(trial)))
+    return table
+
+
+def rescored_table(found: Mapping[str, Rescored]) -> Table:
+    """Mean ± spread of each, and its share of the uniform baseline's mean."""
+    uniform = found[UNIFORM].mean if UNIFORM in found else None
+    table = Table("", "mean", "std", "of uniform", "time steps")
+    for name, one in found.items():
+        share = f"{one.mean / uniform:.3f}" if uniform else ""
+        table.add_row(
+            name, _number(one.mean), _number(one.std), share, str(one.candidate), style="bold" if name == "best" else ""
+        )
+    return table
+
+
+def states(trials: Sequence[FrozenTrial]) -> dict[str, int]:
+    """How many trials there are in each state, retried ones (failed) included."""
+    return {state.name.lower(): sum(trial.state == state for trial in trials) for state in TrialState}
+
+
+def last_stage(trials: Sequence[FrozenTrial]) -> str | None:
+    """The stage of the newest trial that has one."""
+    found = [trial.user_attrs[STAGE] for trial in trials if STAGE in trial.user_attrs]
+    return str(found[-1]) if found else None
+
+
+def _row(trial: FrozenTrial, uniform: float | None) -> tuple[str, str, str, str]:
+    value = value_of(trial)
+    share = f"{value / uniform:.3f}" if uniform and value is not None else ""
+    nfe = str(trial.user_attrs.get("score", {}).get("nfe", ""))
+    return _number(value), share, nfe, str(candidate_of(trial))
+
+
+def _dict(trial: FrozenTrial) -> dict[str, Any] | None:
+    candidate = candidate_of(trial)
+    return None if candidate is None else candidate.to_dict()
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None or math.isnan(value) else f"{value:.4g}"

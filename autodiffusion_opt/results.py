@@ -1,0 +1,84 @@
+"""What comes out of a study: its best candidates, as files, and as images."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from optuna.trial import FrozenTrial
+
+from autodiffusion_opt.candidate import Candidate
+from autodiffusion_opt.errors import UserError
+from autodiffusion_opt.plan import StudyPlan, load_plan, plan_of
+from autodiffusion_opt.storage import open_storage, storage_url
+from autodiffusion_opt.study import DEFINITION, WANTED, best_trials, load, need_study
+from autodiffusion_opt.trials import value_of
+
+if TYPE_CHECKING:
+    import torch
+
+
+def top_trials(study: str, storage: str | None, count: int) -> tuple[list[FrozenTrial], dict[str, Any]]:
+    """The best trials of a study in SQL, and its definition. Raises UserError where there is none."""
+    url = storage_url(storage)
+    found = need_study(open_storage(url, create=False), _stem(study), url)
+    trials = best_trials(found.get_trials(deepcopy=False), found.study_name, count)
+    return trials, {WANTED: found.user_attrs.get(WANTED, 1), **found.user_attrs.get(DEFINITION, {})}
+
+
+def candidate_file(trial: FrozenTrial, study: str, definition: Mapping[str, Any]) -> dict[str, Any]:
+    """The JSON file of a trial's candidate: itself, and where it comes from."""
+    source = {"study": study, "trial": trial.number, "value": value_of(trial), "definition": dict(definition)}
+    return {**json.loads(trial.user_attrs["candidate"]), "source": source}
+
+
+def resolve(given: str, study: str | None, storage: str | None) -> tuple[StudyPlan, Candidate]:
+    """The candidate of a JSON file or of a study (its best), and the plan that it belongs to.
+
+    A file says itself where it comes from, unless ``study`` names another.
+    Raises UserError for a file that is no candidate, or a study that is not in SQL.
+    """
+    path = Path(given)
+    if path.suffix == ".json":
+        candidate = Candidate.load(path)
+        return (load_plan(study) if study else _plan_in(path)), candidate
+    trials, definition = top_trials(given, storage, 1)
+    return plan_of(_stem(given), Path(f"{_stem(given)} in {storage_url(storage)}"), definition), _candidate(trials[0])
+
+
+def _plan_in(path: Path) -> StudyPlan:
+    source = json.loads(path.read_text(encoding="utf-8"))
+    source = source.get("source") if isinstance(source, dict) else None
+    if not isinstance(source, dict) or "definition" not in source:
+        raise UserError(f"{path}: does not say which model it is for; name a study that does with --study")
+    return plan_of(str(source.get("study", path.stem)), path, source["definition"])
+
+
+def sample_blocks(plan: StudyPlan, candidate: Candidate, count: int, seed: int) -> dict[str, torch.Tensor]:
+    """Caption -> images, of the candidate and of the uniform one, from the same noise."""
+    import torch
+
+    from autodiffusion_opt.sampling.facts import read_facts
+    from autodiffusion_opt.sampling.pipeline import generate
+    from autodiffusion_opt.space.baselines import leading
+
+    pipeline, table = load(plan), plan.space.pipeline
+    steps = leading(read_facts(pipeline), len(candidate.steps))
+    uniform = Candidate.from_time_steps(steps, guidance_scale=candidate.guidance_scale)
+    found = {}
+    for name, one in (("best", candidate), ("uniform", uniform)):
+        batches = generate(
+            pipeline, one, range(count), seed=seed, batch_size=min(table.batch_size, count), call=table.call
+        )
+        found[f"{name} {one}"] = torch.cat([batch.cpu() for batch in batches])
+    return found
+
+
+def _candidate(trial: FrozenTrial) -> Candidate:
+    return Candidate.from_json(trial.user_attrs["candidate"])
+
+
+def _stem(study: str) -> str:
+    return Path(study).stem if study.endswith(".toml") else study

@@ -1,0 +1,33 @@
+"""A pipeline's numbers, as a space needs them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from autodiffusion_opt.sampling.layers import list_layers
+from autodiffusion_opt.sampling.pipeline import denoiser_of
+from autodiffusion_opt.sampling.schedule import calls_per_step, sigmas_of, takes_continuous, time_range
+from autodiffusion_opt.space.facts import ModelFacts
+
+FLOW_LOWEST = 1.0  # time 0 is the image itself
+
+
+def read_facts(pipeline: Any, *, layers: bool = False, ranking: Sequence[Sequence[int]] = ()) -> ModelFacts:
+    """The time range and, where asked for, the layers of a pipeline (see :class:`ModelFacts`)."""
+    scheduler = pipeline.scheduler
+    low, high = time_range(scheduler)
+    sigmas = sigmas_of(scheduler)
+    listed = list_layers(denoiser_of(pipeline)) if layers else []
+    return ModelFacts(
+        train_steps=int(scheduler.config.num_train_timesteps),
+        lowest=max(low, FLOW_LOWEST) if sigmas is None else low,
+        highest=high,
+        continuous=takes_continuous(scheduler),
+        steps_offset=int(scheduler.config.get("steps_offset", 0)),
+        sigmas=() if sigmas is None else tuple(float(sigma) for sigma in sigmas),
+        calls_per_step=calls_per_step(scheduler),
+        layers=len(listed),
+        removable=tuple(layer.index for layer in listed if layer.removable),
+        ranking=tuple(tuple(third) for third in ranking),
+    )

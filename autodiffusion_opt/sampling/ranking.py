@@ -1,0 +1,160 @@
+"""Which layers matter least, and when: measured once, so that a space need only say how many are left out.
+
+The pipeline samples some images with the whole network; some of its calls of the denoiser, in each third of the time
+range, are kept as they came, conditions and guidance batches included. Each is repeated with one layer bypassed, on
+the same input: what changes is that layer's doing alone.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch.utils._pytree import tree_map
+
+from autodiffusion_opt.candidate import Candidate
+from autodiffusion_opt.errors import UserError
+from autodiffusion_opt.sampling.facts import read_facts
+from autodiffusion_opt.sampling.layers import install_bypass
+from autodiffusion_opt.sampling.layers.listing import known_layers
+from autodiffusion_opt.sampling.pipeline import Conditions, denoiser_of, generate
+from autodiffusion_opt.sampling.schedule.checks import KEY
+from autodiffusion_opt.space.facts import third_of
+
+THIRDS = 3
+# Steps of the run whose inputs are kept, a third of the range: enough that they are what a good sampler meets.
+STEPS_PER_THIRD = 10
+
+# The arguments of one call of the denoiser.
+Call = tuple[tuple[Any, ...], dict[str, Any]]
+
+
+@torch.inference_mode()
+def rank_layers(
+    pipeline: Any,
+    *,
+    images: int = 16,
+    seed: int = 0,
+    times_per_third: int = 2,
+    conditions: Conditions | None = None,
+    call: Mapping[str, Any] | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> tuple[tuple[int, ...], ...]:
+    """For each third of the time range, noise to image, the removable layers from the one that matters least.
+
+    A layer matters by the relative L2 change of the denoiser's output when it alone is removed, averaged over the
+    calls of that third. Of equal layers the earlier comes first.
+
+    Args:
+        pipeline: is left as it was found, also after an exception.
+        images: how many are sampled, in one batch.
+        seed: of their noise.
+        times_per_third: calls kept in each third.
+        conditions: what each image is of; None: unconditional.
+        call: further arguments of the pipeline's call.
+        progress: told how many of how many layers are measured.
+
+    Raises:
+        UserError: for a pipeline with a candidate applied, or whose layers cannot be bypassed; for counts below 1.
+    """
+    _check(pipeline, images, times_per_third)
+    denoiser = denoiser_of(pipeline)
+    layers = [layer.index for layer in known_layers(denoiser) if layer.removable]
+    thirds = _kept_calls(pipeline, images, seed, times_per_third, conditions, call)
+    whole = [[_output(denoiser, kept) for kept in calls] for calls in thirds]
+    changes: dict[int, list[float]] = {}
+    for done, layer in enumerate(layers, start=1):
+        with install_bypass(denoiser, [[layer]], lambda: 0):
+            changes[layer] = [_change(denoiser, *third) for third in zip(thirds, whole, strict=True)]
+        if progress is not None:
+            progress(done, len(layers))
+    return tuple(
+        tuple(sorted(layers, key=lambda layer: (changes[layer][third], layer)))  # noqa: B023  # used at once
+        for third in range(THIRDS)
+    )
+
+
+def _check(pipeline: Any, images: int, times_per_third: int) -> None:
+    for name, value in (("images", images), ("times_per_third", times_per_third)):
+        if value < 1:
+            raise UserError(f"{name} must be 1 or more; got {value}")
+    if KEY in vars(pipeline.scheduler):
+        raise UserError("layers are ranked on a pipeline without a candidate: remove(pipeline) first")
+
+
+def _kept_calls(
+    pipeline: Any,
+    images: int,
+    seed: int,
+    times_per_third: int,
+    conditions: Conditions | None,
+    call: Mapping[str, Any] | None,
+) -> list[list[Call]]:
+    """Calls of the denoiser while the pipeline samples, by third of the time range."""
+    facts = read_facts(pipeline)
+    times = _times(facts.lowest, facts.highest, max(STEPS_PER_THIRD, times_per_third))
+    third_at = [third_of(time, facts.lowest, facts.highest) for time in times]
+    chosen = {step for third in range(THIRDS) for step in _spread(_where(third_at, third), times_per_third)}
+    found: list[list[Call]] = [[] for _ in range(THIRDS)]
+
+    def keep(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        step = vars(pipeline.scheduler)[KEY].step
+        if step in chosen:
+            found[third_at[step]].append((_copied(args), _copied(kwargs)))
+
+    with _watched(denoiser_of(pipeline), keep):
+        candidate = Candidate.from_time_steps(times)
+        for _ in generate(
+            pipeline, candidate, range(images), seed=seed, batch_size=images, conditions=conditions, call=call
+        ):
+            pass
+    # A denoiser that is not called in some third (there may be two, one for each part) has one ranking for all.
+    every = [kept for calls in found for kept in calls]
+    return [calls or every for calls in found]
+
+
+def _times(lowest: float, highest: float, per_third: int) -> list[float]:
+    """Even integer times from the noisiest on, as "trailing"; fewer where there are no more."""
+    count = THIRDS * per_third
+    even = (highest - (highest - lowest) * step / count for step in range(count))
+    return sorted({min(max(float(round(time)), math.ceil(lowest)), math.floor(highest)) for time in even}, reverse=True)
+
+
+def _where(third_at: Sequence[int], third: int) -> list[int]:
+    return [step for step, found in enumerate(third_at) if found == third]
+
+
+def _spread(steps: Sequence[int], count: int) -> list[int]:
+    """``count`` of ``steps``, evenly, each in the middle of its part; all where there are no more."""
+    count = min(count, len(steps))
+    return [steps[(2 * i + 1) * len(steps) // (2 * count)] for i in range(count)]
+
+
+@contextmanager
+def _watched(denoiser: torch.nn.Module, keep: Callable[..., None]) -> Iterator[None]:
+    handle = denoiser.register_forward_pre_hook(keep, with_kwargs=True)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def _copied(arguments: Any) -> Any:
+    return tree_map(lambda leaf: leaf.clone() if isinstance(leaf, torch.Tensor) else leaf, arguments)
+
+
+def _output(denoiser: torch.nn.Module, kept: Call) -> torch.Tensor:
+    args, kwargs = kept
+    found: torch.Tensor = denoiser(*_copied(args), **_copied(kwargs))[0]  # a tuple, or an output that acts as one
+    return found.double()
+
+
+def _change(denoiser: torch.nn.Module, calls: Sequence[Call], whole: Sequence[torch.Tensor]) -> float:
+    """Mean of ‖f₋ₗ(x) - f(x)‖ / ‖f(x)‖ over calls; infinite where an output is not finite."""
+    total = 0.0
+    for kept, output in zip(calls, whole, strict=True):
+        total += float((_output(denoiser, kept) - output).norm() / output.norm())
+    return total / len(calls) if math.isfinite(total) else math.inf

@@ -1,0 +1,349 @@
+"""The study: binds space, objective and optimizer, runs trials, keeps them in SQL, resumes."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import optuna
+from optuna.trial import FrozenTrial, TrialState
+
+from autodiffusion_opt.candidate import Candidate
+from autodiffusion_opt.errors import UserError, unknown
+from autodiffusion_opt.plan import StudyPlan, differences, load_plan
+from autodiffusion_opt.storage import Storage, fail, heartbeat, is_live, open_storage, recover, retry_open, storage_url
+from autodiffusion_opt.storage import this_worker as worker_name
+from autodiffusion_opt.trials import (
+    BASELINE,
+    CANDIDATE,
+    REUSED_FROM,
+    SCORE,
+    WORKER,
+    candidate_of,
+    completed,
+    positions,
+    value_of,
+)
+
+if TYPE_CHECKING:
+    from autodiffusion_opt.objective.fid import FidObjective
+    from autodiffusion_opt.space import ModelFacts, Space
+
+# User attributes of a study.
+DEFINITION = "definition"
+MODEL = "model"
+RANKING = "ranking"
+WANTED = "trials"
+# Seeds of re-scoring start here, far from those that definitions use.
+FRESH_SEED = 1_000_000_007
+
+
+class Watch:
+    """What is told while a study runs; every method may be overridden. An exception from it stops the run."""
+
+    def started(self, plan: StudyPlan, trials: list[FrozenTrial], wanted: int) -> None:
+        """The study is open; ``trials`` are those in SQL."""
+
+    def proposed(self, number: int, candidate: Candidate) -> None:
+        """A trial begins."""
+
+    def images(self, done: int, of: int) -> None:
+        """Images of the current trial."""
+
+    def finished(self, trial: FrozenTrial) -> None:
+        """A trial is complete, in SQL."""
+
+
+@dataclass(frozen=True)
+class Bound:
+    """A study's parts with the model loaded."""
+
+    pipeline: Any
+    facts: ModelFacts
+    space: Space
+    objective: FidObjective
+    fingerprint: str
+
+
+class Study:
+    """A search: what its file says, and its trials in SQL.
+
+    Args:
+        plan: the resolved definitions.
+        url: the database; None: ``$AUTODIFFUSION_STORAGE``, else SQLite below the working folder.
+    """
+
+    def __init__(self, plan: StudyPlan, url: str | None = None) -> None:
+        self.plan = plan
+        self.url = storage_url(url)
+
+    @classmethod
+    def load(
+        cls, name: str | Path, *, storage: str | None = None, seed: int | None = None, device: str | None = None
+    ) -> Study:
+        """The study of a catalogue name or a TOML file.
+
+        Args:
+            name: a name in ``studies/``, or a path.
+            storage: an SQLAlchemy URL.
+            seed: another seed than the file's; the study is then called ``NAME-seedN``.
+            device: another device than the file's.
+
+        Raises:
+            UserError: all that is wrong with the files, at once.
+        """
+        plan = load_plan(str(name))
+        plan = plan if seed is None else plan.with_seed(seed)
+        return cls(plan if device is None else plan.on_device(device), storage)
+
+    @cached_property
+    def storage(self) -> Storage:
+        """The database, opened (and created where it is SQLite)."""
+        return open_storage(self.url)
+
+    @cached_property
+    def bound(self) -> Bound:
+        """The model loaded, the space and the objective bound to it."""
+        return bind(self.plan, self._stored(RANKING))
+
+    def _stored(self, key: str) -> Any:
+        found = find_study(self.storage, self.plan.name)
+        return None if found is None else found.user_attrs.get(key)
+
+    def run(
+        self, trials: int | None = None, timeout: float | None = None, watch: Watch | None = None
+    ) -> list[FrozenTrial]:
+        """Run until the study has ``trials`` complete ones, and return them, best first.
+
+        Safe to call again: it continues, or returns at once when the study is complete. An interrupted trial is
+        marked as failed and retried first by the next run.
+
+        Args:
+            trials: the total wanted; None: what the file says.
+            timeout: seconds after which no further trial is started.
+            watch: is told of every step.
+
+        Raises:
+            UserError: for a definition or model that differs from the one in SQL, a device that is not there ...
+        """
+        wanted, watch = trials or self.plan.trials, watch or Watch()
+        study = self._open()
+        recover(study, self.storage, self.bound.space.encode)
+        self._enqueue_baselines(study)
+        watch.started(self.plan, study.get_trials(deepcopy=False), wanted)
+        deadline = None if timeout is None else time.monotonic() + timeout
+        try:
+            while self._claimed(study) < wanted and (deadline is None or time.monotonic() < deadline):
+                watch.finished(self._one_trial(study, watch))
+        except BaseException as error:
+            self._let_go(study, error)
+            raise
+        return completed(study.get_trials(deepcopy=False))
+
+    def _open(self) -> optuna.Study:
+        """The Optuna study, created on first use, with this plan's sampler. Raises UserError where it differs."""
+        optuna.logging.set_verbosity(optuna.logging.WARNING)  # its log is not ours
+        sampler = self.plan.optimizer.sampler(self.bound.space, self.plan.seed)
+        study = create_study(self.storage, self.plan.name)
+        study.sampler = sampler
+        definition = self.plan.definition() | {MODEL: self.bound.fingerprint}
+        stored = study.user_attrs.get(DEFINITION)
+        if stored is None:
+            ranking = [list(third) for third in self.bound.facts.ranking]
+            study.set_user_attr(RANKING, ranking)
+            study.set_user_attr(DEFINITION, definition)
+        elif stored != definition:
+            self._refuse(stored, definition)
+        study.set_user_attr(WANTED, self.plan.trials)
+        return study
+
+    def _refuse(self, stored: Mapping[str, Any], definition: Mapping[str, Any]) -> None:
+        lines = "\n".join(f"  {line}" for line in differences(stored, definition))
+        raise UserError(
+            f"{self.plan.path}: the study {self.plan.name!r} in {self.url} was started with another definition:\n"
+            f"{lines}\n"
+            "Its trials would not be comparable. Put the definition back, copy the file to another name, or use "
+            "another --storage."
+        )
+
+    def _enqueue_baselines(self, study: optuna.Study) -> None:
+        """The usual schedules come first, so that every study carries its own comparison."""
+        known = {trial.user_attrs.get(BASELINE) for trial in study.get_trials(deepcopy=False)}
+        for name, candidate in self.bound.space.baselines().items():
+            if name not in known:
+                attributes = {BASELINE: name, CANDIDATE: candidate.to_json(), "origin": "baseline"}
+                study.enqueue_trial(self.bound.space.encode(candidate), user_attrs=attributes)
+
+    def _claimed(self, study: optuna.Study) -> int:
+        """Positions that are complete, or at which a live worker works."""
+        trials = study.get_trials(deepcopy=False)
+        placed = positions(trials)
+        done = (TrialState.COMPLETE, TrialState.PRUNED)
+        return len({placed[t.number] for t in trials if t.state in done or is_live(study, self.storage, t)})
+
+    def _one_trial(self, study: optuna.Study, watch: Watch) -> FrozenTrial:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Heartbeat of storage")
+            trial = study.ask(fixed_distributions=self.bound.space.distributions())
+        with heartbeat(self.storage, trial._trial_id):
+            candidate = self._candidate(trial)
+            watch.proposed(trial.number, candidate)
+            value = self._value(study, trial, candidate, watch)
+            return study.tell(trial, value, skip_if_finished=True)
+
+    def _candidate(self, trial: optuna.Trial) -> Candidate:
+        """The published candidate; for an optimizer of parameters, the one that they decode to, now published."""
+        text = trial.user_attrs.get(CANDIDATE)
+        if text is not None:
+            return Candidate.from_json(text)
+        candidate = self.bound.space.decode(trial.params)
+        trial.set_user_attr(CANDIDATE, candidate.to_json())
+        return candidate
+
+    def _value(self, study: optuna.Study, trial: optuna.Trial, candidate: Candidate, watch: Watch) -> float:
+        """Measured, or taken over from an earlier trial with an equal candidate."""
+        earlier = self._earlier(study, trial.number, candidate)
+        if earlier is not None:
+            trial.set_user_attr(REUSED_FROM, earlier.number)
+            trial.set_user_attr(SCORE, earlier.user_attrs.get(SCORE, {}))
+            return _value(earlier)
+        images = self.bound.objective.definition.images
+        score = self.bound.objective.score(candidate, progress=lambda done: watch.images(done, images))
+        trial.set_user_attr(SCORE, score.parts())
+        return score.value
+
+    def _earlier(self, study: optuna.Study, number: int, candidate: Candidate) -> FrozenTrial | None:
+        for trial in study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)):
+            if trial.number != number and candidate_of(trial) == candidate:
+                return trial
+        return None
+
+    def _let_go(self, study: optuna.Study, error: BaseException) -> None:
+        """Whatever stopped the run: no trial of this worker stays running, and each is retried first next time."""
+        self.storage.engine.dispose()
+        for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+            if trial.user_attrs.get(WORKER) == worker_name():
+                fail(study, trial._trial_id, f"{type(error).__name__}: {error}"[:500])
+        retry_open(study, self.bound.space.encode)
+
+    def trials(self) -> list[FrozenTrial]:
+        """All trials in SQL, in the order of their numbers; none where the study was never run."""
+        found = find_study(self.storage, self.plan.name)
+        return [] if found is None else found.get_trials(deepcopy=False)
+
+    def best(self, count: int = 1) -> list[tuple[Candidate, float]]:
+        """The best ``count`` different candidates and their values, best first. Raises UserError if none."""
+        return [(_must(trial), _value(trial)) for trial in best_trials(self.trials(), self.plan.name, count)]
+
+
+def bind(plan: StudyPlan, ranking: Any = None) -> Bound:
+    """Load a plan's model, and bind its space and objective to it.
+
+    Args:
+        plan: the resolved definitions.
+        ranking: the layer ranking that SQL holds; None: measured where the space needs one.
+
+    Raises:
+        UserError: for a model, scheduler, device, features or reference that cannot be had, or a space that does not
+            fit the model.
+    """
+    from autodiffusion_opt.objective.fid import FidObjective
+    from autodiffusion_opt.sampling.facts import read_facts
+    from autodiffusion_opt.sampling.fingerprint import fingerprint
+
+    table = plan.space.pipeline
+    pipeline = load(plan)
+    facts = read_facts(pipeline, layers=True, ranking=_ranking(plan, pipeline, ranking))
+    try:
+        space = plan.space.bind(facts)
+    except UserError as error:
+        raise UserError(f"{plan.path}: space: {error}") from None
+    objective = FidObjective(
+        plan.objective,
+        pipeline,
+        batch_size=table.batch_size,
+        call=table.call,
+        layers=facts.layers,
+        base=plan.path.resolve().parent,
+    )
+    return Bound(pipeline, facts, space, objective, fingerprint(pipeline, table.model, table.revision, table.variant))
+
+
+def load(plan: StudyPlan) -> Any:
+    """The pipeline that a plan's space names."""
+    from autodiffusion_opt.sampling.pipeline import load_definition
+
+    return load_definition(plan.space.pipeline)
+
+
+def _ranking(plan: StudyPlan, pipeline: Any, stored: Any) -> Any:
+    if not plan.space.needs_ranking:
+        return ()
+    if stored:
+        return stored
+    from autodiffusion_opt.sampling.ranking import rank_layers
+
+    return rank_layers(pipeline, seed=plan.objective.seed)
+
+
+def create_study(storage: Storage, name: str) -> optuna.Study:
+    """The Optuna study of a name, created if need be; several processes may do so at once."""
+    for attempt in range(10):
+        try:
+            return optuna.create_study(storage=storage, study_name=name, direction="minimize", load_if_exists=True)
+        except (optuna.exceptions.StorageInternalError, optuna.exceptions.DuplicatedStudyError):
+            if attempt == 9:
+                raise
+            time.sleep(0.1)
+    raise AssertionError("not reached")
+
+
+def find_study(storage: Storage, name: str) -> optuna.Study | None:
+    """The Optuna study of a name, if it is there."""
+    if name not in optuna.get_all_study_names(storage):
+        return None
+    return optuna.load_study(study_name=name, storage=storage)
+
+
+def need_study(storage: Storage, name: str, url: str) -> optuna.Study:
+    """The Optuna study of a name. Raises UserError, listing those there are."""
+    found = find_study(storage, name)
+    if found is None:
+        raise UserError(f"{unknown(f'a study in {url}', name, optuna.get_all_study_names(storage))} Run it first.")
+    return found
+
+
+def best_trials(trials: list[FrozenTrial], name: str, count: int = 1) -> list[FrozenTrial]:
+    """The best ``count`` complete trials of different candidates, best first. Raises UserError where there is none."""
+    chosen: dict[Candidate, FrozenTrial] = {}
+    for trial in completed(trials):
+        chosen.setdefault(_must(trial), trial)
+    if not chosen:
+        raise UserError(f"the study {name!r} has no complete trial yet; run it first: autodiffusion-opt run {name}")
+    return list(chosen.values())[:count]
+
+
+def baseline_trials(trials: list[FrozenTrial]) -> dict[str, FrozenTrial]:
+    """The complete baselines, by name, in the order in which they were run."""
+    return {
+        trial.user_attrs[BASELINE]: trial
+        for trial in sorted(trials, key=lambda trial: trial.number)
+        if BASELINE in trial.user_attrs and value_of(trial) is not None
+    }
+
+
+def _must(trial: FrozenTrial) -> Candidate:
+    candidate = candidate_of(trial)
+    if candidate is None:
+        raise UserError(f"trial {trial.number} has no candidate: was it made by another program?")
+    return candidate
+
+
+def _value(trial: FrozenTrial) -> float:
+    value = value_of(trial)
+    return float("inf") if value is None else value

@@ -1,0 +1,77 @@
+"""Re-score candidates honestly: fresh noise, more images, several repeats.
+
+Search values are for ranking: the best of many noisy values is too good, and FID is biased by the number of images.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from autodiffusion_opt.candidate import Candidate
+from autodiffusion_opt.study import FRESH_SEED, Bound
+
+
+@dataclass(frozen=True)
+class Rescored:
+    """The values of one candidate over repeats, each with noise of its own."""
+
+    candidate: Candidate
+    values: tuple[float, ...]
+
+    @property
+    def mean(self) -> float:
+        """The mean over repeats."""
+        return float(np.mean(self.values))
+
+    @property
+    def std(self) -> float:
+        """The standard deviation over repeats (n - 1); not a number for one repeat."""
+        return float(np.std(self.values, ddof=1)) if len(self.values) > 1 else math.nan
+
+    def to_dict(self) -> dict[str, object]:
+        """As ``verify --json`` prints it."""
+        std = None if math.isnan(self.std) else self.std
+        return {"mean": self.mean, "std": std, "values": list(self.values), "candidate": self.candidate.to_dict()}
+
+
+def rescore(
+    bound: Bound,
+    candidates: Mapping[str, Candidate],
+    *,
+    images: int,
+    repeats: int,
+    progress: Callable[[int], None] | None = None,
+) -> dict[str, Rescored]:
+    """Each candidate scored ``repeats`` times on ``images`` images; repeat r uses the same fresh noise for all.
+
+    Args:
+        bound: a study's model and objective.
+        candidates: by name; equal ones are scored once.
+        images: a repeat.
+        repeats: how often.
+        progress: is told how many images were generated since it was last told.
+    """
+    known: dict[Candidate, Rescored] = {}
+    for candidate in candidates.values():
+        if candidate not in known:
+            values = tuple(_fresh(bound, candidate, images, repeat, progress) for repeat in range(repeats))
+            known[candidate] = Rescored(candidate, values)
+    return {name: known[candidate] for name, candidate in candidates.items()}
+
+
+def _fresh(
+    bound: Bound, candidate: Candidate, images: int, repeat: int, progress: Callable[[int], None] | None
+) -> float:
+    done = 0
+
+    def tell(now: int) -> None:
+        nonlocal done
+        if progress is not None:
+            progress(now - done)
+        done = now
+
+    return bound.objective.score(candidate, images=images, seed=FRESH_SEED + repeat, progress=tell).value

@@ -71,10 +71,7 @@ def rank_layers(
             changes[layer] = [_change(denoiser, *third) for third in zip(thirds, whole, strict=True)]
         if progress is not None:
             progress(done, len(layers))
-    return tuple(
-        tuple(sorted(layers, key=lambda layer: (changes[layer][third], layer)))  # noqa: B023  # used at once
-        for third in range(THIRDS)
-    )
+    return tuple(tuple(sorted(layers, key=lambda layer: (changes[layer][third], layer))) for third in range(THIRDS))
 
 
 def _check(pipeline: Any, images: int, times_per_third: int) -> None:

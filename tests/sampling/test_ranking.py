@@ -22,6 +22,7 @@ from autodiffusion_opt.sampling.layers import install_bypass
 from autodiffusion_opt.sampling.pipeline import apply, denoiser_of, load_pipeline
 from autodiffusion_opt.sampling.ranking import rank_layers
 
+PLMS = partial(PNDMScheduler, skip_prk_steps=True)
 TINY = {"images": 2, "times_per_third": 1}
 
 

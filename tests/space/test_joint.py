@@ -199,6 +199,17 @@ def test_mutation_changes_the_number_of_steps_and_keeps_the_budget() -> None:
     assert max(runs(child) for child in children) == 40
 
 
+def test_a_new_step_removes_what_the_step_nearest_to_it_removes() -> None:
+    space, rng = joint(n_max=100, steps_min=3), np.random.default_rng(0)
+    parent = Candidate.from_time_steps([900, 500, 100], [(1, 2), (4,), (7, 8, 9)])
+    children = [space.mutate(parent, rng, 0.05) for _ in range(1000)]
+    longer = [child for child in children if set(child.steps) > set(parent.steps)]
+    assert longer
+    for child in longer:
+        (new,) = set(child.steps) - set(parent.steps)
+        assert new.removed == min(parent.steps, key=lambda step: abs(step.time - new.time)).removed
+
+
 def test_a_step_keeps_its_layers_in_crossover() -> None:
     space, rng = joint(n_max=40, steps_min=2), np.random.default_rng(0)
     one = Candidate.from_time_steps([900, 700, 400, 100], [(1,), (2,), (3,), (4,)])

@@ -44,9 +44,7 @@ class Bypass:
         self._held.append(_Held(block, hook))
 
 
-def install_bypass(
-    denoiser: torch.nn.Module, removed: Sequence[Collection[int]], step: Callable[[], int]
-) -> Bypass:
+def install_bypass(denoiser: torch.nn.Module, removed: Sequence[Collection[int]], step: Callable[[], int]) -> Bypass:
     """Leave out, at step i, the layers whose indices are in ``removed[i]``. They are not computed.
 
     Args:
@@ -89,9 +87,7 @@ def install_bypass(
 class _BypassHook(ModelHook):  # type: ignore[misc]  # diffusers is untyped
     """Runs the rule of the block instead of the block at given steps."""
 
-    def __init__(
-        self, block: torch.nn.Module, steps: frozenset[int], count: int, step: Callable[[], int]
-    ) -> None:
+    def __init__(self, block: torch.nn.Module, steps: frozenset[int], count: int, step: Callable[[], int]) -> None:
         super().__init__()
         self.active = True
         self._steps, self._count, self._step = steps, count, step
@@ -106,9 +102,7 @@ class _BypassHook(ModelHook):  # type: ignore[misc]  # diffusers is untyped
     def _removed_now(self) -> bool:
         now = self._step()
         if not 0 <= now < self._count:
-            raise UserError(
-                f"the plan has {self._count} steps, 0 to {self._count - 1}; the sampler is at step {now}"
-            )
+            raise UserError(f"the plan has {self._count} steps, 0 to {self._count - 1}; the sampler is at step {now}")
         return now in self._steps
 
 
@@ -163,9 +157,7 @@ def _chosen(denoiser: torch.nn.Module, indices: Iterable[int]) -> list[Layer]:
     chosen = [layers[index] for index in indices]
     fixed = [f"{layer.index} ({layer.path})" for layer in chosen if not layer.removable]
     if fixed:
-        raise UserError(
-            f"{name}: these layers cannot be removed: {', '.join(fixed)}; take them out of the plan"
-        )
+        raise UserError(f"{name}: these layers cannot be removed: {', '.join(fixed)}; take them out of the plan")
     return chosen
 
 

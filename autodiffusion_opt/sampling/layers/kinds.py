@@ -117,9 +117,7 @@ def _sees_text(module: Any) -> bool:
     return module.added_kv_proj_dim is not None and module.group_norm is not None
 
 
-@_diffusers(
-    "attention", "Attention", removable=lambda module: module.residual_connection or _sees_text(module)
-)
+@_diffusers("attention", "Attention", removable=lambda module: module.residual_connection or _sees_text(module))
 def _attention(module: Any, hidden_states: Any, *_: Any, **__: Any) -> Any:
     """``x / rescale_output_factor``; with text, ``x``: such a block has no flag and always adds its input.
 

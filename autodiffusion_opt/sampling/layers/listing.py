@@ -58,9 +58,7 @@ class _Listing:
 
     layers: tuple[Layer, ...]
     total: int  # FLOPs of the whole forward
-    blocks: tuple[
-        tuple[str, type], ...
-    ]  # path and class of every block: has the denoiser been rebuilt since?
+    blocks: tuple[tuple[str, type], ...]  # path and class of every block: has the denoiser been rebuilt since?
     config: str
     own: bool  # the inputs were made from the config, not given
 
@@ -185,9 +183,7 @@ class _Watch:
     def layer(self, index: int) -> Layer:
         """What was seen, as a layer."""
         parameters = sum(weight.numel() for weight in self.block.parameters())
-        return Layer(
-            index, self.path, self.kind.name, self.flops, parameters, self.removable, self.bypass_flops
-        )
+        return Layer(index, self.path, self.kind.name, self.flops, parameters, self.removable, self.bypass_flops)
 
 
 def _known_kind(block: torch.nn.Module) -> Kind:

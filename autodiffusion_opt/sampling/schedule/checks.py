@@ -92,9 +92,7 @@ def default_times(scheduler: Any, steps: int, *, mu: float | None = None) -> tup
         try:
             twin.set_timesteps(steps, **options)
         except ValueError as error:
-            raise UserError(
-                f"{type(twin).__name__} has no default times for {steps} steps: {error}"
-            ) from error
+            raise UserError(f"{type(twin).__name__} has no default times for {steps} steps: {error}") from error
     if is_flow(twin, rule) and not rule.flow:  # diffusers cuts these timesteps to integers, not their sigmas
         called = (twin.sigmas[:-1].double() * twin.config.num_train_timesteps).tolist()
     else:

@@ -74,9 +74,7 @@ class Schedule:
         asked = float(timestep)
         index = min(range(len(self.times)), key=lambda one: abs(self.times[one] - asked))
         if abs(self.times[index] - asked) > SAME_TIME:
-            raise UserError(
-                f"the scheduler was called at time {asked:g}; its times are {_listed(self.times)}"
-            )
+            raise UserError(f"the scheduler was called at time {asked:g}; its times are {_listed(self.times)}")
         self._position, self._done = index, False
         return index
 
@@ -130,9 +128,7 @@ class Schedule:
         return result
 
 
-def install_schedule(
-    scheduler: Any, times: Sequence[float], *, uneven_coefficients: bool = False
-) -> Schedule:
+def install_schedule(scheduler: Any, times: Sequence[float], *, uneven_coefficients: bool = False) -> Schedule:
     """Puts times on a diffusers scheduler, exactly as given, until :meth:`Schedule.remove`.
 
     From then on whatever runs the scheduler (a pipeline) samples at these times. A schedule that is on it

@@ -184,25 +184,15 @@ RULES: dict[str, Rule] = {
     "DDIMScheduler": _DDIM,
     "DDPMScheduler": _DDPM,
     "DEISMultistepScheduler": Rule(last=first_sigma, fresh=_fresh_multistep, objection=_deis_objection),
-    "DPMSolverMultistepScheduler": Rule(
-        last=_configured_last, fresh=_fresh_multistep, objection=_dpm_objection
-    ),
-    "DPMSolverSinglestepScheduler": Rule(
-        last=_configured_last, fresh=_fresh_singlestep, objection=_dpm_objection
-    ),
+    "DPMSolverMultistepScheduler": Rule(last=_configured_last, fresh=_fresh_multistep, objection=_dpm_objection),
+    "DPMSolverSinglestepScheduler": Rule(last=_configured_last, fresh=_fresh_singlestep, objection=_dpm_objection),
     "EulerAncestralDiscreteScheduler": Rule(integer=False, between="linear", last=_zero),
     "EulerDiscreteScheduler": Rule(
         integer=False, between="linear", last=_configured_last, objection=_continuous_v_objection
     ),
-    "FlowMatchEulerDiscreteScheduler": Rule(
-        integer=False, last=_zero, flow=True, objection=_invert_objection
-    ),
-    "FlowMatchHeunDiscreteScheduler": Rule(
-        integer=False, last=_zero, flow=True, layout="heun", fresh=_fresh_heun
-    ),
-    "HeunDiscreteScheduler": Rule(
-        integer=False, between="linear", last=_zero, layout="heun", fresh=_fresh_heun
-    ),
+    "FlowMatchEulerDiscreteScheduler": Rule(integer=False, last=_zero, flow=True, objection=_invert_objection),
+    "FlowMatchHeunDiscreteScheduler": Rule(integer=False, last=_zero, flow=True, layout="heun", fresh=_fresh_heun),
+    "HeunDiscreteScheduler": Rule(integer=False, between="linear", last=_zero, layout="heun", fresh=_fresh_heun),
     "LCMScheduler": _CONSISTENCY,
     "LMSDiscreteScheduler": Rule(integer=False, between="linear", last=_zero, fresh=_fresh_derivatives),
     "PNDMScheduler": _PNDM,

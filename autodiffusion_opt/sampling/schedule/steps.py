@@ -32,9 +32,7 @@ ADAMS_BASHFORTH = (
 LEARNED = ("learned", "learned_range")
 
 
-def denoised(
-    scheduler: Any, output: torch.Tensor, sample: torch.Tensor, alpha_bar: torch.Tensor
-) -> torch.Tensor:
+def denoised(scheduler: Any, output: torch.Tensor, sample: torch.Tensor, alpha_bar: torch.Tensor) -> torch.Tensor:
     """The predicted image x̂_0, neither clipped nor thresholded; for any of the three prediction types."""
     kind, alpha, noise = scheduler.config.prediction_type, alpha_bar**0.5, (1 - alpha_bar) ** 0.5
     if kind == "epsilon":
@@ -77,9 +75,7 @@ def without_variance(output: torch.Tensor, sample: torch.Tensor) -> torch.Tensor
 
 def random_like(output: torch.Tensor, generator: Any) -> torch.Tensor:
     """Standard normal noise; a list of generators, one an image, keeps images apart from the batch size."""
-    noise: torch.Tensor = randn_tensor(
-        output.shape, generator=generator, device=output.device, dtype=output.dtype
-    )
+    noise: torch.Tensor = randn_tensor(output.shape, generator=generator, device=output.device, dtype=output.dtype)
     return noise
 
 
@@ -108,14 +104,8 @@ def ddim_step(
     if eta > 0:
         if variance_noise is not None and generator is not None:
             raise UserError("give a generator or the variance_noise, not both")
-        result = result + spread * (
-            random_like(output, generator) if variance_noise is None else variance_noise
-        )
-    return (
-        DDIMSchedulerOutput(prev_sample=result, pred_original_sample=image)
-        if return_dict
-        else (result, image)
-    )
+        result = result + spread * (random_like(output, generator) if variance_noise is None else variance_noise)
+    return DDIMSchedulerOutput(prev_sample=result, pred_original_sample=image) if return_dict else (result, image)
 
 
 def ddpm_step(
@@ -136,24 +126,16 @@ def ddpm_step(
     result = (then**0.5 * (1 - alpha) / (1 - now)) * image + (alpha**0.5 * (1 - then) / (1 - now)) * sample
     if not schedule.at_last:
         result = result + ddpm_spread(scheduler, now, then, learned) * random_like(output, generator)
-    return (
-        DDPMSchedulerOutput(prev_sample=result, pred_original_sample=image)
-        if return_dict
-        else (result, image)
-    )
+    return DDPMSchedulerOutput(prev_sample=result, pred_original_sample=image) if return_dict else (result, image)
 
 
-def ddpm_spread(
-    scheduler: Any, now: torch.Tensor, then: torch.Tensor, learned: torch.Tensor | None
-) -> torch.Tensor:
+def ddpm_spread(scheduler: Any, now: torch.Tensor, then: torch.Tensor, learned: torch.Tensor | None) -> torch.Tensor:
     """The standard deviation of the noise that a DDPM step adds, for each of diffusers' variance types."""
     upper = 1 - now / then  # β
     lower = ((1 - then) / (1 - now) * upper).clamp(min=1e-20)  # β̃, equation (7); its logarithm is taken
     kind = scheduler.variance_type
     if kind in LEARNED and (learned is None or not learned.shape[1]):
-        raise UserError(
-            f"variance_type {kind!r} needs a model that predicts its variance: twice the channels"
-        )
+        raise UserError(f"variance_type {kind!r} needs a model that predicts its variance: twice the channels")
     if kind == "learned_range":  # https://arxiv.org/abs/2102.09672, equation (15), with v in [-1, 1]
         share = (learned + 1) / 2  # type: ignore[operator]
         return torch.exp(0.5 * (share * upper.log() + (1 - share) * lower.log()))

@@ -197,6 +197,10 @@ def _canonical_layers(removed: Iterable[int]) -> tuple[int, ...]:
 
 
 def _finite(value: object, what: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+    try:
+        found = math.nan if isinstance(value, bool) or not isinstance(value, (int, float)) else float(value)
+    except OverflowError:  # JSON knows integers of any length
+        found = math.inf
+    if not math.isfinite(found):
         raise UserError(f"{what} must be a finite number; got {value!r}")
-    return float(value)
+    return found

@@ -45,7 +45,7 @@ def build_kind(kinds: Mapping[str, type[Kind]], what: str, table: object, where:
     kind = table.get("kind")
     if kind is None:
         raise UserError(f"{where}: kind is missing; it must be one of: {', '.join(sorted(kinds))}")
-    if kind not in kinds:
+    if not isinstance(kind, str) or kind not in kinds:
         raise UserError(f"{where}: {unknown_text(f'the kind of {what}', str(kind), kinds)}")
     return build(kinds[kind], table, where)
 

@@ -10,7 +10,7 @@ from typing import Any
 from pydantic import Field
 
 from autodiffusion_opt.catalogue import Section, find, read_toml
-from autodiffusion_opt.definition import Definition, build, build_kind
+from autodiffusion_opt.definition import Definition, build, build_kind, combine
 from autodiffusion_opt.errors import UserError
 from autodiffusion_opt.objective import KINDS as OBJECTIVES
 from autodiffusion_opt.objective import ObjectiveDefinition
@@ -79,13 +79,13 @@ def load_plan(name: str) -> StudyPlan:
         UserError: all that is wrong with the study's file and those that it names, at once.
     """
     path = find("studies", name)
-    study = build(StudyDefinition, read_toml(path), str(path))
+    table = {"optimizer": {"kind": "evolution"}} | read_toml(path)
     errors: list[UserError] = []
-    space = _part(SPACES, "spaces", "space", study.space, path, errors)
-    objective = _part(OBJECTIVES, "objectives", "objective", study.objective, path, errors)
-    optimizer = _try(errors, lambda: build_kind(OPTIMIZERS, "optimizer", study.optimizer, f"{path}: optimizer"))
-    if errors or space is None or objective is None or optimizer is None:
-        raise UserError("\n".join(str(error) for error in errors))
+    study = _try(errors, lambda: build(StudyDefinition, table, str(path)))
+    space = _part(SPACES, "spaces", "space", table.get("space"), path, errors)
+    objective = _part(OBJECTIVES, "objectives", "objective", table.get("objective"), path, errors)
+    optimizer = _try(errors, lambda: build_kind(OPTIMIZERS, "optimizer", table["optimizer"], f"{path}: optimizer"))
+    combine(errors)
     return StudyPlan(path.stem, path, space, objective, optimizer, study.trials, study.seed)
 
 
@@ -99,13 +99,17 @@ def _part(
     kinds: Mapping[str, Any],
     section: Section,
     what: str,
-    given: str | dict[str, Any],
+    given: object,
     path: Path,
     errors: list[UserError],
 ) -> Any:
+    """The part that a study's file names or holds; None where it does neither, which is told with the file."""
+
     def load() -> Any:
         if isinstance(given, dict):
             return build_kind(kinds, what, given, f"{path}: {what}")
+        if not isinstance(given, str):
+            return None
         file = _beside(path, given) or find(section, given, near=path)
         return build_kind(kinds, what, read_toml(file), str(file))
 

@@ -123,7 +123,8 @@ class FidObjective:
             if features.shape[1] != len(self.reference.mean):
                 raise UserError(
                     f"the reference must have features of {features.shape[1]} dimensions, as "
-                    f"{self.definition.features} gives; it has {len(self.reference.mean)}: it was made with another extractor"
+                    f"{self.definition.features} gives; it has {len(self.reference.mean)}: "
+                    "it was made with another extractor"
                 )
             moments.add(features)
             if progress is not None:

@@ -76,10 +76,12 @@ def read_statistics(path: Path) -> Gaussian:
                 raise UserError(f"reference: {path} must hold mu and sigma; {', '.join(missing)} is missing")
             mean, covariance = found["mu"].astype(np.float64), found["sigma"].astype(np.float64)
             count = int(found["count"]) if "count" in found else 0
-    except (OSError, ValueError, zipfile.BadZipFile) as error:
+    except (OSError, EOFError, TypeError, ValueError, zipfile.BadZipFile) as error:  # TypeError: a lone array
         raise UserError(f"reference: {path} must be an .npz file with mu and sigma; {error}") from None
     if mean.ndim != 1 or covariance.shape != (len(mean), len(mean)):
         raise UserError(f"reference: {path}: mu must be (D,), sigma (D, D); got {mean.shape}, {covariance.shape}")
+    if not (np.isfinite(mean).all() and np.isfinite(covariance).all()):
+        raise UserError(f"reference: {path}: mu and sigma must be finite numbers; some are not")
     return Gaussian(mean, covariance, count)
 
 
@@ -119,10 +121,16 @@ def _cached(content: str, extractor: Extractor, batches: object) -> Gaussian:
 
 def _write(path: Path, found: Gaussian) -> None:
     """Written beside and renamed, so that no other process reads half a file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".tmp", delete=False) as file:
-        np.savez(file, mu=found.mean, sigma=found.covariance, count=np.array(found.count))
-    os.replace(file.name, path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".tmp", delete=False) as file:
+            np.savez(file, mu=found.mean, sigma=found.covariance, count=np.array(found.count))
+        os.replace(file.name, path)
+    except OSError as error:
+        raise UserError(
+            f"the statistics of the reference cannot be kept in {path.parent}: {error.strerror}; "
+            f"name a folder that can be written with {CACHE_VARIABLE}"
+        ) from None
 
 
 def _digits_key() -> str:

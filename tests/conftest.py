@@ -1,0 +1,100 @@
+"""One thread, no network, and every file that the library keeps in a temporary place."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+# Before torch and huggingface_hub are imported, and for the processes that tests start.
+_PLACE = tempfile.TemporaryDirectory(prefix="autodiffusion-tests-")
+os.environ["OMP_NUM_THREADS"] = "1"
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["AUTODIFFUSION_CACHE"] = f"{_PLACE.name}/cache"
+os.environ["AUTODIFFUSION_STORAGE"] = f"sqlite:///{_PLACE.name}/default.db"
+
+import pytest  # noqa: E402
+import torch  # noqa: E402
+
+torch.set_num_threads(1)
+
+# Everything in one file: the smallest study that has baselines, two generations and children of all kinds.
+STUDY = """# A small study.
+trials = 14
+seed = 0
+
+[space]
+kind = "time-steps"
+steps = 4
+
+[space.pipeline]
+model = "digits"
+scheduler = "ddim"
+device = "cpu"
+batch_size = 10
+
+[objective]
+kind = "fid"
+images = 20
+features = "digits"
+reference = "digits"
+
+[optimizer]
+kind = "evolution"
+population = 5
+parents = 3
+mutations = 2
+crossovers = 2
+"""
+
+
+@pytest.fixture(scope="session")
+def digits() -> Any:
+    """The embedded pipeline, loaded once; whoever changes it puts it back."""
+    from autodiffusion_opt.sampling.pipeline import load_pipeline
+
+    return load_pipeline("digits", scheduler="ddim", device="cpu")
+
+
+@pytest.fixture(scope="session")
+def bound(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """The small study's parts, the model loaded once."""
+    from autodiffusion_opt.plan import load_plan
+    from autodiffusion_opt.study import bind
+
+    path = tmp_path_factory.mktemp("bound") / "small.toml"
+    path.write_text(STUDY)
+    return bind(load_plan(str(path)))
+
+
+@pytest.fixture
+def url(tmp_path: Path) -> str:
+    """An SQLite database of this test's own."""
+    return f"sqlite:///{tmp_path}/studies.db"
+
+
+@pytest.fixture
+def study_file(tmp_path: Path) -> Callable[..., Path]:
+    """Writes the small study with some of its text replaced; the file's path."""
+
+    def write(name: str = "small", **changes: str) -> Path:
+        text = STUDY
+        for key, line in changes.items():
+            lines = [line if one.split(" =")[0] == key else one for one in text.splitlines()]
+            assert lines != text.splitlines(), f"{key} is not in the study"
+            text = "\n".join(lines) + "\n"
+        path = tmp_path / f"{name}.toml"
+        path.write_text(text)
+        return path
+
+    return write
+
+
+@pytest.fixture(autouse=True)
+def _other_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is written to the working folder is written here."""
+    place = tmp_path / "here"
+    place.mkdir()
+    monkeypatch.chdir(place)

@@ -1,0 +1,154 @@
+"""The candidate: canonical however it is written, JSON both ways, and messages for what is none."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as some
+
+from autodiffusion_opt import Candidate, Step, UserError
+
+times = some.lists(
+    some.floats(0, 1000, allow_nan=False).map(lambda time: round(time, 6)), min_size=1, max_size=8, unique=True
+)
+layer_sets = some.lists(some.lists(some.integers(0, 60), max_size=6), min_size=8, max_size=8)
+computes = some.lists(some.sampled_from(["full", "partial"]), min_size=8, max_size=8)
+scales = some.none() | some.floats(0, 50, allow_nan=False)
+
+
+@some.composite
+def candidates(draw: Any) -> Candidate:
+    drawn = zip(draw(times), draw(layer_sets), draw(computes), strict=False)
+    return Candidate(tuple(Step(time, tuple(removed), compute) for time, removed, compute in drawn), draw(scales))
+
+
+@given(candidates(), some.randoms())
+def test_json_both_ways_and_canonical(candidate: Candidate, random: Any) -> None:
+    again = Candidate.from_json(candidate.to_json())
+    assert again == candidate
+    assert hash(again) == hash(candidate)
+    assert again.to_json() == candidate.to_json()
+    shuffled = list(candidate.steps)
+    random.shuffle(shuffled)
+    shuffled = [dataclasses.replace(step, removed=step.removed[::-1] * 2) for step in shuffled]
+    other = Candidate(tuple(shuffled), candidate.guidance_scale)
+    assert other == candidate
+    assert hash(other) == hash(candidate)
+    assert other.to_json() == candidate.to_json()
+
+
+@given(candidates())
+def test_steps_go_from_noise_to_image_with_sorted_layers(candidate: Candidate) -> None:
+    assert list(candidate.times) == sorted(candidate.times, reverse=True)
+    assert len(set(candidate.times)) == len(candidate.times)
+    assert all(list(layers) == sorted(set(layers)) for layers in candidate.removed)
+
+
+SAME = [
+    Candidate.from_time_steps([926, 690, 424]),
+    Candidate.from_time_steps([424.0, 926.0, 690.0]),
+    Candidate((Step(690), Step(424, ()), Step(926, removed=(), compute="full"))),
+    Candidate.from_time_steps((time for time in (690, 926, 424)), removed=[[], (), set()]),
+    Candidate.from_json("[926, 690, 424]"),
+    Candidate.from_json('{"steps": [424, {"time": 690}, {"time": 926.0, "removed": [], "compute": "full"}]}'),
+    Candidate.from_json('{"format": 1, "steps": [926, 690, 424], "guidance_scale": null, "source": {"a": 1}}'),
+    Candidate.from_time_steps([926.0000001, 690, 424]),
+]
+
+
+def test_ways_to_write_one_plan_are_one_value() -> None:
+    assert len(set(SAME)) == 1
+    assert {candidate.to_json() for candidate in SAME} == {
+        '{"format":1,"steps":[{"time":926},{"time":690},{"time":424}]}'
+    }
+
+
+def test_what_differs_is_not_equal() -> None:
+    plans = [
+        Candidate.from_time_steps([900, 100]),
+        Candidate.from_time_steps([900, 101]),
+        Candidate.from_time_steps([900, 100.5]),
+        Candidate.from_time_steps([900, 100], removed=[[], [3]]),
+        Candidate.from_time_steps([900, 100], removed=[[3], []]),
+        Candidate.from_time_steps([900, 100], guidance_scale=7.5),
+        Candidate((Step(900), Step(100, compute="partial"))),
+    ]
+    assert len(set(plans)) == len(plans)
+    assert len({plan.to_json() for plan in plans}) == len(plans)
+
+
+def test_layers_follow_their_time_when_steps_are_sorted() -> None:
+    found = Candidate.from_time_steps([100, 900], removed=[[5, 1, 5], [2]])
+    assert found.times == (900.0, 100.0)
+    assert found.removed == ((2,), (1, 5))
+
+
+def test_zero_has_no_sign() -> None:
+    assert Candidate.from_time_steps([-0.0]).to_json() == Candidate.from_time_steps([0]).to_json()
+
+
+def test_it_cannot_be_changed() -> None:
+    candidate = SAME[0]
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        candidate.guidance_scale = 1.0  # type: ignore[misc]
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        candidate.steps[0].time = 1.0  # type: ignore[misc]
+
+
+def test_text_for_people() -> None:
+    steps = (Step(900), Step(500.5, (1, 2)), Step(10, compute="partial"))
+    assert str(Candidate(steps, 7.5)) == "[900, 500.5-2L, 10p] at guidance 7.5"
+
+
+WRONG = [
+    ("[]", "at least one step"),
+    ("[900, 900.0]", "distinct; got 900 twice"),
+    ("[900, -1]", "0 or more; got -1"),
+    ("[true]", "finite number; got True"),
+    ('["900"]', "finite number; got '900'"),
+    ("[NaN]", "finite number; got nan"),
+    ("[Infinity]", "finite number; got inf"),
+    ("[null]", "finite number; got None"),
+    ("[" + "9" * 400 + "]", "finite number"),
+    ("7", "JSON object or a list of times; got int"),
+    ("{", "must be JSON"),
+    ("{}", "steps must be a list"),
+    ('{"steps": 4}', "steps must be a list"),
+    ('{"step": [4], "steps": [4]}', "'step'. Did you mean 'steps'?"),
+    ('{"steps": [{"tiem": 4}]}', "'tiem'. Did you mean 'time'?"),
+    ('{"steps": [{"removed": [1]}]}', "must have a time"),
+    ('{"steps": [{"time": 4, "removed": 7}]}', "list of layer indices; got 7"),
+    ('{"steps": [{"time": 4, "removed": [-1]}]}', "0 or more; got -1"),
+    ('{"steps": [{"time": 4, "removed": [1.5]}]}', "0 or more; got 1.5"),
+    ('{"steps": [{"time": 4, "removed": [true]}]}', "0 or more; got True"),
+    ('{"steps": [{"time": 4, "compute": "ful"}]}', "'ful'. Did you mean 'full'?"),
+    ('{"steps": [4], "guidance_scale": "7"}', "guidance_scale must be a finite number; got '7'"),
+    ('{"steps": [4], "format": 2}', "format must be 1; got 2"),
+]
+
+
+@pytest.mark.parametrize(("text", "message"), WRONG)
+def test_messages(text: str, message: str) -> None:
+    with pytest.raises(UserError) as error:
+        Candidate.from_json(text)
+    assert message in str(error.value)
+
+
+def test_one_set_of_layers_a_step() -> None:
+    with pytest.raises(UserError, match="2 times, 1 entries"):
+        Candidate.from_time_steps([900, 100], removed=[[1]])
+
+
+def test_files(tmp_path: Path) -> None:
+    path = tmp_path / "best.json"
+    path.write_text(json.dumps({**SAME[0].to_dict(), "source": {"study": "x"}, "comment": "by hand"}))
+    assert Candidate.load(path) == SAME[0]
+    path.write_bytes(b"\xff\xfe\x00")
+    for wrong in (path, tmp_path / "none.json", tmp_path):
+        with pytest.raises(UserError, match=str(wrong)):
+            Candidate.load(wrong)

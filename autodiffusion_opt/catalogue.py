@@ -76,6 +76,14 @@ def find(section: Section, name: str, near: Path | None = None) -> Path:
     raise UserError(f"{section}: {_known(section, name, near)}")
 
 
+def find_candidate(name: str) -> Path | None:
+    """A candidate's file: a path that ends in .json, or a name in ``studies/candidates/``; None for neither."""
+    if name.endswith(".json"):
+        return Path(name)
+    files = (root / "studies" / "candidates" / f"{name}.json" for root in roots())
+    return next((path for path in files if path.is_file()), None)
+
+
 def _known(section: Section, name: str, near: Path | None) -> str:
     names = [entry.name for entry in entries([section], near)]
     return str(unknown(f"a name in {section}/", name, names))

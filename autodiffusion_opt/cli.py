@@ -111,6 +111,18 @@ def show(name: str, as_json: bool) -> None:
 
 
 @app.command()
+@click.argument("model")
+@json_option
+def layers(model: str, as_json: bool) -> None:
+    """The layers of MODEL (an embedded name, a folder, a hub id) or of a space's model, in the order they run."""
+    from autodiffusion_opt.report.layers import layer_rows, layer_table
+    from autodiffusion_opt.results import listed_layers
+
+    rows = layer_rows(*listed_layers(model))
+    _print(as_json, rows, layer_table(rows))
+
+
+@app.command()
 @storage_option
 @json_option
 def status(storage: str | None, as_json: bool) -> None:

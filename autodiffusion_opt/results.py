@@ -10,14 +10,17 @@ from typing import TYPE_CHECKING, Any
 from optuna.trial import FrozenTrial
 
 from autodiffusion_opt.candidate import Candidate
+from autodiffusion_opt.catalogue import entries, find_candidate
 from autodiffusion_opt.errors import UserError
-from autodiffusion_opt.plan import StudyPlan, load_plan, plan_of
+from autodiffusion_opt.plan import StudyPlan, load_plan, load_space, plan_of
 from autodiffusion_opt.storage import open_storage, storage_url
 from autodiffusion_opt.study import DEFINITION, WANTED, best_trials, load, need_study
 from autodiffusion_opt.trials import value_of
 
 if TYPE_CHECKING:
     import torch
+
+    from autodiffusion_opt.sampling.layers import Layer
 
 
 def top_trials(study: str, storage: str | None, count: int) -> tuple[list[FrozenTrial], dict[str, Any]]:
@@ -37,11 +40,12 @@ def candidate_file(trial: FrozenTrial, study: str, definition: Mapping[str, Any]
 def resolve(given: str, study: str | None, storage: str | None) -> tuple[StudyPlan, Candidate]:
     """The candidate of a JSON file or of a study (its best), and the plan that it belongs to.
 
-    A file says itself where it comes from, unless ``study`` names another.
+    A candidate's name in ``studies/candidates/`` does for its file. A file says where it comes from,
+    unless ``study`` names another.
     Raises UserError for a file that is no candidate, or a study that is not in SQL.
     """
-    path = Path(given)
-    if path.suffix == ".json":
+    path = find_candidate(given)
+    if path is not None:
         candidate = Candidate.load(path)
         return (load_plan(study) if study else _plan_in(path)), candidate
     trials, definition = top_trials(given, storage, 1)
@@ -54,6 +58,17 @@ def _plan_in(path: Path) -> StudyPlan:
     if not isinstance(source, dict) or "definition" not in source:
         raise UserError(f"{path}: does not say which model it is for; name a study that does with --study")
     return plan_of(str(source.get("study", path.stem)), path, source["definition"])
+
+
+def listed_layers(name: str) -> tuple[list[Layer], int]:
+    """The layers of a model or of a space's model, and the FLOPs of its denoiser's whole forward pass."""
+    from autodiffusion_opt.sampling.layers import list_layers, total_flops
+    from autodiffusion_opt.sampling.pipeline import denoiser_of, load_definition, load_pipeline
+
+    is_space = name.endswith(".toml") or name in {entry.name for entry in entries(["spaces"])}
+    pipeline = load_definition(load_space(name).pipeline) if is_space else load_pipeline(name, device="cpu")
+    denoiser = denoiser_of(pipeline)
+    return list_layers(denoiser), total_flops(denoiser)
 
 
 def sample_blocks(plan: StudyPlan, candidate: Candidate, count: int, seed: int) -> dict[str, torch.Tensor]:

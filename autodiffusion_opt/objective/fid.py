@@ -13,6 +13,7 @@ import torch
 
 from autodiffusion_opt.candidate import Candidate
 from autodiffusion_opt.errors import UserError
+from autodiffusion_opt.objective.conditions import bind_conditions
 from autodiffusion_opt.objective.definitions import ObjectiveDefinition
 from autodiffusion_opt.objective.features import load_extractor
 from autodiffusion_opt.objective.reference import load_reference
@@ -57,7 +58,7 @@ class FidObjective:
         pipeline: what generates.
         batch_size: images a call.
         call: further arguments of the pipeline's call.
-        conditions: what each image is of.
+        conditions: what each image is of; None: what the definition says.
         layers: L of the denoiser, for the count of layer runs; 0: not counted.
         base: the folder that relative paths start from.
 
@@ -81,7 +82,7 @@ class FidObjective:
         self.pipeline = pipeline
         self.batch_size = batch_size
         self.call = dict(call or {})
-        self.conditions = conditions
+        self.conditions = conditions or bind_conditions(definition.conditions, pipeline, base)
         self.layers = layers
         self.extractor = load_extractor(definition.features, torch.device(pipeline.device), weights)
         self.reference = load_reference(definition.reference, self.extractor, base)

@@ -87,9 +87,7 @@ class Evolution(CandidateSampler):
             return lambda: (space.random(rng), "random")
         return lambda: (space.mutate(uniform, rng, self.settings.first_probability), "mutation")
 
-    def _child(
-        self, space: Space, seen: Sequence[Seen], generation: int, slot: int, rng: np.random.Generator
-    ) -> Maker:
+    def _child(self, space: Space, seen: Sequence[Seen], generation: int, slot: int, rng: np.random.Generator) -> Maker:
         """Mutations first, then crossovers, then random ones (algorithm 1, lines 7 to 10)."""
         earlier = [one for one in seen if one.position < generation * self.settings.population]
         parents = [one.candidate for one in best_of(earlier, self.settings.parents)]

@@ -115,6 +115,8 @@ class JointDefinition(SpaceDefinition):
         steps_max: the greatest. Lowered to what ``n_max`` allows when each step removes all it may; absent: that.
         layers: ``any`` subset at any step, for optimizers of candidates (evolution, random); or ``ranked``: only how
             many, and which follows a ranking measured once, for every optimizer.
+        draw: how ``any`` draws layers at random: ``ranked``, the less a layer matters the more often it is removed;
+            or ``uniform``, as in the paper. Either way every subset can come up.
         removable: indices of the layers that may be removed; absent: every one whose bypass keeps shapes.
         max_removed: the share of the network's layers that one step may remove at most.
     """
@@ -124,6 +126,7 @@ class JointDefinition(SpaceDefinition):
     steps_min: int = Field(default=1, ge=1)
     steps_max: int | None = Field(default=None, ge=1)
     layers: Literal["any", "ranked"] = "any"
+    draw: Literal["ranked", "uniform"] = "ranked"
     removable: tuple[int, ...] | None = None
     max_removed: float = Field(default=0.5, ge=0, le=1)
 
@@ -140,8 +143,8 @@ class JointDefinition(SpaceDefinition):
 
     @property
     def needs_ranking(self) -> bool:
-        """Whether ``layers`` is ``ranked``."""
-        return self.layers == "ranked"
+        """Unless layers are drawn uniformly."""
+        return "ranked" in (self.layers, self.draw)
 
     def bind(self, facts: ModelFacts) -> Joint:
         """The space over a model's numbers."""
@@ -182,15 +185,17 @@ class JointDefinition(SpaceDefinition):
 
     def _sets(self, facts: ModelFacts, removable: Layers) -> LayerSets:
         """Which layers go. Raises UserError where ``ranked`` finds no ranking of all of them."""
+        wanted = set(removable)
+        ranking = tuple(tuple(layer for layer in third if layer in wanted) for third in facts.ranking)
+        complete = len(ranking) == 3 and all(len(third) == len(wanted) for third in ranking)
         if self.layers == "any":
-            return AnyLayers(removable)
-        if len(facts.ranking) != 3 or any(set(removable) - set(third) for third in facts.ranking):
+            drawn = ranking if complete and self.needs_ranking else ()
+            return AnyLayers(removable, drawn, facts.lowest, facts.highest)
+        if not complete:
             raise UserError(
                 'layers = "ranked" needs a ranking of the removable layers for each third of the time range; '
                 f"got {len(facts.ranking)} rankings: measure it with rank_layers"
             )
-        wanted = set(removable)
-        ranking = tuple(tuple(layer for layer in third if layer in wanted) for third in facts.ranking)
         return RankedLayers(ranking, facts.lowest, facts.highest)
 
 

@@ -28,6 +28,8 @@ from autodiffusion_opt.space.time_steps import check_times
 # A step in the making: its time, not settled yet, and what it removes.
 Draft = tuple[float, Layers]
 STEPS = "steps"
+# The number of steps changes so much more often than one step does: more steps are what removed layers buy.
+STEP_CHANGE = 2.0
 
 
 @dataclass(frozen=True)
@@ -136,9 +138,10 @@ class Joint:
         return Candidate(tuple(steps), self.guidance.random(rng))
 
     def mutate(self, candidate: Candidate, rng: np.random.Generator, probability: float) -> Candidate:
-        """Each step's time, and each step's layers, changed with ``probability``; so is the number of steps, by one."""
+        """Each step's time, and each step's layers, changed with ``probability``; one step more or fewer
+        with twice that."""
         drafts = [self._mutated(step, rng, probability) for step in candidate.steps]
-        if rng.random() < probability:
+        if rng.random() < STEP_CHANGE * probability:
             drafts = self._inserted(drafts, rng) if rng.random() < 0.5 else self._deleted(drafts, rng)
         return self._child(drafts, self.guidance.mutate(candidate.guidance_scale, rng, probability), rng)
 

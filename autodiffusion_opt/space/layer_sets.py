@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 from autodiffusion_opt.errors import UserError
 from autodiffusion_opt.space.facts import third_of
@@ -17,6 +18,8 @@ from autodiffusion_opt.space.facts import third_of
 Layers = tuple[int, ...]
 # A mutation changes 1, 2, 3 ... layers of a step with chances 1/2, 1/4, 1/8 ...
 STOP = 0.5
+# Of a ranking, the layer that matters least is drawn e⁴ times as often as the one that matters most.
+SKEW = 4.0
 
 
 class LayerSets(Protocol):
@@ -51,9 +54,22 @@ class LayerSets(Protocol):
 
 @dataclass(frozen=True)
 class AnyLayers:
-    """``layers = "any"``: any subset of the removable layers, the space of the paper (section 3.3)."""
+    """``layers = "any"``: any subset of the removable layers, the space of the paper (section 3.3).
+
+    Every subset can come up. Where there is a ranking, the layers that matter less are removed more often, and given
+    back less often.
+
+    Attributes:
+        removable: the layers, ascending.
+        ranking: three orders as of :class:`RankedLayers`; empty: every layer is equally likely.
+        lowest: the end of the time range near the image.
+        highest: the end near the noise.
+    """
 
     removable: Layers
+    ranking: tuple[Layers, ...] = ()
+    lowest: float = 0.0
+    highest: float = 0.0
 
     @property
     def counted(self) -> bool:
@@ -65,11 +81,11 @@ class AnyLayers:
         return tuple(self.removable[(2 * j + 1) * len(self.removable) // (2 * count)] for j in range(count))
 
     def resized(self, time: float, removed: Collection[int], count: int, rng: np.random.Generator) -> Layers:
-        """Layers added or given back, each equally likely."""
+        """Layers added or given back at random."""
         own, free = self._split(removed)
         if count <= len(own):
-            return _draw(own, count, rng)
-        return tuple(sorted(own + list(_draw(free, count - len(own), rng))))
+            return _draw(own, count, rng, self._weights(time, own))
+        return tuple(sorted(own + list(_draw(free, count - len(own), rng, self._weights(time, free)))))
 
     def changed(self, time: float, removed: Layers, most: int, rng: np.random.Generator) -> Layers:
         """Some layers added, dropped, or exchanged for others: one of the three, of those that are possible."""
@@ -82,14 +98,24 @@ class AnyLayers:
             return removed
         leave, enter = possible[int(rng.integers(len(possible)))]
         number = int(rng.geometric(STOP))
-        stay = _draw(own, len(own) - min(leave, number), rng)
-        return tuple(sorted(stay + _draw(free, min(enter, number), rng)))
+        stay = _draw(own, len(own) - min(leave, number), rng, self._weights(time, own))
+        return tuple(sorted(stay + _draw(free, min(enter, number), rng, self._weights(time, free))))
 
     def check(self, time: float, removed: Layers) -> None:
         """Removable ones only."""
         wrong = sorted(set(removed) - set(self.removable))
         if wrong:
             raise UserError(f"only the layers {_listed(self.removable)} may be removed; got {_listed(wrong)}")
+
+    def _weights(self, time: float, layers: Sequence[int]) -> NDArray[np.float64] | None:
+        """Chances, up to a factor, of each of ``layers`` to be among those removed; None: all alike."""
+        if not self.ranking or not layers:
+            return None
+        order = self.ranking[third_of(time, self.lowest, self.highest)]
+        ranks = np.array([order.index(layer) for layer in layers]) / len(order)
+        weights = np.exp(-SKEW * ranks)
+        chances: NDArray[np.float64] = weights / weights.sum()
+        return chances
 
     def _split(self, removed: Collection[int]) -> tuple[list[int], list[int]]:
         gone = set(removed)
@@ -146,13 +172,15 @@ class RankedLayers:
             )
 
 
-def _draw(layers: Sequence[int], count: int, rng: np.random.Generator) -> Layers:
+def _draw(
+    layers: Sequence[int], count: int, rng: np.random.Generator, weights: NDArray[np.float64] | None = None
+) -> Layers:
     """``count`` of ``layers``, ascending where these are; draws nothing from ``rng`` where there is no choice."""
     if count >= len(layers):
         return tuple(layers)
     if count <= 0:
         return ()
-    return tuple(layers[int(i)] for i in sorted(rng.choice(len(layers), count, replace=False)))
+    return tuple(layers[int(i)] for i in sorted(rng.choice(len(layers), count, replace=False, p=weights)))
 
 
 def _listed(layers: Sequence[int]) -> str:

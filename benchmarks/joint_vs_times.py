@@ -1,0 +1,73 @@
+"""Layers and times together against times alone, at one budget: ``python benchmarks/joint_vs_times.py [--quick]``.
+
+Runs the studies digits-4 (K = 4 steps of the whole network), digits-joint and digits-joint-ranked (N_max = 4 L layer
+runs) with equal trials and several seeds, re-scores each best candidate on fresh noise, and prints a table. The last
+line is one JSON object; ``ratio`` is a study's mean over that of digits-4.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import tempfile
+from typing import Any
+
+import torch
+from machine import machine
+
+from autodiffusion_opt import Candidate, Study
+from autodiffusion_opt.verify import rescore
+
+STUDIES = ("digits-4", "digits-joint", "digits-joint-ranked")
+
+
+def search(name: str, seed: int, trials: int, images: int, folder: str) -> dict[str, Any]:
+    """Run one study; its best candidate, re-scored three times."""
+    study = Study.load(name, storage=f"sqlite:///{folder}/{name}-{seed}.db", seed=seed)
+    study.run(trials)
+    [(candidate, value)] = study.best()
+    scored = rescore(study.bound, {"best": candidate}, images=images, repeats=3)["best"]
+    runs = sum(study.bound.facts.layers - len(removed) for removed in candidate.removed)
+    found = {"study": name, "seed": seed, "search": value, "mean": scored.mean, "std": scored.std}
+    print(f"{name} seed {seed}: {scored.mean:.2f} ± {scored.std:.2f}  {candidate}", file=sys.stderr)
+    return found | {"steps": len(candidate.steps), "layer_runs": runs, "candidate": describe(candidate)}
+
+
+def describe(candidate: Candidate) -> list[dict[str, Any]]:
+    """The steps as JSON values."""
+    return [step.to_dict() for step in candidate.steps]
+
+
+def print_table(rows: list[dict[str, Any]]) -> None:
+    """Study, seed, value in the search, re-scored mean and spread, steps, layer runs."""
+    print(f"{'study':<22}{'seed':>5}{'search':>9}{'mean':>9}{'std':>7}{'steps':>7}{'layer runs':>12}")
+    for row in rows:
+        print(
+            f"{row['study']:<22}{row['seed']:>5}{row['search']:>9.2f}{row['mean']:>9.2f}{row['std']:>7.2f}"
+            f"{row['steps']:>7}{row['layer_runs']:>12}"
+        )
+
+
+def main() -> None:
+    """Search, re-score, print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="one seed, few trials: under a minute on two cores")
+    parser.add_argument("--trials", type=int, default=150)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--images", type=int, default=5000, help="of each of the three re-scorings")
+    parser.add_argument("--threads", type=int, default=2)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    seeds, trials, images = (1, 14, 500) if options.quick else (options.seeds, options.trials, options.images)
+    with tempfile.TemporaryDirectory() as folder:
+        rows = [search(name, seed, trials, images, folder) for name in STUDIES for seed in range(seeds)]
+    print_table(rows)
+    means = {name: statistics.mean(row["mean"] for row in rows if row["study"] == name) for name in STUDIES}
+    ratio = {name: round(mean / means[STUDIES[0]], 4) for name, mean in means.items()}
+    print(json.dumps({"ratio": ratio, "trials": trials, "images": images, "rows": rows, "machine": machine()}))
+
+
+if __name__ == "__main__":
+    main()

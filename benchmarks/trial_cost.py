@@ -1,0 +1,104 @@
+"""What one trial costs, and how much of it is not the denoiser: ``python benchmarks/trial_cost.py [--quick]``.
+
+Times whole trials of the study digits-4 (4 DDIM steps) and, inside them, the UNet's forward passes; then what putting
+a candidate on a pipeline and the scheduler's patched step add, against the untouched pipeline, interleaved.
+The last line is one JSON object: ``seconds_per_trial``, ``outside_unet_share``, ``install_ms_per_step``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import time
+from typing import Any
+
+import torch
+from machine import machine
+
+import autodiffusion_opt as ado
+from autodiffusion_opt.plan import load_plan
+from autodiffusion_opt.sampling.pipeline import generate, noise_generator
+from autodiffusion_opt.study import Bound, bind
+
+
+class Stopwatch:
+    """Adds up the wall time of a module's forward passes."""
+
+    def __init__(self, module: Any) -> None:
+        self.seconds = 0.0
+        self._forward, self._module = module.forward, module
+        module.forward = self._timed
+
+    def _timed(self, *args: Any, **kwargs: Any) -> Any:
+        start = time.perf_counter()
+        found = self._forward(*args, **kwargs)
+        self.seconds += time.perf_counter() - start
+        return found
+
+    def remove(self) -> None:
+        """Take it off again."""
+        del self._module.forward
+
+
+def time_trials(bound: Bound, images: int, rounds: int) -> tuple[float, float]:
+    """Median seconds of a trial, and the median share of it outside the UNet's forward passes."""
+    candidate = bound.space.baselines()["quadratic"]
+    bound.objective.score(candidate, images=250)  # warm up
+    seconds, shares = [], []
+    for done in range(rounds):
+        watch = Stopwatch(bound.pipeline.unet)
+        try:
+            taken = bound.objective.score(candidate, images=images).seconds
+        finally:
+            watch.remove()
+        seconds.append(taken)
+        shares.append(1 - watch.seconds / taken)
+        print(f"trial {done + 1}/{rounds}: {taken:.2f} s, outside the UNet {shares[-1]:.1%}", file=sys.stderr)
+    return statistics.median(seconds), statistics.median(shares)
+
+
+def time_install(bound: Bound, steps: int, rounds: int) -> float:
+    """Milliseconds a step that an installed candidate adds to one image's call; the denoiser does nothing here."""
+    pipeline = bound.pipeline
+    candidate = ado.Candidate.from_time_steps(range(0, 10 * steps, 10))
+    pipeline.unet.forward = lambda sample, *args, **kwargs: type("Output", (), {"sample": sample})
+    plain, installed = [], []
+    try:
+        for _ in range(rounds):
+            start = time.perf_counter()
+            pipeline(batch_size=1, num_inference_steps=steps, generator=[noise_generator(0, 0)], output_type="pt")
+            middle = time.perf_counter()
+            next(generate(pipeline, candidate, [0], seed=0, batch_size=1))
+            plain.append(middle - start)
+            installed.append(time.perf_counter() - middle)
+    finally:
+        del pipeline.unet.forward
+    return (statistics.median(installed) - statistics.median(plain)) / steps * 1e3
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="under a minute on two cores")
+    parser.add_argument("--images", type=int, default=1000)
+    parser.add_argument("--threads", type=int, default=2)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    bound = bind(load_plan("digits-4"))
+    seconds, share = time_trials(bound, options.images, rounds=3 if options.quick else 15)
+    overhead = time_install(bound, steps=50, rounds=10 if options.quick else 50)
+    found = {
+        "seconds_per_trial": round(seconds, 4),
+        "outside_unet_share": round(share, 4),
+        "install_ms_per_step": round(overhead, 4),
+        "images": options.images,
+        "steps": 4,
+        "machine": machine(),
+    }
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main()

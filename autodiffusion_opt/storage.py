@@ -170,7 +170,9 @@ def _process_start(process: int) -> str:
     """Start time of a process in clock ticks (Linux); "alive" or "" elsewhere."""
     try:
         # Fields after the command's closing bracket; the 20th of these is the start time (proc(5)).
-        return Path(f"/proc/{process}/stat").read_text().rsplit(")", 1)[1].split()[19]
+        fields = Path(f"/proc/{process}/stat").read_text().rsplit(")", 1)[1].split()
+        # Z, X: it ended, but its parent has not asked for the exit code yet.
+        return "" if fields[0] in "ZX" else fields[19]
     except (OSError, IndexError):
         pass
     if Path("/proc/self/stat").exists():
@@ -223,8 +225,8 @@ def heartbeat(storage: Storage, trial_id: int) -> Iterator[None]:
 Encode = Callable[[Candidate], dict[str, Any]]
 
 
-def recover(study: optuna.Study, storage: Storage, encode: Encode) -> int:
-    """Fail the trials whose worker died, and enqueue each again; how many there were.
+def recover(study: optuna.Study, storage: Storage, encode: Encode, wanted: int | None = None) -> int:
+    """Fail the trials whose worker died, and enqueue each position below ``wanted`` again; how many there were.
 
     A trial that is already finished is left alone, and one whose failure another process noticed first is retried by
     that one.
@@ -232,7 +234,7 @@ def recover(study: optuna.Study, storage: Storage, encode: Encode) -> int:
     lost = [trial for trial in _running(study) if _is_dead(study, storage, trial)]
     for trial in lost:
         fail(study, trial._trial_id, "its worker died")
-    retry_open(study, encode)
+    retry_open(study, encode, wanted)
     return len(lost)
 
 
@@ -245,11 +247,13 @@ def fail(study: optuna.Study, trial_id: int, reason: str) -> None:
         return
 
 
-def retry_open(study: optuna.Study, encode: Encode) -> None:
-    """Enqueue every position whose trials all died, with the candidate it had, if it had one."""
+def retry_open(study: optuna.Study, encode: Encode, wanted: int | None = None) -> None:
+    """Enqueue every position (below ``wanted``) whose trials all died, with the candidate it had, if it had one."""
     trials = study.get_trials(deepcopy=False)
     placed = positions(trials)
     for position in open_positions(trials):
+        if wanted is not None and position >= wanted:
+            break  # ascending; they are for a run that wants more
         tried = [trial for trial in trials if placed[trial.number] == position]
         inherited: dict[str, Any] = {RETRY_OF: position}
         for trial in tried:

@@ -133,15 +133,18 @@ class Study:
         """
         wanted, watch = trials or self.plan.trials, watch or Watch()
         study = self._open()
-        recover(study, self.storage, self.bound.space.encode)
+        self._recover(study, wanted)
         self._enqueue_baselines(study)
         watch.started(self.plan, study.get_trials(deepcopy=False), wanted)
         deadline = None if timeout is None else time.monotonic() + timeout
         try:
-            while self._claimed(study) < wanted and (deadline is None or time.monotonic() < deadline):
-                watch.finished(self._one_trial(study, watch))
+            while len(self._claimed(study)) < wanted and (deadline is None or time.monotonic() < deadline):
+                self._recover(study, wanted)  # another worker may have died meanwhile
+                finished = self._one_trial(study, watch, wanted)
+                if finished is not None:
+                    watch.finished(finished)
         except BaseException as error:
-            self._let_go(study, error)
+            self._let_go(study, error, wanted)
             raise
         return completed(study.get_trials(deepcopy=False))
 
@@ -179,17 +182,28 @@ class Study:
                 attributes = {BASELINE: name, CANDIDATE: candidate.to_json(), "origin": "baseline"}
                 study.enqueue_trial(self.bound.space.encode(candidate), user_attrs=attributes)
 
-    def _claimed(self, study: optuna.Study) -> int:
+    def _recover(self, study: optuna.Study, wanted: int) -> None:
+        recover(study, self.storage, self.bound.space.encode, wanted)
+
+    def _claimed(self, study: optuna.Study) -> set[int]:
         """Positions that are complete, or at which a live worker works."""
         trials = study.get_trials(deepcopy=False)
         placed = positions(trials)
         done = (TrialState.COMPLETE, TrialState.PRUNED)
-        return len({placed[t.number] for t in trials if t.state in done or is_live(study, self.storage, t)})
+        return {placed[t.number] for t in trials if t.state in done or is_live(study, self.storage, t)}
 
-    def _one_trial(self, study: optuna.Study, watch: Watch) -> FrozenTrial:
+    def _is_surplus(self, study: optuna.Study, number: int, wanted: int) -> bool:
+        """Whether other workers began all that is wanted while this trial was asked for."""
+        mine = positions(study.get_trials(deepcopy=False))[number]
+        return sum(position < mine for position in self._claimed(study)) >= wanted
+
+    def _one_trial(self, study: optuna.Study, watch: Watch, wanted: int) -> FrozenTrial | None:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Heartbeat of storage")
             trial = study.ask(fixed_distributions=self.bound.space.distributions())
+        if self._is_surplus(study, trial.number, wanted):
+            fail(study, trial._trial_id, "not wanted: other workers began the last trials")
+            return None
         with heartbeat(self.storage, trial._trial_id):
             candidate = self._candidate(trial)
             watch.proposed(trial.number, candidate)
@@ -223,13 +237,13 @@ class Study:
                 return trial
         return None
 
-    def _let_go(self, study: optuna.Study, error: BaseException) -> None:
+    def _let_go(self, study: optuna.Study, error: BaseException, wanted: int) -> None:
         """Whatever stopped the run: no trial of this worker stays running, and each is retried first next time."""
         self.storage.engine.dispose()
         for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
             if trial.user_attrs.get(WORKER) == worker_name():
                 fail(study, trial._trial_id, f"{type(error).__name__}: {error}"[:500])
-        retry_open(study, self.bound.space.encode)
+        retry_open(study, self.bound.space.encode, wanted)
 
     def trials(self) -> list[FrozenTrial]:
         """All trials in SQL, in the order of their numbers; none where the study was never run."""

@@ -55,15 +55,20 @@ def value_of(trial: FrozenTrial) -> float | None:
 
 
 def positions(trials: Sequence[FrozenTrial]) -> dict[int, int]:
-    """Trial number -> position, for all trials of a study."""
-    found, retries = {}, 0
+    """Trial number -> position, for all trials of a study.
+
+    A baseline that two workers enqueued, since both saw an empty study, counts as a retry of the first.
+    """
+    found: dict[int, int] = {}
+    baselines: dict[str | None, int] = {}
+    new = 0
     for trial in sorted(trials, key=lambda trial: trial.number):
-        retry_of = trial.user_attrs.get(RETRY_OF)
-        if retry_of is None:
-            found[trial.number] = trial.number - retries
-        else:
-            found[trial.number] = int(retry_of)
-            retries += 1
+        name = trial.user_attrs.get(BASELINE)
+        place = int(trial.user_attrs.get(RETRY_OF, baselines.get(name, new)))
+        new += place == new
+        found[trial.number] = place
+        if name is not None:
+            baselines.setdefault(name, place)
     return found
 
 

@@ -85,9 +85,7 @@ def _points(denoiser: Any, sets: int) -> list[dict[str, Any]]:
     """For each share, some random sets of layers that save about as much; the whole network is first."""
     layers, total = list_layers(denoiser), total_flops(denoiser)
     generator = random.Random(0)
-    chosen = [
-        _choose(layers, share * total, generator) for share in SHARES for _ in range(sets if share else 1)
-    ]
+    chosen = [_choose(layers, share * total, generator) for share in SHARES for _ in range(sets if share else 1)]
     return [_point(gone, total) for gone in chosen]
 
 
@@ -121,9 +119,7 @@ def _measure(denoiser: Any, points: list[dict[str, Any]], rounds: int) -> None:
     for point in points:
         ratios = [own / whole for own, whole in zip(point["seconds"], points[0]["seconds"], strict=True)]
         point["time"] = round(statistics.median(ratios), 4)
-        _say(
-            f"  {point['kept']:.1%} of the FLOPs: {point['time']:.1%} of the time, {point['removed']} removed"
-        )
+        _say(f"  {point['kept']:.1%} of the FLOPs: {point['time']:.1%} of the time, {point['removed']} removed")
 
 
 def _seconds(run: Callable[[], Any]) -> float:

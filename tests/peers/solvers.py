@@ -29,9 +29,7 @@ def image(noise: Noise, alpha: Array, sigma: Array, x: Array, k: int) -> Array:
     return (x - sigma[k] * noise(x, k)) / alpha[k]
 
 
-def ddim(
-    noise: Noise, alpha: Array, sigma: Array, x: Array, draws: Iterator[Array], eta: float = 0.0
-) -> Array:
+def ddim(noise: Noise, alpha: Array, sigma: Array, x: Array, draws: Iterator[Array], eta: float = 0.0) -> Array:
     """https://arxiv.org/abs/2010.02502, equations (12) and (16)."""
     for k in range(len(alpha) - 1):
         eps = noise(x, k)
@@ -44,9 +42,7 @@ def ddim(
     return x
 
 
-def ddpm(
-    noise: Noise, alpha: Array, sigma: Array, x: Array, draws: Iterator[Array], large: bool = False
-) -> Array:
+def ddpm(noise: Noise, alpha: Array, sigma: Array, x: Array, draws: Iterator[Array], large: bool = False) -> Array:
     """https://arxiv.org/abs/2006.11239, section 2, as Bayes' rule for Gaussians: precisions add up.
 
     x_s | x_0 is N(α_s x_0, σ_s²), and x_t | x_s is N(r x_s, 1 - r²) with r = α_t/α_s.
@@ -80,9 +76,7 @@ def plms(noise: Noise, alpha: Array, sigma: Array, x: Array, draws: Iterator[Arr
     return x
 
 
-def plms_uneven(
-    noise: Noise, alpha: Array, sigma: Array, x: Array, draws: Iterator[Array], times: Array
-) -> Array:
+def plms_uneven(noise: Noise, alpha: Array, sigma: Array, x: Array, draws: Iterator[Array], times: Array) -> Array:
     """PLMS with the mean over the step of the polynomial in time through the slopes; N + 1 ``times``."""
     ratio = sigma / alpha
     y = x / alpha[0]
@@ -265,9 +259,7 @@ def dpm_singlestep(
     return x
 
 
-def unipc(
-    noise: Noise, alpha: Array, sigma: Array, x: Array, draws: Iterator[Array], order: int = 2
-) -> Array:
+def unipc(noise: Noise, alpha: Array, sigma: Array, x: Array, draws: Iterator[Array], order: int = 2) -> Array:
     """UniPC-p of https://arxiv.org/abs/2302.04867, algorithm 1, data prediction, B(h) = e^{-h} - 1.
 
     The corrector of a step runs when the model is next evaluated, so not after the last step.
@@ -339,9 +331,7 @@ def flow_heun(noise: Noise, alpha: Array, sigma: Array, x: Array, draws: Iterato
     return x
 
 
-def lcm(
-    noise: Noise, alpha: Array, sigma: Array, x: Array, draws: Iterator[Array], times: tuple[float, ...]
-) -> Array:
+def lcm(noise: Noise, alpha: Array, sigma: Array, x: Array, draws: Iterator[Array], times: tuple[float, ...]) -> Array:
     """https://arxiv.org/abs/2310.04378, multistep sampling, c_skip and c_out with σ_data = 1/2."""
     for k, time in enumerate(times):
         scaled = 10.0 * time

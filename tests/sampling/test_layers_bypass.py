@@ -257,9 +257,7 @@ NETWORKS: dict[str, tuple[Callable[[], Any], Callable[[], dict[str, Any]]]] = {
     "AuraFlow": (auraflow, auraflow_inputs),
     "HunyuanDiT": (hunyuan, hunyuan_inputs),
 }
-WARNS = pytest.mark.filterwarnings(
-    "ignore:.FluxPosEmbed. is deprecated:FutureWarning"
-)  # diffusers' own, in 0.42
+WARNS = pytest.mark.filterwarnings("ignore:.FluxPosEmbed. is deprecated:FutureWarning")  # diffusers' own, in 0.42
 
 
 def made(name: str) -> tuple[Any, dict[str, Any]]:
@@ -341,9 +339,7 @@ def test_removing_a_transformer_block_is_deleting_it(name: str) -> None:
 
 def test_the_residual_blocks_tried_have_every_form() -> None:
     denoiser, _ = made("ADM")
-    blocks = [
-        denoiser.get_submodule(layer.path) for layer in list_layers(denoiser) if layer.kind == "residual"
-    ]
+    blocks = [denoiser.get_submodule(layer.path) for layer in list_layers(denoiser) if layer.kind == "residual"]
     forms = {(block.up, block.down, block.conv_shortcut is not None) for block in blocks}
     assert forms >= {(False, False, False), (False, False, True), (True, False, False), (False, True, False)}
 

@@ -168,9 +168,7 @@ CASES = [
     ),
     Case("EulerDiscreteScheduler", solvers.euler, 1, linear=True, float32=True),
     Case("EulerDiscreteScheduler", solvers.euler, 1, {"use_karras_sigmas": True}, linear=True, float32=True),
-    Case(
-        "FlowMatchEulerDiscreteScheduler", solvers.flow_euler, 1, {"shift": 3.0}, flow=True, kinds=("flow",)
-    ),
+    Case("FlowMatchEulerDiscreteScheduler", solvers.flow_euler, 1, {"shift": 3.0}, flow=True, kinds=("flow",)),
     Case(
         "FlowMatchEulerDiscreteScheduler",
         solvers.flow_euler,
@@ -226,9 +224,7 @@ def sample_with(
     sample, found = x * unit[0], []
     for call, time in enumerate(scheduler.timesteps):
         k = at[call]
-        seen = (
-            scheduler.scale_model_input(sample, time) if hasattr(scheduler, "scale_model_input") else sample
-        )
+        seen = scheduler.scale_model_input(sample, time) if hasattr(scheduler, "scale_model_input") else sample
         output = answer(kind, noise(seen, k), seen, alpha[k], sigma[k])
         sample = scheduler.step(output, time, sample, **generator, **case.step).prev_sample
         found.append(sample / unit[at[call + 1]])
@@ -359,17 +355,11 @@ def test_stochastic_solvers_end_in_the_distribution(case: Case) -> None:
 
 def plain_run(scheduler: Any, kind: str, **step: Any) -> torch.Tensor:
     """A scheduler run on its own timesteps, in float32, by a made-up model that looks at time and sample."""
-    sample = (
-        start().float() * scheduler.init_noise_sigma
-        if hasattr(scheduler, "init_noise_sigma")
-        else start().float()
-    )
+    sample = start().float() * scheduler.init_noise_sigma if hasattr(scheduler, "init_noise_sigma") else start().float()
     if "generator" in inspect.signature(scheduler.step).parameters:
         step["generator"] = torch.Generator().manual_seed(7)
     for call, time in enumerate(scheduler.timesteps):
-        seen = (
-            scheduler.scale_model_input(sample, time) if hasattr(scheduler, "scale_model_input") else sample
-        )
+        seen = scheduler.scale_model_input(sample, time) if hasattr(scheduler, "scale_model_input") else sample
         sample = scheduler.step(torch.sin(1.3 * seen + 0.4 * call), time, sample, **step).prev_sample
     return sample
 

@@ -262,9 +262,7 @@ def test_default_times_can_be_installed(name: str, steps: int) -> None:
 
 
 @pytest.mark.parametrize("setting", ["use_karras_sigmas", "use_exponential_sigmas"])
-@pytest.mark.parametrize(
-    "name", ["DPMSolverMultistepScheduler", "EulerDiscreteScheduler", "UniPCMultistepScheduler"]
-)
+@pytest.mark.parametrize("name", ["DPMSolverMultistepScheduler", "EulerDiscreteScheduler", "UniPCMultistepScheduler"])
 def test_sigma_settings_do_not_disturb_the_times(name: str, setting: str) -> None:
     plain, other = make(name), make(name, **{setting: True})
     for one in (plain, other):

@@ -266,13 +266,17 @@ def bind(plan: StudyPlan, ranking: Any = None) -> Bound:
         UserError: for a model, scheduler, device, features or reference that cannot be had, or a space that does not
             fit the model.
     """
+    from autodiffusion_opt.objective.conditions import bind_conditions
     from autodiffusion_opt.objective.fid import FidObjective
     from autodiffusion_opt.sampling.facts import read_facts
     from autodiffusion_opt.sampling.fingerprint import fingerprint
+    from autodiffusion_opt.sampling.pairing import check_call
 
-    table = plan.space.pipeline
+    table, base = plan.space.pipeline, plan.path.resolve().parent
     pipeline = load(plan)
-    facts = read_facts(pipeline, layers=True, ranking=_ranking(plan, pipeline, ranking))
+    check_call(pipeline, table.call)
+    conditions = bind_conditions(plan.objective.conditions, pipeline, base)
+    facts = read_facts(pipeline, layers=True, ranking=_ranking(plan, pipeline, conditions, ranking))
     try:
         space = plan.space.bind(facts)
     except UserError as error:
@@ -282,10 +286,13 @@ def bind(plan: StudyPlan, ranking: Any = None) -> Bound:
         pipeline,
         batch_size=table.batch_size,
         call=table.call,
+        conditions=conditions,
         layers=facts.layers,
-        base=plan.path.resolve().parent,
+        base=base,
     )
-    return Bound(pipeline, facts, space, objective, fingerprint(pipeline, table.model, table.revision, table.variant))
+    model = fingerprint(pipeline, table.model, table.revision, table.variant)
+    identity = getattr(conditions, "identity", "")  # a changed file of prompts is another study
+    return Bound(pipeline, facts, space, objective, f"{model}-{identity}" if identity else model)
 
 
 def load(plan: StudyPlan) -> Any:
@@ -295,14 +302,14 @@ def load(plan: StudyPlan) -> Any:
     return load_definition(plan.space.pipeline)
 
 
-def _ranking(plan: StudyPlan, pipeline: Any, stored: Any) -> Any:
+def _ranking(plan: StudyPlan, pipeline: Any, conditions: Any, stored: Any) -> Any:
     if not plan.space.needs_ranking:
         return ()
     if stored:
         return stored
     from autodiffusion_opt.sampling.ranking import rank_layers
 
-    return rank_layers(pipeline, seed=plan.objective.seed)
+    return rank_layers(pipeline, seed=plan.objective.seed, conditions=conditions, call=plan.space.pipeline.call)
 
 
 def create_study(storage: Storage, name: str) -> optuna.Study:

@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import Field
 
 from autodiffusion_opt.definition import Definition
+from autodiffusion_opt.objective.conditions import ConditionsDefinition
 
 
 class ObjectiveDefinition(Definition):
@@ -18,6 +19,7 @@ class ObjectiveDefinition(Definition):
         features: the extractor (``digits``, or one of torch-fidelity's).
         features_weights: a file of its weights, instead of the download.
         reference: ``digits``, a folder of images, or an ``.npz`` file with ``mu`` and ``sigma``.
+        conditions: the table ``[conditions]``: prompts or class labels.
     """
 
     kind: str
@@ -26,6 +28,7 @@ class ObjectiveDefinition(Definition):
     features: str
     features_weights: str | None = None
     reference: str
+    conditions: ConditionsDefinition = Field(default_factory=ConditionsDefinition)
 
 
 class FidDefinition(ObjectiveDefinition):

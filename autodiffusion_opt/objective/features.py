@@ -1,6 +1,7 @@
 """Feature extractors: uint8 images (N, C, H, W) in, float32 features (N, D) out.
 
-``digits`` is the embedded one; the others are torch-fidelity's, imported only when one is asked for.
+``digits`` is the embedded one, ``pixels`` needs no training; the others are torch-fidelity's, imported only when one
+is asked for.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ FIDELITY_LAYERS = {
 }
 # Other names for the same thing.
 SHORT_NAMES = {"inception": "inception-v3-compat", "dinov2": "dinov2-vit-l-14", "clip": "clip-vit-b-32"}
-NAMES = ("digits", *FIDELITY_LAYERS)
+NAMES = ("digits", "pixels", *FIDELITY_LAYERS)
 
 
 class Extractor(Protocol):
@@ -57,6 +58,8 @@ def load_extractor(name: str, device: torch.device, weights: Path | None = None)
     full = SHORT_NAMES.get(name, name)
     if full == "digits":
         return DigitsFeatures(device)
+    if full == "pixels":
+        return PixelFeatures()
     if full not in FIDELITY_LAYERS:
         raise unknown("features", name, [*NAMES, *SHORT_NAMES])
     return FidelityFeatures(full, device, weights)
@@ -78,6 +81,22 @@ class DigitsFeatures:
         if tuple(images.shape[1:]) != (1, 8, 8):
             raise UserError(f"the features digits need grey 8×8 images; got (C, H, W) = {tuple(images.shape[1:])}")
         found: NDArray[np.float32] = self._network.features(images.to(self._device).float() / 127.5 - 1).cpu().numpy()
+        return found
+
+
+class PixelFeatures:
+    """Images averaged to 8×8 and flattened: 64 numbers a channel, from 0 to 1.
+
+    Crude and without training: for toy data and for trying things out, no measure of how images look.
+    """
+
+    identity = "pixels-8"
+
+    @torch.inference_mode()
+    def __call__(self, images: torch.Tensor) -> NDArray[np.float32]:
+        """Any size; (N, C, H, W) -> (N, 64 C)."""
+        small = torch.nn.functional.adaptive_avg_pool2d(images.float() / 255, 8)
+        found: NDArray[np.float32] = small.flatten(1).cpu().numpy()
         return found
 
 

@@ -23,6 +23,7 @@ from autodiffusion_opt.candidate import Candidate
 from autodiffusion_opt.errors import UserError, unknown
 from autodiffusion_opt.sampling.guidance import GuidanceOverride
 from autodiffusion_opt.sampling.layers import Bypass, install_bypass
+from autodiffusion_opt.sampling.pairing import check_pairing, check_replacement
 from autodiffusion_opt.sampling.schedule import (
     Schedule,
     accepted,
@@ -56,7 +57,10 @@ DENOISERS = ("unet", "transformer")
 
 
 class Conditions(Protocol):
-    """One condition an image: the arguments of the pipeline's call for some images."""
+    """One condition an image: the arguments of the pipeline's call for some images.
+
+    A source may also have a method ``around(pipeline)``: a context manager that all calls are made in.
+    """
 
     def arguments(self, pipeline: Any, indices: Sequence[int]) -> Mapping[str, Any]:
         """Keyword arguments that make the call generate these images, one each."""
@@ -69,6 +73,13 @@ class Unconditional:
     def arguments(self, pipeline: Any, indices: Sequence[int]) -> Mapping[str, Any]:
         """``batch_size``."""
         return {"batch_size": len(indices)}
+
+    def around(self, pipeline: Any) -> contextlib.AbstractContextManager[None]:
+        """Nothing. Raises UserError for a pipeline that needs prompts or labels."""
+        from autodiffusion_opt.sampling.conditions import check_conditions
+
+        check_conditions(pipeline, self)
+        return contextlib.nullcontext()
 
 
 def load_pipeline(
@@ -97,8 +108,11 @@ def load_pipeline(
     """
     pipeline = _read(model, revision, variant, getattr(torch, dtype))
     if scheduler is not None or scheduler_settings:
-        pipeline.scheduler = _other_scheduler(pipeline.scheduler, scheduler, scheduler_settings or {})
+        before = pipeline.scheduler
+        pipeline.scheduler = _other_scheduler(before, scheduler, scheduler_settings or {})
+        check_replacement(before, pipeline.scheduler)
     check_scheduler(pipeline.scheduler)
+    check_pairing(pipeline)
     denoiser_of(pipeline)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline.to(pick_device(device))
@@ -120,6 +134,8 @@ def load_definition(table: PipelineDefinition) -> Any:
         denoiser.to(memory_format=torch.channels_last)
     if table.attention_slicing:
         pipeline.enable_attention_slicing()
+        if hasattr(getattr(pipeline, "vae", None), "enable_slicing"):
+            pipeline.vae.enable_slicing()
     if table.offload:
         _offload(pipeline, table.device)
     if table.compile:
@@ -182,9 +198,18 @@ def _read(model: str, revision: str | None, variant: str | None, dtype: torch.dt
     except (OSError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"model {model!r} cannot be loaded: {reason}") from None
-    if getattr(found, "safety_checker", None) is not None:
-        found.safety_checker = None
-    return found
+    return _plain(found)
+
+
+def _plain(pipeline: Any) -> Any:
+    """Without what changes or hides images: the safety checker, SDXL's watermark."""
+    if getattr(pipeline, "safety_checker", None) is not None:
+        pipeline.safety_checker = None
+    if "requires_safety_checker" in pipeline.config:
+        pipeline.register_to_config(requires_safety_checker=False)
+    if getattr(pipeline, "watermark", None) is not None:
+        pipeline.watermark = None
+    return pipeline
 
 
 @contextlib.contextmanager
@@ -314,6 +339,7 @@ def install(pipeline: Any, candidate: Candidate) -> Iterator[Any]:
 def check_fits(pipeline: Any, candidate: Candidate) -> None:
     """Raises UserError for a candidate that the pipeline cannot run."""
     check_scheduler(pipeline.scheduler)
+    check_pairing(pipeline)
     check_times(pipeline.scheduler, candidate.times)
     if any(step.compute == "partial" for step in candidate.steps):
         raise UserError('a step with compute "partial" cannot be run yet; use steps with compute "full"')
@@ -348,7 +374,8 @@ def generate(
         uint8 (n, channels, height, width), n <= batch_size.
     """
     source = Unconditional() if conditions is None else conditions
-    with install(pipeline, candidate):
+    around = getattr(source, "around", lambda _: contextlib.nullcontext())
+    with install(pipeline, candidate), around(pipeline):
         for start in range(0, len(indices), batch_size):
             chosen = list(indices[start : start + batch_size])
             filled = chosen + [chosen[-1]] * (batch_size - len(chosen)) if len(indices) > batch_size else chosen
@@ -371,6 +398,8 @@ def _call(
         output_type="pt",
         return_dict=True,
     ).images
+    if isinstance(images, np.ndarray):  # LDMPipeline knows no "pt": (N, H, W, C)
+        images = torch.from_numpy(images).permute(0, 3, 1, 2)
     return to_uint8(images)
 
 

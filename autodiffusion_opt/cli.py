@@ -147,11 +147,11 @@ def status(storage: str | None, as_json: bool) -> None:
 def best(study: str, count: int, output: Path | None, storage: str | None, as_json: bool) -> None:
     """The best candidates of STUDY; -o writes the best one's file, for sample, verify and apply."""
     from autodiffusion_opt.report import terminal
-    from autodiffusion_opt.results import candidate_file, top_trials
+    from autodiffusion_opt.results import candidate_file, study_name, top_trials
 
     trials, definition = top_trials(study, storage, count)
     if output is not None:
-        _write(output, json.dumps(candidate_file(trials[0], _stem(study), definition), indent=2) + "\n")
+        _write(output, json.dumps(candidate_file(trials[0], study_name(study), definition), indent=2) + "\n")
         _say(f"wrote {output}")
     rows = [
         {
@@ -163,6 +163,23 @@ def best(study: str, count: int, output: Path | None, storage: str | None, as_js
         for rank, trial in enumerate(trials, 1)
     ]
     _print(as_json, rows, terminal.best_table(trials))
+
+
+@app.command()
+@click.argument("study")
+@click.option("-o", "--output", type=click.Path(file_okay=False, path_type=Path), required=True, metavar="DIR")
+@storage_option
+@json_option
+def export(study: str, output: Path, storage: str | None, as_json: bool) -> None:
+    """Write the best candidate of STUDY to DIR: its JSON, a README with the numbers, a script that uses it, and where
+    the scheduler takes them, plain timesteps or sigmas for people who do not install this library."""
+    from autodiffusion_opt.export import export_study
+
+    written = export_study(study, storage, output)
+    if as_json:
+        click.echo(json.dumps({"folder": str(output), "files": [path.name for path in written]}))
+    else:
+        click.echo("\n".join(str(path) for path in written))
 
 
 @app.command()
@@ -219,10 +236,6 @@ def verify(
 
 def _on(plan: StudyPlan, device: str | None) -> StudyPlan:
     return plan if device is None else plan.on_device(device)
-
-
-def _stem(study: str) -> str:
-    return Path(study).stem if study.endswith(".toml") else study
 
 
 def _again(study: str, storage: str | None, seed: int | None) -> str:

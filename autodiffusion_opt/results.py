@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 def top_trials(study: str, storage: str | None, count: int) -> tuple[list[FrozenTrial], dict[str, Any]]:
     """The best trials of a study in SQL, and its definition. Raises UserError where there is none."""
     url = storage_url(storage)
-    found = need_study(open_storage(url, create=False), _stem(study), url)
+    found = need_study(open_storage(url, create=False), study_name(study), url)
     trials = best_trials(found.get_trials(deepcopy=False), found.study_name, count)
     return trials, {WANTED: found.user_attrs.get(WANTED, 1), **found.user_attrs.get(DEFINITION, {})}
 
@@ -49,7 +49,9 @@ def resolve(given: str, study: str | None, storage: str | None) -> tuple[StudyPl
         candidate = Candidate.load(path)
         return (load_plan(study) if study else _plan_in(path)), candidate
     trials, definition = top_trials(given, storage, 1)
-    return plan_of(_stem(given), Path(f"{_stem(given)} in {storage_url(storage)}"), definition), _candidate(trials[0])
+    return plan_of(study_name(given), Path(f"{study_name(given)} in {storage_url(storage)}"), definition), _candidate(
+        trials[0]
+    )
 
 
 def _plan_in(path: Path) -> StudyPlan:
@@ -95,5 +97,6 @@ def _candidate(trial: FrozenTrial) -> Candidate:
     return Candidate.from_json(trial.user_attrs["candidate"])
 
 
-def _stem(study: str) -> str:
+def study_name(study: str) -> str:
+    """The name of a study that is given by name or by its file."""
     return Path(study).stem if study.endswith(".toml") else study

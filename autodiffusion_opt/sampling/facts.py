@@ -30,4 +30,17 @@ def read_facts(pipeline: Any, *, layers: bool = False, ranking: Sequence[Sequenc
         layers=len(listed),
         removable=tuple(layer.index for layer in listed if layer.removable),
         ranking=tuple(tuple(third) for third in ranking),
+        ays=align_your_steps(pipeline) if sigmas is not None else (),
     )
+
+
+def align_your_steps(pipeline: Any) -> tuple[float, ...]:
+    """The ten times that diffusers lists for this kind of pipeline (Sabour et al., 2024); empty for others."""
+    from diffusers.schedulers import AysSchedules
+
+    name = type(pipeline).__name__
+    if name.startswith("StableDiffusionXL"):
+        return tuple(float(time) for time in AysSchedules["StableDiffusionXLTimesteps"])
+    if name.startswith("StableDiffusion") and not name.startswith("StableDiffusion3"):
+        return tuple(float(time) for time in AysSchedules["StableDiffusionTimesteps"])
+    return ()

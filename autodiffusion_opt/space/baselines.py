@@ -4,6 +4,7 @@ All give ``steps`` times, noise to image. ``leading``, ``linspace`` and ``traili
 ``timestep_spacing`` (Lin et al., 2024, Table 2), ``quadratic`` is DDIM's (Song et al., 2021, appendix D.2),
 ``karras`` is EDM's (Karras et al., 2022, equation 5), ``exponential`` is uniform in log σ, ``beta`` follows
 quantiles of Beta(0.6, 0.6) (Lee et al., 2024), ``log-snr`` is uniform in log(α²/σ²) (Lu et al., 2022, section 3.3).
+``ays`` is there for the models that it was made for.
 """
 
 from __future__ import annotations
@@ -67,6 +68,13 @@ def log_snr(facts: ModelFacts, steps: int) -> Times:
     return facts.times_of_sigmas(np.exp(np.linspace(np.log(high), np.log(low), steps + 1)[:-1]))
 
 
+def ays(facts: ModelFacts, steps: int) -> Times:
+    """Align Your Steps (Sabour et al., 2024): its ten noise levels, log σ linear between them for other lengths."""
+    sigmas = np.interp(facts.ays[::-1], np.arange(len(facts.sigmas)), np.asarray(facts.sigmas))[::-1]
+    places = np.linspace(0, 1, len(sigmas))
+    return facts.times_of_sigmas(np.exp(np.interp(np.linspace(0, 1, steps), places, np.log(sigmas))))
+
+
 ALWAYS: dict[str, Callable[[ModelFacts, int], Times]] = {
     "leading": leading,
     "linspace": linspace,
@@ -85,5 +93,5 @@ def named_times(facts: ModelFacts, steps: int, names: Sequence[str] | None = Non
     """Every baseline that applies to the model, by name; times may still have to be settled on a space's clock."""
     if steps == 1:  # every one of them is a single point; the noisiest is the only sensible one
         return {"leading": leading(facts, 1), "trailing": trailing(facts, 1)}
-    makers = {**ALWAYS, **(WITH_SIGMAS if facts.sigmas else {})}
+    makers = {**ALWAYS, **(WITH_SIGMAS if facts.sigmas else {}), **({"ays": ays} if facts.ays else {})}
     return {name: maker(facts, steps) for name, maker in makers.items() if names is None or name in names}

@@ -25,6 +25,7 @@ class ModelFacts:
         removable: indices of the layers that may be left out.
         ranking: for each third of the time range, noise to image, the removable layers from the one whose removal
             changes the denoiser's output least; empty where it was not measured.
+        ays: the ten times of "Align Your Steps" for this model, noise to image; empty where it has none.
     """
 
     train_steps: int
@@ -37,6 +38,7 @@ class ModelFacts:
     layers: int = 0
     removable: tuple[int, ...] = ()
     ranking: tuple[tuple[int, ...], ...] = ()
+    ays: tuple[float, ...] = ()
 
     @property
     def sigma_range(self) -> tuple[float, float]:

@@ -69,6 +69,12 @@ def bound(tmp_path_factory: pytest.TempPathFactory) -> Any:
     return bind(load_plan(str(path)))
 
 
+@pytest.fixture(scope="session")
+def study_text() -> str:
+    """The small study's file."""
+    return STUDY
+
+
 @pytest.fixture
 def url(tmp_path: Path) -> str:
     """An SQLite database of this test's own."""

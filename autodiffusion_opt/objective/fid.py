@@ -19,7 +19,7 @@ from autodiffusion_opt.objective.features import load_extractor
 from autodiffusion_opt.objective.reference import load_reference
 from autodiffusion_opt.objective.statistics import Moments, frechet_distance
 from autodiffusion_opt.sampling.pipeline import Conditions, generate
-from autodiffusion_opt.sampling.schedule import nfe
+from autodiffusion_opt.sampling.schedule import calls, nfe
 
 # Told how many images are done, between batches; may raise to stop.
 Progress = Callable[[int], None]
@@ -135,4 +135,5 @@ class FidObjective:
     def _layer_runs(self, candidate: Candidate) -> int | None:
         if not self.layers:
             return None
-        return sum(self.layers - len(removed) for removed in candidate.removed)
+        made = calls(self.pipeline.scheduler, len(candidate.steps))
+        return sum(n * (self.layers - len(removed)) for n, removed in zip(made, candidate.removed, strict=True))

@@ -7,10 +7,11 @@ from typing import Any
 
 from autodiffusion_opt.sampling.layers import list_layers
 from autodiffusion_opt.sampling.pipeline import denoiser_of
-from autodiffusion_opt.sampling.schedule import calls_per_step, sigmas_of, takes_continuous, time_range
+from autodiffusion_opt.sampling.schedule import calls_per_step, nfe, sigmas_of, takes_continuous, time_range
 from autodiffusion_opt.space.facts import ModelFacts
 
 FLOW_LOWEST = 1.0  # time 0 is the image itself
+SEVERAL = 10  # steps; from two on, the extra calls do not depend on it
 
 
 def read_facts(pipeline: Any, *, layers: bool = False, ranking: Sequence[Sequence[int]] = ()) -> ModelFacts:
@@ -27,6 +28,7 @@ def read_facts(pipeline: Any, *, layers: bool = False, ranking: Sequence[Sequenc
         steps_offset=int(scheduler.config.get("steps_offset", 0)),
         sigmas=() if sigmas is None else tuple(float(sigma) for sigma in sigmas),
         calls_per_step=calls_per_step(scheduler),
+        extra_calls=nfe(scheduler, SEVERAL) - calls_per_step(scheduler) * SEVERAL,
         layers=len(listed),
         removable=tuple(layer.index for layer in listed if layer.removable),
         ranking=tuple(tuple(third) for third in ranking),

@@ -94,23 +94,43 @@ class SpaceDefinition(Definition):
 
 
 class TimeStepsDefinition(SpaceDefinition):
-    """``kind = "time-steps"``: ``steps`` distinct times, the whole network at each."""
+    """``kind = "time-steps"``: distinct times, the whole network at each.
+
+    Attributes:
+        steps: how many.
+        nfe: instead of ``steps``: how many calls of the denoiser there may be, so that solvers which call it twice a
+            step (Heun) are compared at equal cost.
+    """
 
     kind: Literal["time-steps"] = "time-steps"
-    steps: int = Field(ge=1)
+    steps: int | None = Field(default=None, ge=1)
+    nfe: int | None = Field(default=None, ge=1)
+
+    @model_validator(mode="after")
+    def _one_of_two(self) -> TimeStepsDefinition:
+        if (self.steps is None) == (self.nfe is None):
+            raise ValueError("a time-steps space must have steps, or nfe instead; " + self._given())
+        return self
+
+    def _given(self) -> str:
+        return "steps is missing" if self.steps is None else f"got both, steps = {self.steps} and nfe = {self.nfe}"
 
     def bind(self, facts: ModelFacts) -> TimeSteps:
         """The space over a model's numbers."""
         clock = self.clock(facts)
-        check_steps("steps", self.steps, clock)
-        return TimeSteps(facts, self.steps, clock, Guidance.of(self.guidance_scale))
+        steps = self.steps if self.nfe is None else facts.steps_of_nfe(self.nfe)
+        if steps is None or steps < 1:
+            raise UserError(f"nfe = {self.nfe} does not allow one step of this scheduler; give more")
+        check_steps("steps", steps, clock)
+        return TimeSteps(facts, steps, clock, Guidance.of(self.guidance_scale))
 
 
 class JointDefinition(SpaceDefinition):
     """``kind = "joint"``: times, and the layers run at each, under a budget of layer runs.
 
     Attributes:
-        n_max: the budget: how many layers all steps together may run; with L layers, 4·L is four whole networks.
+        n_max: the budget: how many layers all steps together may run; with L layers, 4·L is four whole networks. All
+            calls of a solver that makes two a step (Heun) count.
         steps_min: the least number of steps.
         steps_max: the greatest. Lowered to what ``n_max`` allows when each step removes all it may; absent: that.
         layers: ``any`` subset at any step, for optimizers of candidates (evolution, random); or ``ranked``: only how
@@ -153,9 +173,14 @@ class JointDefinition(SpaceDefinition):
         most = min(math.floor(self.max_removed * facts.layers + 1e-9), len(removable))
         self._check(facts, clock, most)
         steps_max = clock.ticks if self.steps_max is None else self.steps_max
-        steps_max = affordable(facts.layers, self.n_max, most, steps_max)
+        n_max = self._per_call(facts)
+        steps_max = affordable(facts.layers, n_max, most, steps_max)
         sets, guidance = self._sets(facts, removable), Guidance.of(self.guidance_scale)
-        return Joint(facts, clock, self.steps_min, steps_max, self.n_max, most, sets, guidance)
+        return Joint(facts, clock, self.steps_min, steps_max, n_max, most, sets, guidance)
+
+    def _per_call(self, facts: ModelFacts) -> int:
+        """The budget for one call a step, so that ``n_max`` holds for a solver that makes more."""
+        return (self.n_max - max(facts.extra_calls, 0) * facts.layers) // facts.calls_per_step
 
     def _removable(self, facts: ModelFacts) -> Layers:
         """The layers that may be removed, ascending. Raises UserError for one that cannot."""
@@ -177,7 +202,8 @@ class JointDefinition(SpaceDefinition):
         for key, steps in (("steps_min", self.steps_min), ("steps_max", self.steps_max or self.steps_min)):
             check_steps(key, steps, clock)
         least = self.steps_min * (facts.layers - most)
-        if self.n_max < least:
+        if self._per_call(facts) < least:
+            least = least * facts.calls_per_step + max(facts.extra_calls, 0) * facts.layers
             raise UserError(
                 f"n_max must be at least {least}: steps_min = {self.steps_min} steps, each running at least "
                 f"{facts.layers - most} of {facts.layers} layers; got {self.n_max}"

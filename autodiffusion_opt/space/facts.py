@@ -21,6 +21,7 @@ class ModelFacts:
         sigmas: noise levels σ = sqrt((1-ā)/ā) of times 0 .. T-1, ascending; empty where the model has none
             (flow matching).
         calls_per_step: calls of the denoiser that one step makes (2 for Heun).
+        extra_calls: calls beyond that, over all steps: -1 for Heun, whose last step makes one; 1 for PNDM.
         layers: L, the number of layers of the denoiser; 0 where nobody counted.
         removable: indices of the layers that may be left out.
         ranking: for each third of the time range, noise to image, the removable layers from the one whose removal
@@ -35,10 +36,15 @@ class ModelFacts:
     steps_offset: int = 0
     sigmas: tuple[float, ...] = ()
     calls_per_step: int = 1
+    extra_calls: int = 0
     layers: int = 0
     removable: tuple[int, ...] = ()
     ranking: tuple[tuple[int, ...], ...] = ()
     ays: tuple[float, ...] = ()
+
+    def steps_of_nfe(self, nfe: int) -> int:
+        """How many steps that many calls of the denoiser allow."""
+        return (nfe - self.extra_calls) // self.calls_per_step
 
     @property
     def sigma_range(self) -> tuple[float, float]:

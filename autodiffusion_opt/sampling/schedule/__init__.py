@@ -14,6 +14,7 @@ accepted is refused by name.
 
 from autodiffusion_opt.sampling.schedule.checks import (
     accepted,
+    calls,
     calls_per_step,
     check_scheduler,
     check_times,
@@ -28,6 +29,7 @@ from autodiffusion_opt.sampling.schedule.handle import Schedule, install_schedul
 __all__ = [
     "Schedule",
     "accepted",
+    "calls",
     "calls_per_step",
     "check_scheduler",
     "check_times",

@@ -40,6 +40,12 @@ def nfe(scheduler: Any, steps: int) -> int:
     return len(called_times(range(steps), rule_of(scheduler).layout))
 
 
+def calls(scheduler: Any, steps: int) -> tuple[int, ...]:
+    """Denoiser calls at each of that many steps, noise to image; they add up to :func:`nfe`."""
+    called = called_times(range(steps), rule_of(scheduler).layout)
+    return tuple(called.count(step) for step in range(steps))
+
+
 def takes_continuous(scheduler: Any) -> bool:
     """Whether times between integers may be given. LCM and TCD are distilled at integer times."""
     return rule_of(scheduler).continuous

@@ -92,9 +92,15 @@ def _known(section: Section, name: str, near: Path | None) -> str:
 def read_toml(path: Path) -> dict[str, Any]:
     """A TOML file. Raises UserError, naming the file, the line and what is wrong."""
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        return tomllib.loads(read_text(path))
     except tomllib.TOMLDecodeError as error:
         raise UserError(f"{path}: must be a TOML file: {error}") from None
+
+
+def read_text(path: Path) -> str:
+    """A file's text. Raises UserError, naming the file."""
+    try:
+        return path.read_text(encoding="utf-8")
     except UnicodeDecodeError:
         raise UserError(f"{path}: must be a TOML file in UTF-8; it is not text") from None
     except OSError as error:

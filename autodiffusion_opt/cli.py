@@ -107,7 +107,7 @@ def show(name: str, as_json: bool) -> None:
         content = catalogue.read_toml(entry.path)
         click.echo(json.dumps({"section": entry.section, "name": entry.name, "content": content}))
     else:
-        click.echo(entry.path.read_text(encoding="utf-8"), nl=False)
+        click.echo(catalogue.read_text(entry.path), nl=False)
 
 
 @app.command()

@@ -143,13 +143,16 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = ""
 
 
 def plan_of(name: str, path: Path, definition: Mapping[str, Any]) -> StudyPlan:
-    """The plan of a stored definition (:meth:`StudyPlan.definition`). Raises UserError for one that is none."""
+    """The plan of a stored definition (:meth:`StudyPlan.definition`). Raises UserError for one that is none.
+
+    Relative paths in it start from the folder of ``path``, or of its key ``file``, where it has one.
+    """
     missing = [key for key in ("space", "objective") if key not in definition]
     if missing:
         raise UserError(f"{path}: the definition must have space and objective; {', '.join(missing)} is missing")
     return StudyPlan(
         name,
-        path,
+        Path(str(definition.get("file", path))),
         build_kind(SPACES, "space", definition["space"], f"{path}: space"),
         build_kind(OBJECTIVES, "objective", definition["objective"], f"{path}: objective"),
         build_kind(OPTIMIZERS, "optimizer", definition.get("optimizer", {"kind": "random"}), f"{path}: optimizer"),

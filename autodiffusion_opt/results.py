@@ -14,7 +14,7 @@ from autodiffusion_opt.catalogue import entries, find_candidate
 from autodiffusion_opt.errors import UserError
 from autodiffusion_opt.plan import StudyPlan, load_plan, load_space, plan_of
 from autodiffusion_opt.storage import open_storage, storage_url
-from autodiffusion_opt.study import DEFINITION, WANTED, best_trials, load, need_study
+from autodiffusion_opt.study import DEFINITION, FILE, WANTED, best_trials, load, need_study
 from autodiffusion_opt.trials import value_of
 
 if TYPE_CHECKING:
@@ -28,7 +28,8 @@ def top_trials(study: str, storage: str | None, count: int) -> tuple[list[Frozen
     url = storage_url(storage)
     found = need_study(open_storage(url, create=False), study_name(study), url)
     trials = best_trials(found.get_trials(deepcopy=False), found.study_name, count)
-    return trials, {WANTED: found.user_attrs.get(WANTED, 1), **found.user_attrs.get(DEFINITION, {})}
+    more = {key: found.user_attrs[key] for key in (WANTED, FILE) if key in found.user_attrs}
+    return trials, more | found.user_attrs.get(DEFINITION, {})
 
 
 def candidate_file(trial: FrozenTrial, study: str, definition: Mapping[str, Any]) -> dict[str, Any]:

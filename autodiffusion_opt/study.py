@@ -39,6 +39,7 @@ DEFINITION = "definition"
 MODEL = "model"
 RANKING = "ranking"
 WANTED = "trials"
+FILE = "file"  # the study's: relative paths in its definitions start from there
 # Seeds of re-scoring start here, far from those that definitions use.
 FRESH_SEED = 1_000_000_007
 
@@ -163,6 +164,7 @@ class Study:
         elif stored != definition:
             self._refuse(stored, definition)
         study.set_user_attr(WANTED, self.plan.trials)
+        study.set_user_attr(FILE, str(self.plan.path.resolve()))
         return study
 
     def _refuse(self, stored: Mapping[str, Any], definition: Mapping[str, Any]) -> None:

@@ -1,0 +1,330 @@
+"""The command line: every verb, and every mistake with a message, exit code 2 and no traceback."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from autodiffusion_opt import Candidate, cli
+
+Write = Callable[..., Path]
+Call = Callable[..., tuple[int, str, str]]
+TABLES = {"leading", "linspace", "trailing", "quadratic", "karras", "exponential", "beta", "log-snr"}
+
+
+@pytest.fixture
+def call(capsys: pytest.CaptureFixture[str]) -> Call:
+    """Exit code, stdout and stderr of a command, as :func:`cli.main` gives them."""
+
+    def run(*words: object) -> tuple[int, str, str]:
+        capsys.readouterr()
+        code = cli._guarded(lambda: cli.app([str(word) for word in words], standalone_mode=False))
+        found = capsys.readouterr()
+        return code, found.out, found.err
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def ran(tmp_path_factory: pytest.TempPathFactory, study_text: str) -> tuple[Path, str]:
+    """The small study's file and its database, all trials complete."""
+    from autodiffusion_opt import Study
+
+    place = tmp_path_factory.mktemp("ran")
+    (place / "small.toml").write_text(study_text)
+    url = f"sqlite:///{place}/studies.db"
+    Study.load(place / "small.toml", storage=url).run()
+    return place / "small.toml", url
+
+
+@pytest.fixture
+def best_file(ran: tuple[Path, str], call: Call, tmp_path: Path) -> Path:
+    """What ``best -o`` writes."""
+    path = tmp_path / "best.json"
+    assert call("best", "small", "--storage", ran[1], "-o", path)[0] == 0
+    return path
+
+
+def test_run(study_file: Write, url: str, call: Call) -> None:
+    path = study_file()
+    code, out, err = call("run", path, "--storage", url, "--trials", 9)
+    assert code == 0
+    assert "leading" in out
+    assert "best" in out
+    assert f"next: autodiffusion-opt verify small --storage {url}" in out
+    code, out, err = call("run", path, "--storage", url, "--trials", 10, "--json")
+    found = json.loads(out)
+    assert code == 0
+    assert "continuing after 9 of 10 trials" in err
+    assert (found["study"], found["trials"], set(found["baselines"])) == ("small", 10, TABLES)
+    assert found["best"]["value"] <= min(found["baselines"].values())
+    assert found["factor"] == pytest.approx(found["best"]["value"] / found["baselines"]["leading"])
+    assert Candidate.from_dict(found["best"]["candidate"])
+
+
+def test_run_with_another_seed(study_file: Write, url: str, call: Call) -> None:
+    code, out, _ = call("run", study_file(), "--storage", url, "--trials", 1, "--seed", 4, "--json")
+    assert (code, json.loads(out)["study"]) == (0, "small-seed4")
+
+
+def test_run_stores_where_the_variable_says(study_file: Write, url: str, call: Call, monkeypatch: Any) -> None:
+    monkeypatch.setenv("AUTODIFFUSION_STORAGE", url)
+    assert call("run", study_file(), "--trials", 1, "--device", "cpu")[0] == 0
+    assert Path(url.removeprefix("sqlite:///")).is_file()
+    monkeypatch.delenv("AUTODIFFUSION_STORAGE")
+    assert call("run", study_file(), "--trials", 1)[0] == 0
+    assert Path("studies/studies.db").is_file()
+
+
+def test_a_timeout_before_the_first_trial(study_file: Write, url: str, call: Call) -> None:
+    code, _, err = call("run", study_file(), "--storage", url, "--timeout", 1e-9)
+    assert code == 2
+    assert "'small' has no complete trial after the timeout" in err
+
+
+def test_ls_and_show(call: Call) -> None:
+    code, out, _ = call("ls")
+    assert code == 0
+    for part in ("spaces/\n", "objectives/\n", "studies/\n", "digits-fid", "Four uneven DDIM steps"):
+        assert part in out
+    code, out, _ = call("ls", "objectives", "--json")
+    assert code == 0
+    assert {entry["section"] for entry in json.loads(out)} == {"objectives"}
+    code, out, _ = call("show", "digits-fid")
+    assert (code, out.startswith("# Fréchet")) == (0, True)
+    code, out, _ = call("show", "digits-fid", "--json")
+    assert json.loads(out)["content"]["kind"] == "fid"
+
+
+def test_status(ran: tuple[Path, str], call: Call) -> None:
+    code, out, _ = call("status", "--storage", ran[1])
+    assert code == 0
+    assert "14/14" in out
+    code, out, _ = call("status", "--storage", ran[1], "--json")
+    (row,) = json.loads(out)
+    assert (row["study"], row["wanted"], row["optimizer"]) == ("small", 14, "evolution")
+    assert (row["trials"]["complete"], row["trials"]["running"]) == (14, 0)
+    assert row["best"] <= row["best_baseline"]["value"]
+    assert row["best_baseline"]["name"] in TABLES
+    assert row["last_activity"].startswith("20")
+
+
+def test_status_of_an_empty_storage(url: str, call: Call) -> None:
+    from autodiffusion_opt.storage import open_storage
+
+    open_storage(url)
+    code, _, err = call("status", "--storage", url)
+    assert code == 0
+    assert "no study" in err
+    assert json.loads(call("status", "--storage", url, "--json")[1]) == []
+
+
+def test_best(ran: tuple[Path, str], call: Call, best_file: Path) -> None:
+    code, out, _ = call("best", ran[0], "--storage", ran[1], "-k", 3, "--json")
+    rows = json.loads(out)
+    assert code == 0
+    assert [row["rank"] for row in rows] == [1, 2, 3]
+    assert [row["value"] for row in rows] == sorted(row["value"] for row in rows)
+    assert Candidate.load(best_file) == Candidate.from_dict(rows[0]["candidate"])
+    source = json.loads(best_file.read_text())["source"]
+    assert (source["study"], source["trial"], source["value"]) == ("small", rows[0]["trial"], rows[0]["value"])
+    assert call("best", "small", "--storage", ran[1])[0] == 0
+
+
+def test_sample(ran: tuple[Path, str], call: Call, best_file: Path, tmp_path: Path) -> None:
+    pictures = [tmp_path / f"{name}.png" for name in ("study", "file", "named", "other")]
+    for given, path in zip((("small",), (best_file,), (best_file, "--study", ran[0])), pictures, strict=False):
+        code, out, _ = call("sample", *given, "--storage", ran[1], "-n", 5, "-o", path)
+        assert (code, out.strip()) == (0, str(path))
+    call("sample", "small", "--storage", ran[1], "-n", 5, "-o", pictures[3], "--seed", 1)
+    one, two, three, other = (Image.open(path).tobytes() for path in pictures)
+    assert one == two == three != other
+
+
+@pytest.mark.parametrize("how", ["study", "file"])
+def test_verify(how: str, ran: tuple[Path, str], call: Call, best_file: Path) -> None:
+    given = "small" if how == "study" else best_file
+    words = ("verify", given, "--storage", ran[1], "--images", 20, "--repeats", 2)
+    code, out, _ = call(*words, "--json")
+    found = json.loads(out)
+    assert code == 0
+    assert set(found) == {"images", "repeats", "best", "baselines"}
+    assert set(found["baselines"]) == TABLES
+    for one in (found["best"], *found["baselines"].values()):
+        assert len(one["values"]) == 2
+        assert one["mean"] == pytest.approx(sum(one["values"]) / 2)
+        assert one["std"] == pytest.approx(abs(one["values"][0] - one["values"][1]) / 2**0.5)
+    assert Candidate.from_dict(found["best"]["candidate"]) == Candidate.load(best_file)
+    code, out, _ = call(*words)
+    assert code == 0
+    assert "best" in out
+
+
+def test_a_relative_reference_is_found_again(tmp_path: Path, study_text: str, url: str, call: Call) -> None:
+    """Relative to the study's file in run, and in what comes after it, whatever the working folder."""
+    from autodiffusion_opt.zoo.digits import load_images
+
+    (tmp_path / "scans").mkdir()
+    for index, image in enumerate(load_images()[:70]):
+        Image.fromarray(image[0].numpy()).save(tmp_path / "scans" / f"{index}.png")
+    path = tmp_path / "own.toml"
+    path.write_text(study_text.replace('reference = "digits"', 'reference = "scans"'))
+    assert call("run", path, "--storage", url, "--trials", 1)[0] == 0
+    code, _, err = call("verify", "own", "--storage", url, "--images", 4, "--repeats", 1)
+    assert (code, err) == (0, "")
+    assert call("best", "own", "--storage", url, "-o", "own.json")[0] == 0
+    code, _, err = call("verify", "own.json", "--images", 4, "--repeats", 1)
+    assert (code, err) == (0, "")
+
+
+# What is wrong with the study's file -> part of the message.
+WRONG_STUDIES = {
+    "key": (("batch_size = 10", "batch_sise = 10"), "Did you mean 'batch_size'?"),
+    "kind": (('kind = "fid"', 'kind = "fidd"'), "Did you mean 'fid'?"),
+    "scheduler": (('scheduler = "ddim"', 'scheduler = "dimm"'), "Did you mean 'ddim'?"),
+    "scheduler class": (('scheduler = "ddim"', 'scheduler = "DDIMSheduler"'), "Did you mean 'DDIMScheduler'?"),
+    "setting": (('scheduler = "ddim"', "scheduler_settings = {steps_offse = 1}"), "Did you mean 'steps_offset'?"),
+    "model": (('model = "digits"', 'model = "digit"'), "Did you mean 'digits'?"),
+    "folder": (('model = "digits"', 'model = "./no-such"'), "must be an embedded name"),
+    "device": (('device = "cpu"', 'device = "cpuu"'), "device must be auto, cpu, or a GPU"),
+    "no GPU": (('device = "cpu"', 'device = "cuda:77"'), "device must be auto, cpu, or a GPU"),
+    "features": (('features = "digits"', 'features = "digitz"'), "Did you mean 'digits'?"),
+    "reference": (('reference = "digits"', 'reference = "nothing"'), "'nothing' is not there"),
+    "no images": (('reference = "digits"', 'reference = "."'), "must hold at least 2 images"),
+    "no steps": (("steps = 4", "steps = 0"), "greater than or equal to 1; got 0"),
+    "too many steps": (("steps = 4", "steps = 1001"), "at most 1000"),
+    "no TOML": (("trials = 14", "trials = = 14"), "must be a TOML file"),
+    "continuous": (("steps = 4", 'steps = 4\ntimes = "continuos"'), "Did you mean 'continuous'?"),
+    "call": (("batch_size = 10", "batch_size = 10\ncall = {heigth = 8}"), "heigth"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG_STUDIES)
+def test_a_wrong_study(name: str, tmp_path: Path, study_text: str, url: str, call: Call) -> None:
+    (old, new), message = WRONG_STUDIES[name]
+    path = tmp_path / "small.toml"
+    assert old in study_text
+    path.write_text(study_text.replace(old, new))
+    code, out, err = call("run", path, "--storage", url)
+    assert (code, out) == (2, "")
+    assert err.startswith("error: ")
+    assert message in err
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["run", "digts-4"], "Did you mean 'digits-4'?"),
+        (["run", "no/such.toml"], "there is no file no/such.toml"),
+        (["run", "digits-4", "--trials", "0"], "0 is not in the range x>=1"),
+        (["run", "digits-4", "--trials", "many"], "'many' is not a valid integer"),
+        (["run", "digits-4", "--storage", "garbage"], "storage must be a URL"),
+        (["run", "digits-4", "--storage", "sqlite:////proc/no/such.db"], "cannot be created"),
+        (["status", "--storage", "sqlite:///none.db"], "does not exist; run a study first"),
+        (["best", "small", "--storage", "sqlite:///here.toml"], "file is not a database"),
+        (["show", "digits-44"], "Did you mean 'digits-4'?"),
+        (["show", "binary"], "UTF-8"),
+        (["ls", "space"], "spaces"),
+        (["verify", "none.json"], "none.json: cannot be read"),
+        (["verify", "plain.json"], "name a study that does with --study"),
+        (["verify", "plain.json", "--study", "digts-4"], "Did you mean 'digits-4'?"),
+        (["verify", "broken.json", "--study", "digits-4"], "broken.json: a candidate must be JSON"),
+        (["verify", "binary.json", "--study", "digits-4"], "it is not text"),
+        (["verify", "late.json", "--study", "here.toml", "--images", "4"], "got 5000"),
+        (["verify", "layer.json", "--study", "here.toml", "--images", "4"], "got 999"),
+        (["verify", "scale.json", "--study", "here.toml", "--images", "4"], "guidance_scale"),
+        (["sample", "late.json", "--study", "here.toml", "-n", "2"], "got 5000"),
+        (["sample", "layer.json", "--study", "here.toml", "-n", "2"], "got 999"),
+        (["sample", "plain.json", "--study", "here.toml", "-n", "2", "-o", "no/grid.png"], "the folder no must exist"),
+        (["sample", "plain.json", "--study", "here.toml", "-n", "2", "-o", "grid.what"], "cannot be written"),
+        (["verify", "digits-4", "--images", "1"], "1 is not in the range x>=2"),
+        (["verify", "source.json"], "source.json"),
+        (["rum"], "No such command 'rum'"),
+    ],
+)
+def test_wrong_words(words: list[str], message: str, study_text: str, call: Call) -> None:
+    Path("here.toml").write_text(study_text)
+    for name, text in {
+        "plain": '{"steps": [900, 100]}',
+        "broken": '{"steps": [900',
+        "late": '{"steps": [5000, 100]}',
+        "layer": '{"steps": [{"time": 900, "removed": [999]}, 100]}',
+        "scale": '{"steps": [900, 100], "guidance_scale": 2}',
+        "source": '{"steps": [900, 100], "source": {"definition": [1]}}',
+    }.items():
+        Path(f"{name}.json").write_text(text)
+    Path("binary.json").write_bytes(b"\xff\xfe\x00")
+    Path("binary").write_bytes(b"\xff\xfe\x00")
+    code, _, err = call(*words)
+    assert code == 2
+    assert message in err
+    assert "Traceback" not in err
+
+
+def test_a_study_that_is_not_in_the_storage(ran: tuple[Path, str], call: Call) -> None:
+    for words in (["best", "smal"], ["verify", "smal"], ["sample", "smal"]):
+        code, _, err = call(*words, "--storage", ran[1])
+        assert code == 2
+        assert "Did you mean 'small'?" in err
+
+
+def test_a_changed_definition(ran: tuple[Path, str], study_file: Write, call: Call) -> None:
+    code, _, err = call("run", study_file(images="images = 30"), "--storage", ran[1])
+    assert code == 2
+    assert "objective.images: 20 -> 30" in err
+
+
+def test_the_command_itself(tmp_path: Path) -> None:
+    """Installed, in a process of its own: exit code and message."""
+    command = [sys.executable, "-c", "from autodiffusion_opt.cli import main; main()"]
+    wrong = subprocess.run([*command, "run", "digts-4"], cwd=tmp_path, capture_output=True, text=True)
+    assert (wrong.returncode, wrong.stdout) == (2, "")
+    assert "Did you mean 'digits-4'?" in wrong.stderr
+    assert "Traceback" not in wrong.stderr
+    assert subprocess.run([*command, "--help"], cwd=tmp_path, capture_output=True).returncode == 0
+
+
+def complete(url: str) -> int:
+    """How many complete trials SQL holds, asked beside the process that writes."""
+    try:
+        with sqlite3.connect(f"file:{url.removeprefix('sqlite:///')}?mode=ro", uri=True) as connection:
+            return int(connection.execute("SELECT COUNT(*) FROM trials WHERE state = 'COMPLETE'").fetchone()[0])
+    except sqlite3.OperationalError:
+        return 0
+
+
+def test_ctrl_c(study_file: Write, url: str, call: Call) -> None:
+    path = study_file()
+    command = [sys.executable, "-c", "from autodiffusion_opt.cli import main; main()"]
+    words = ["run", str(path), "--storage", url, "--trials", "100000"]
+    child = subprocess.Popen([*command, *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    for _ in range(600):
+        if complete(url) >= 2:
+            break
+        time.sleep(0.1)
+    os.kill(child.pid, signal.SIGINT)
+    out, err = child.communicate(timeout=30)
+    assert (child.returncode, out) == (130, "")
+    assert f"Continue with: autodiffusion-opt run {path} " in err
+    assert f"--storage {url}" in err
+    assert "Traceback" not in err
+    (row,) = json.loads(call("status", "--storage", url, "--json")[1])
+    assert row["trials"]["running"] == 0
+    done = row["trials"]["complete"]
+    assert done >= 2
+    code, out, _ = call("run", path, "--storage", url, "--trials", done + 2, "--json")
+    assert code == 0
+    assert json.loads(out)["trials"] == done + 2
+    (row,) = json.loads(call("status", "--storage", url, "--json")[1])
+    assert row["trials"]["running"] == 0

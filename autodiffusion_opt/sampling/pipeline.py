@@ -198,7 +198,15 @@ def _read(model: str, revision: str | None, variant: str | None, dtype: torch.dt
     except (OSError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"model {model!r} cannot be loaded: {reason}") from None
-    return _plain(found)
+    return _cast(_plain(found), dtype)
+
+
+def _cast(pipeline: Any, dtype: torch.dtype) -> Any:
+    """Without accelerate, diffusers 0.42 leaves SD3's denoiser in float32 whatever it is asked for."""
+    denoiser = denoiser_of(pipeline)
+    if dtype not in {weight.dtype for weight in denoiser.parameters()}:
+        denoiser.to(dtype)
+    return pipeline
 
 
 def _plain(pipeline: Any) -> Any:

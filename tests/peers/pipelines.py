@@ -1,12 +1,15 @@
 """Small pipelines with random weights, of diffusers' and transformers' own classes: 16×16 or 32×32 images, 8×8 latents.
 
 Each builder returns a pipeline; :func:`saved` writes it to a folder, from which it is loaded like any other.
+:data:`TEXT`, :data:`CLASSES` and :data:`CALLS` say how each is called.
 """
 
 from __future__ import annotations
 
 import string
+import tempfile
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -32,10 +35,35 @@ def builder(function: Callable[[], Any]) -> Callable[[], Any]:
     return build
 
 
-def saved(name: str, folder: Path) -> Path:
-    """The pipeline of a builder, written to a folder."""
-    BUILDERS[name]().save_pretrained(folder / name)
-    return folder / name
+_PLACE = tempfile.TemporaryDirectory(prefix="autodiffusion-pipelines-")
+
+
+@cache
+def saved(name: str) -> Path:
+    """The folder that the pipeline of a builder was written to, once a process."""
+    folder = Path(_PLACE.name) / name
+    BUILDERS[name]().save_pretrained(folder)
+    return folder
+
+
+# Builders whose pipelines take prompts; the number of classes of those that take labels; arguments of the call.
+TEXT = (
+    "ldm_text",
+    "stable_diffusion",
+    "sdxl",
+    "sd3",
+    "flux",
+    "pixart_alpha",
+    "pixart_sigma",
+    "latent_consistency",
+)
+CLASSES = {"adm": 3, "dit": 1000, "consistency": 3}
+_PIXART = {"use_resolution_binning": False, "clean_caption": False}
+CALLS: dict[str, dict[str, Any]] = {
+    "flux": {"height": 16, "width": 16},
+    "pixart_alpha": _PIXART,
+    "pixart_sigma": _PIXART,
+}
 
 
 def unet(channels: int = 3, size: int = 16, **more: Any) -> Any:

@@ -2,7 +2,7 @@
 
 Runs the studies digits-4 (K = 4 steps of the whole network), digits-joint and digits-joint-ranked (N_max = 4 L layer
 runs) with equal trials and several seeds, re-scores each best candidate on fresh noise, and prints a table. The last
-line is one JSON object; ``ratio`` is a study's mean over that of digits-4.
+line is one JSON object; ``ratio`` is a study's mean over that of the first study.
 """
 
 from __future__ import annotations
@@ -57,15 +57,16 @@ def main() -> None:
     parser.add_argument("--trials", type=int, default=150)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--images", type=int, default=5000, help="of each of the three re-scorings")
+    parser.add_argument("--studies", nargs="+", default=STUDIES, choices=STUDIES)
     parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     seeds, trials, images = (1, 14, 500) if options.quick else (options.seeds, options.trials, options.images)
     with tempfile.TemporaryDirectory() as folder:
-        rows = [search(name, seed, trials, images, folder) for name in STUDIES for seed in range(seeds)]
+        rows = [search(name, seed, trials, images, folder) for name in options.studies for seed in range(seeds)]
     print_table(rows)
-    means = {name: statistics.mean(row["mean"] for row in rows if row["study"] == name) for name in STUDIES}
-    ratio = {name: round(mean / means[STUDIES[0]], 4) for name, mean in means.items()}
+    means = {name: statistics.mean(row["mean"] for row in rows if row["study"] == name) for name in options.studies}
+    ratio = {name: round(mean / means[options.studies[0]], 4) for name, mean in means.items()}
     print(json.dumps({"ratio": ratio, "trials": trials, "images": images, "rows": rows, "machine": machine()}))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -61,10 +62,12 @@ def frechet_distance(one: Gaussian, reference: Gaussian) -> float:
     """|μ₁ - μ₂|² + tr(Σ₁ + Σ₂ - 2 (Σ₁Σ₂)^½) (Heusel et al., 2017, equation 6).
 
     The trace of the root is Σ √eig(R½ Σ₁ R½), R the reference's covariance: symmetric, so that it stays real, and R½
-    is computed once.
+    is computed once. Not a number where features were not finite.
     """
     difference = one.mean - reference.mean
     inner = reference.root @ one.covariance @ reference.root
+    if not np.isfinite(inner).all():
+        return math.nan  # LAPACK does not end on these
     values = np.linalg.eigvalsh((inner + inner.T) / 2)
     trace = float(np.sqrt(np.maximum(values, 0.0)).sum())
     both = float(np.trace(one.covariance) + np.trace(reference.covariance))

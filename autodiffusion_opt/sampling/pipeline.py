@@ -195,9 +195,9 @@ def _read(model: str, revision: str | None, variant: str | None, dtype: torch.dt
         with _quiet():
             # use_safetensors: a pickle from a download is never opened.
             found = DiffusionPipeline.from_pretrained(folder or model, torch_dtype=dtype, use_safetensors=True, **hub)
-    except (OSError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"model {model!r} cannot be loaded: {reason}") from None
+    except Exception as error:  # of an unknown class, a missing part, broken weights: each has an error of its own
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UserError(f"model {model!r} cannot be loaded: {reason}") from error
     return _cast(_plain(found), dtype)
 
 
@@ -273,8 +273,8 @@ class Installed:
 
     candidate: Candidate
     schedule: Schedule
-    bypass: Bypass | None
-    guidance: GuidanceOverride | None
+    bypass: Bypass | None = None
+    guidance: GuidanceOverride | None = None
 
     def remove(self) -> None:
         """Take it off again."""
@@ -306,14 +306,14 @@ def apply(pipeline: Any, candidate: Candidate | str | Path) -> Any:
         candidate = Candidate.load(candidate)
     remove(pipeline)
     check_fits(pipeline, candidate)
-    schedule = install_schedule(pipeline.scheduler, candidate.times)
+    installed = Installed(candidate, install_schedule(pipeline.scheduler, candidate.times))
     try:
-        bypass = _bypass(pipeline, candidate, schedule)
-        guidance = _guidance(pipeline, candidate)
-    except BaseException:
-        schedule.remove()
+        installed.bypass = _bypass(pipeline, candidate, installed.schedule)
+        installed.guidance = _guidance(pipeline, candidate)
+    except BaseException:  # half a candidate must not stay
+        installed.remove()
         raise
-    _installed[pipeline] = Installed(candidate, schedule, bypass, guidance)
+    _installed[pipeline] = installed
     return pipeline
 
 
@@ -337,11 +337,17 @@ def remove(pipeline: Any) -> Any:
 
 @contextlib.contextmanager
 def install(pipeline: Any, candidate: Candidate) -> Iterator[Any]:
-    """:func:`apply` for the length of a ``with`` block, also if it ends with an exception."""
+    """:func:`apply` for the length of a ``with`` block, also if it ends with an exception.
+
+    A candidate that was applied before is applied again after it.
+    """
+    before = _installed.get(pipeline)
     try:
         yield apply(pipeline, candidate)
     finally:
         remove(pipeline)
+        if before is not None:
+            apply(pipeline, before.candidate)
 
 
 def check_fits(pipeline: Any, candidate: Candidate) -> None:

@@ -75,7 +75,8 @@ class Labels:
         if "class_labels" in call_parameters(pipeline):
             yield
             return
-        handle = denoiser_of(pipeline).register_forward_pre_hook(self._put, with_kwargs=True)
+        # First of all hooks, so that whoever watches the denoiser (the ranking of layers) sees the labels.
+        handle = denoiser_of(pipeline).register_forward_pre_hook(self._put, prepend=True, with_kwargs=True)
         try:
             yield
         finally:

@@ -20,6 +20,7 @@ from autodiffusion_opt.candidate import Candidate
 from autodiffusion_opt.errors import UserError
 from autodiffusion_opt.sampling.conditions import Labels, Prompts
 from autodiffusion_opt.sampling.fingerprint import fingerprint
+from autodiffusion_opt.sampling.layers import list_layers
 from autodiffusion_opt.sampling.pipeline import (
     SHORT_NAMES,
     Conditions,
@@ -164,6 +165,29 @@ def test_a_study_runs_is_resumed_and_its_best_candidate_deploys(
     assert found.float().std() > 10
 
 
+def test_a_changed_file_of_prompts_is_another_study(reference: Path, tmp_path: Path, url: str) -> None:
+    path = write_study(tmp_path, "stable_diffusion", reference)
+    Study.load(path, storage=url).run(1)
+    with (tmp_path / "prompts.txt").open("a") as file:
+        file.write("\none more")
+    with pytest.raises(UserError, match="started with another definition"):
+        Study.load(path, storage=url).run(2)
+
+
+@pytest.mark.parametrize("name", ["stable_diffusion", "flux", "adm"])
+def test_a_joint_study_ranks_the_layers_under_the_same_conditions(
+    name: str, reference: Path, tmp_path: Path, url: str
+) -> None:
+    path = write_study(tmp_path, name, reference)
+    layers = len(list_layers(denoiser_of(load(name))))
+    joint = f'kind = "joint"\nlayers = "ranked"\nn_max = {3 * layers}\nsteps_min = 3\nsteps_max = 4'
+    path.write_text(path.read_text().replace('kind = "time-steps"\nsteps = 3', joint))
+    study = Study.load(path, storage=url)
+    study.run(5)
+    assert all(sum(layers - len(gone) for gone in one.removed) <= 3 * layers for one, _ in study.best(5))
+    assert len(study.bound.facts.ranking) == 3
+
+
 # The schedulers that each kind of pipeline can run, by short name.
 DIFFUSION = ("ddim", "ddpm", "pndm", "dpmsolver++", "dpmsolver-singlestep", "unipc", "deis", "lcm", "tcd")
 SCALED = ("lms", "euler", "euler-ancestral", "heun")
@@ -275,8 +299,6 @@ def test_removed_layers_guidance_and_times_leave_no_trace(name: str, tmp_path: P
     pipeline = load(name)
     takes_guidance = name in (*pipelines.TEXT, "dit")
     plain = Candidate.from_time_steps([901, 640, 222])
-    from autodiffusion_opt.sampling.layers import list_layers
-
     layer = next(one.index for one in list_layers(denoiser_of(pipeline)) if one.removable)
     steps = Candidate.from_time_steps([901, 640, 222], removed=[[layer], [], [layer]])
     before = images_of(pipeline, name, plain)

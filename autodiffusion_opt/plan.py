@@ -52,6 +52,7 @@ class StudyPlan:
     optimizer: OptimizerDefinition
     trials: int
     seed: int
+    ranking: tuple[tuple[int, ...], ...] = ()  # of layers, where a stored definition has it: not measured again
 
     def definition(self) -> dict[str, Any]:
         """What must not change under the study's name, as JSON values."""
@@ -158,4 +159,5 @@ def plan_of(name: str, path: Path, definition: Mapping[str, Any]) -> StudyPlan:
         build_kind(OPTIMIZERS, "optimizer", definition.get("optimizer", {"kind": "random"}), f"{path}: optimizer"),
         int(definition.get("trials", 1)),
         int(definition.get("seed", 0)),
+        tuple(tuple(third) for third in definition.get("ranking", ())),
     )

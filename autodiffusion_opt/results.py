@@ -14,7 +14,7 @@ from autodiffusion_opt.catalogue import entries, find_candidate
 from autodiffusion_opt.errors import UserError
 from autodiffusion_opt.plan import StudyPlan, load_plan, load_space, plan_of
 from autodiffusion_opt.storage import open_storage, storage_url
-from autodiffusion_opt.study import DEFINITION, FILE, WANTED, best_trials, load, need_study
+from autodiffusion_opt.study import DEFINITION, FILE, RANKING, WANTED, best_trials, load, need_study
 from autodiffusion_opt.trials import value_of
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ def top_trials(study: str, storage: str | None, count: int) -> tuple[list[Frozen
     url = storage_url(storage)
     found = need_study(open_storage(url, create=False), study_name(study), url)
     trials = best_trials(found.get_trials(deepcopy=False), found.study_name, count)
-    more = {key: found.user_attrs[key] for key in (WANTED, FILE) if key in found.user_attrs}
+    more = {key: found.user_attrs[key] for key in (WANTED, FILE, RANKING) if key in found.user_attrs}
     return trials, more | found.user_attrs.get(DEFINITION, {})
 
 
@@ -78,6 +78,7 @@ def sample_blocks(plan: StudyPlan, candidate: Candidate, count: int, seed: int) 
     """Caption -> images, of the candidate and of the uniform one, from the same noise."""
     import torch
 
+    from autodiffusion_opt.objective.conditions import bind_conditions
     from autodiffusion_opt.sampling.facts import read_facts
     from autodiffusion_opt.sampling.pipeline import generate
     from autodiffusion_opt.space.baselines import leading
@@ -85,10 +86,12 @@ def sample_blocks(plan: StudyPlan, candidate: Candidate, count: int, seed: int) 
     pipeline, table = load(plan), plan.space.pipeline
     steps = leading(read_facts(pipeline), len(candidate.steps))
     uniform = Candidate.from_time_steps(steps, guidance_scale=candidate.guidance_scale)
+    conditions = bind_conditions(plan.objective.conditions, pipeline, plan.path.resolve().parent)
+    size = min(table.batch_size, count)
     found = {}
     for name, one in (("best", candidate), ("uniform", uniform)):
         batches = generate(
-            pipeline, one, range(count), seed=seed, batch_size=min(table.batch_size, count), call=table.call
+            pipeline, one, range(count), seed=seed, batch_size=size, conditions=conditions, call=table.call
         )
         found[f"{name} {one}"] = torch.cat([batch.cpu() for batch in batches])
     return found

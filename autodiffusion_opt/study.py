@@ -307,8 +307,8 @@ def load(plan: StudyPlan) -> Any:
 def _ranking(plan: StudyPlan, pipeline: Any, conditions: Any, stored: Any) -> Any:
     if not plan.space.needs_ranking:
         return ()
-    if stored:
-        return stored
+    if stored or plan.ranking:
+        return stored or plan.ranking
     from autodiffusion_opt.sampling.ranking import rank_layers
 
     return rank_layers(pipeline, seed=plan.objective.seed, conditions=conditions, call=plan.space.pipeline.call)

@@ -53,6 +53,8 @@ SHORT_NAMES = {
     "lcm": "LCMScheduler",
     "tcd": "TCDScheduler",
 }
+# Settings that a short name implies: PLMS is PNDM without its Runge-Kutta start.
+IMPLIED: dict[str, dict[str, Any]] = {"plms": {"skip_prk_steps": True}}
 DENOISERS = ("unet", "transformer")
 
 
@@ -240,7 +242,7 @@ def _other_scheduler(current: Any, name: str | None, settings: Mapping[str, Any]
     for key in settings:
         if key not in allowed:
             raise unknown(f"a scheduler_settings key of {kind.__name__}", key, allowed)
-    return kind.from_config(current.config, **settings)
+    return kind.from_config(current.config, **{**IMPLIED.get((name or "").lower(), {}), **settings})
 
 
 def _config_keys(kind: type) -> list[str]:

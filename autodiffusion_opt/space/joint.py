@@ -140,7 +140,7 @@ class Joint:
         return Candidate(tuple(steps), self.guidance.random(rng))
 
     def mutate(self, candidate: Candidate, rng: np.random.Generator, probability: float) -> Candidate:
-        """Each step's time, and each step's layers, changed with ``probability``; one step more or fewer with twice that.
+        """Each step's time, and each step's layers, changed with ``probability``; one step more or fewer with twice it.
 
         Half of the changed times are drawn anew (AutoDiffusion, algorithm 1), half move a little.
         """

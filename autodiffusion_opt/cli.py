@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 import sys
@@ -257,11 +258,20 @@ def _write(path: Path, text: str) -> None:
 def _print(as_json: bool, value: Any, table: Any) -> None:
     """The result on stdout: JSON, or a table."""
     if as_json:
-        click.echo(json.dumps(value))
+        click.echo(json.dumps(_finite(value), allow_nan=False))
         return
     from autodiffusion_opt.report.terminal import out
 
     out().print(table)
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no infinity: null."""
+    if isinstance(value, dict):
+        return {key: _finite(one) for key, one in value.items()}
+    if isinstance(value, list):
+        return [_finite(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _say(text: str) -> None:

@@ -6,7 +6,11 @@ is asked for.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import os
+import pickle
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -20,17 +24,18 @@ from autodiffusion_opt.errors import UserError, unknown
 FIDELITY_LAYERS = {
     "inception-v3-compat": "2048",
     "vgg16": "fc2_relu",
-    "clip-rn50": "clip-rn50",
-    "clip-vit-b-16": "clip-vit-b-16",
-    "clip-vit-b-32": "clip-vit-b-32",
-    "clip-vit-l-14": "clip-vit-l-14",
-    "dinov2-vit-s-14": "dinov2-vit-s-14",
-    "dinov2-vit-b-14": "dinov2-vit-b-14",
-    "dinov2-vit-l-14": "dinov2-vit-l-14",
-    "dinov2-vit-g-14": "dinov2-vit-g-14",
+    "clip-rn50": "clip",
+    "clip-vit-b-16": "clip",
+    "clip-vit-b-32": "clip",
+    "clip-vit-l-14": "clip",
+    "dinov2-vit-s-14": "dinov2",
+    "dinov2-vit-b-14": "dinov2",
+    "dinov2-vit-l-14": "dinov2",
+    "dinov2-vit-g-14": "dinov2",
 }
 # Other names for the same thing.
 SHORT_NAMES = {"inception": "inception-v3-compat", "dinov2": "dinov2-vit-l-14", "clip": "clip-vit-b-32"}
+FORCE = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
 NAMES = ("digits", "pixels", *FIDELITY_LAYERS)
 
 
@@ -121,6 +126,20 @@ class FidelityFeatures:
         return found
 
 
+@contextlib.contextmanager
+def _no_pickles() -> Iterator[None]:
+    """torch-fidelity reads weights with ``weights_only=False``; torch's own switch forbids that."""
+    before = os.environ.get(FORCE)
+    os.environ[FORCE] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[FORCE]
+        else:
+            os.environ[FORCE] = before
+
+
 def _fidelity_network(name: str, layer: str, weights: Path | None) -> Any:
     from torch_fidelity.utils import create_feature_extractor
 
@@ -128,7 +147,13 @@ def _fidelity_network(name: str, layer: str, weights: Path | None) -> Any:
         raise UserError(f"features_weights: the file {weights} must exist")
     more = {} if weights is None else {"feature_extractor_weights_path": str(weights)}
     try:
-        return create_feature_extractor(name, [layer], cuda=False, verbose=False, **more)
+        with _no_pickles():
+            return create_feature_extractor(name, [layer], cuda=False, verbose=False, **more)
+    except pickle.UnpicklingError:
+        raise UserError(
+            f"features_weights: {weights} must be a file of weights alone, as torch.save writes a state dict; it holds "
+            "other objects, which are not read since they can run code"
+        ) from None
     except (OSError, RuntimeError) as error:
         raise UserError(
             f"features {name!r}: its weights cannot be had ({str(error).splitlines()[0]}). They are downloaded at "

@@ -30,7 +30,7 @@ class Score:
     """What one trial measured.
 
     Attributes:
-        value: the metric; infinite where images were not finite.
+        value: the metric; infinite where it is not finite.
         images: how many were generated.
         seconds: wall time of generation and features.
         nfe: calls of the denoiser for one image.

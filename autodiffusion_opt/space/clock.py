@@ -12,8 +12,6 @@ from optuna.distributions import BaseDistribution, FloatDistribution, IntDistrib
 from autodiffusion_opt.candidate import TIME_DECIMALS
 
 CONTINUOUS_RESOLUTION = 0.01
-# Standard deviation of a small move, as a share of the range.
-NEAR_SHARE = 0.04
 
 
 @dataclass(frozen=True)
@@ -83,8 +81,3 @@ class Clock:
     def mutate(self, times: Sequence[float], rng: np.random.Generator, probability: float) -> tuple[float, ...]:
         """Each time replaced by a uniform one with ``probability``; not settled yet."""
         return tuple(self.time(int(rng.integers(self.ticks))) if rng.random() < probability else time for time in times)
-
-    def near(self, time: float, rng: np.random.Generator) -> float:
-        """A normal step of :data:`NEAR_SHARE` of the range from ``time``, inside the range; not settled yet."""
-        moved = time + float(rng.normal(0, NEAR_SHARE * (self.high - self.low)))
-        return self.time(self.tick(moved))

@@ -30,8 +30,6 @@ Draft = tuple[float, Layers]
 STEPS = "steps"
 # The number of steps changes so much more often than one step does: more steps are what removed layers buy.
 STEP_CHANGE = 2.0
-# Share of changed times that stay near: stage two starts from good times, and a step more wants all of them to shift.
-NEAR = 0.5
 
 
 @dataclass(frozen=True)
@@ -140,20 +138,14 @@ class Joint:
         return Candidate(tuple(steps), self.guidance.random(rng))
 
     def mutate(self, candidate: Candidate, rng: np.random.Generator, probability: float) -> Candidate:
-        """Each step's time, and each step's layers, changed with ``probability``; one step more or fewer with twice it.
-
-        Half of the changed times are drawn anew (AutoDiffusion, algorithm 1), half move a little.
-        """
+        """Each step's time, and each step's layers, changed with ``probability``; one step more or fewer with twice it."""
         drafts = [self._mutated(step, rng, probability) for step in candidate.steps]
         if rng.random() < STEP_CHANGE * probability:
             drafts = self._inserted(drafts, rng) if rng.random() < 0.5 else self._deleted(drafts, rng)
         return self._child(drafts, self.guidance.mutate(candidate.guidance_scale, rng, probability), rng)
 
     def _mutated(self, step: Step, rng: np.random.Generator, probability: float) -> Draft:
-        time = step.time
-        if rng.random() < probability:
-            near = rng.random() < NEAR
-            time = self.clock.near(time, rng) if near else self.clock.mutate([time], rng, 1.0)[0]
+        time = self.clock.mutate([step.time], rng, probability)[0]
         if rng.random() < probability:
             return time, self.sets.changed(time, step.removed, self.most, rng)
         return time, step.removed

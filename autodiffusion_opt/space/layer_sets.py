@@ -18,8 +18,8 @@ from autodiffusion_opt.space.facts import third_of
 Layers = tuple[int, ...]
 # A mutation changes 1, 2, 3 ... layers of a step with chances 1/2, 1/4, 1/8 ...
 STOP = 0.5
-# Of a ranking, the layer that matters least is drawn e⁸ times as often as the one that matters most.
-SKEW = 8.0
+# Of a ranking, the layer that matters least is drawn e⁴ times as often as the one that matters most.
+SKEW = 4.0
 
 
 class LayerSets(Protocol):

@@ -138,7 +138,7 @@ class Joint:
         return Candidate(tuple(steps), self.guidance.random(rng))
 
     def mutate(self, candidate: Candidate, rng: np.random.Generator, probability: float) -> Candidate:
-        """Each step's time, and each step's layers, changed with ``probability``; one step more or fewer with twice it."""
+        """Each step's time, and each step's layers, changed with ``probability``; one more or fewer with twice it."""
         drafts = [self._mutated(step, rng, probability) for step in candidate.steps]
         if rng.random() < STEP_CHANGE * probability:
             drafts = self._inserted(drafts, rng) if rng.random() < 0.5 else self._deleted(drafts, rng)

@@ -15,7 +15,8 @@ from autodiffusion_opt.candidate import Candidate, Step
 from autodiffusion_opt.errors import UserError
 
 if TYPE_CHECKING:
-    from autodiffusion_opt.sampling.pipeline import apply, install, load_pipeline, remove
+    from autodiffusion_opt.sampling.loading import load_pipeline
+    from autodiffusion_opt.sampling.pipeline import apply, install, remove
     from autodiffusion_opt.study import Study
 
 __version__ = "0.1.0"
@@ -24,7 +25,7 @@ _LATER = {
     "Study": "autodiffusion_opt.study",
     "apply": "autodiffusion_opt.sampling.pipeline",
     "install": "autodiffusion_opt.sampling.pipeline",
-    "load_pipeline": "autodiffusion_opt.sampling.pipeline",
+    "load_pipeline": "autodiffusion_opt.sampling.loading",
     "remove": "autodiffusion_opt.sampling.pipeline",
 }
 

@@ -66,7 +66,7 @@ def _plan_in(path: Path) -> StudyPlan:
 def listed_layers(name: str) -> tuple[list[Layer], int]:
     """The layers of a model or of a space's model, and the FLOPs of its denoiser's whole forward pass."""
     from autodiffusion_opt.sampling.layers import list_layers, total_flops
-    from autodiffusion_opt.sampling.pipeline import denoiser_of, load_definition, load_pipeline
+    from autodiffusion_opt.sampling.loading import denoiser_of, load_definition, load_pipeline
 
     is_space = name.endswith(".toml") or name in {entry.name for entry in entries(["spaces"])}
     pipeline = load_definition(load_space(name).pipeline) if is_space else load_pipeline(name, device="cpu")

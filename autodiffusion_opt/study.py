@@ -299,7 +299,7 @@ def bind(plan: StudyPlan, ranking: Any = None) -> Bound:
 
 def load(plan: StudyPlan) -> Any:
     """The pipeline that a plan's space names."""
-    from autodiffusion_opt.sampling.pipeline import load_definition
+    from autodiffusion_opt.sampling.loading import load_definition
 
     return load_definition(plan.space.pipeline)
 

@@ -53,7 +53,7 @@ crossovers = 2
 @pytest.fixture(scope="session")
 def digits() -> Any:
     """The embedded pipeline, loaded once; whoever changes it puts it back."""
-    from autodiffusion_opt.sampling.pipeline import load_pipeline
+    from autodiffusion_opt.sampling.loading import load_pipeline
 
     return load_pipeline("digits", scheduler="ddim", device="cpu")
 

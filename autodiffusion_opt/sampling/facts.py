@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from autodiffusion_opt.sampling.layers import list_layers
-from autodiffusion_opt.sampling.pipeline import denoiser_of
+from autodiffusion_opt.sampling.loading import denoiser_of
 from autodiffusion_opt.sampling.schedule import calls_per_step, nfe, sigmas_of, takes_continuous, time_range
 from autodiffusion_opt.space.facts import ModelFacts
 

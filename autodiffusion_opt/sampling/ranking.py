@@ -20,7 +20,8 @@ from autodiffusion_opt.errors import UserError
 from autodiffusion_opt.sampling.facts import read_facts
 from autodiffusion_opt.sampling.layers import install_bypass
 from autodiffusion_opt.sampling.layers.listing import known_layers
-from autodiffusion_opt.sampling.pipeline import Conditions, denoiser_of, generate
+from autodiffusion_opt.sampling.loading import denoiser_of
+from autodiffusion_opt.sampling.pipeline import Conditions, generate
 from autodiffusion_opt.sampling.schedule.checks import KEY
 from autodiffusion_opt.space.facts import third_of
 

@@ -21,17 +21,8 @@ from autodiffusion_opt.errors import UserError
 from autodiffusion_opt.sampling.conditions import Labels, Prompts
 from autodiffusion_opt.sampling.fingerprint import fingerprint
 from autodiffusion_opt.sampling.layers import list_layers
-from autodiffusion_opt.sampling.pipeline import (
-    SHORT_NAMES,
-    Conditions,
-    _plain,
-    denoiser_of,
-    generate,
-    load_definition,
-    load_pipeline,
-    noise_generator,
-    to_uint8,
-)
+from autodiffusion_opt.sampling.loading import SHORT_NAMES, _plain, denoiser_of, load_definition, load_pipeline
+from autodiffusion_opt.sampling.pipeline import Conditions, generate, noise_generator, to_uint8
 from autodiffusion_opt.space.definitions import PipelineDefinition
 from autodiffusion_opt.study import Study, Watch
 

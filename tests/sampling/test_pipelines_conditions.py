@@ -17,8 +17,9 @@ from autodiffusion_opt.objective import FidDefinition
 from autodiffusion_opt.objective.conditions import ConditionsDefinition, bind_conditions, read_prompts
 from autodiffusion_opt.objective.features import load_extractor
 from autodiffusion_opt.sampling.conditions import ENCODERS, Labels, Memory, Prompts
+from autodiffusion_opt.sampling.loading import load_pipeline
 from autodiffusion_opt.sampling.pairing import check_call
-from autodiffusion_opt.sampling.pipeline import generate, load_pipeline
+from autodiffusion_opt.sampling.pipeline import generate
 
 CANDIDATE = Candidate.from_time_steps([901, 640, 222])
 OTHER = Candidate.from_time_steps([850, 333])

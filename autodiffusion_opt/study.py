@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -275,26 +276,36 @@ def bind(plan: StudyPlan, ranking: Any = None) -> Bound:
     from autodiffusion_opt.sampling.pairing import check_call
 
     table, base = plan.space.pipeline, plan.path.resolve().parent
-    pipeline = load(plan)
-    check_call(pipeline, table.call)
-    conditions = bind_conditions(plan.objective.conditions, pipeline, base)
+    with _named(plan, "space.pipeline"):
+        pipeline = load(plan)
+        check_call(pipeline, table.call)
+    with _named(plan, "objective.conditions"):
+        conditions = bind_conditions(plan.objective.conditions, pipeline, base)
     facts = read_facts(pipeline, layers=True, ranking=_ranking(plan, pipeline, conditions, ranking))
-    try:
+    with _named(plan, "space"):
         space = plan.space.bind(facts)
-    except UserError as error:
-        raise UserError(f"{plan.path}: space: {error}") from None
-    objective = FidObjective(
-        plan.objective,
-        pipeline,
-        batch_size=table.batch_size,
-        call=table.call,
-        conditions=conditions,
-        layers=facts.layers,
-        base=base,
-    )
+    with _named(plan, "objective"):
+        objective = FidObjective(
+            plan.objective,
+            pipeline,
+            batch_size=table.batch_size,
+            call=table.call,
+            conditions=conditions,
+            layers=facts.layers,
+            base=base,
+        )
     model = fingerprint(pipeline, table.model, table.revision, table.variant)
     identity = getattr(conditions, "identity", "")  # a changed file of prompts is another study
     return Bound(pipeline, facts, space, objective, f"{model}-{identity}" if identity else model)
+
+
+@contextmanager
+def _named(plan: StudyPlan, table: str) -> Iterator[None]:
+    """A user's mistake found here is one in this table of the study."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{plan.path}: {table}: {error}") from None
 
 
 def load(plan: StudyPlan) -> Any:

@@ -153,7 +153,7 @@ class Study:
     def _open(self) -> optuna.Study:
         """The Optuna study, created on first use, with this plan's sampler. Raises UserError where it differs."""
         optuna.logging.set_verbosity(optuna.logging.WARNING)  # its log is not ours
-        sampler = self.plan.optimizer.sampler(self.bound.space, self.plan.seed)
+        sampler = self.plan.optimizer.sampler_of(self.bound.space, self.plan.seed)
         study = create_study(self.storage, self.plan.name)
         study.sampler = sampler
         definition = self.plan.definition() | {MODEL: self.bound.fingerprint}

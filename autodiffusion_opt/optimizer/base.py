@@ -10,7 +10,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import optuna
@@ -32,6 +32,14 @@ class OptimizerDefinition(Definition):
     """The table ``[optimizer]`` of a study."""
 
     kind: str
+    # Whether it chooses whole candidates; one that chooses parameters searches parametric spaces only.
+    whole_candidates: ClassVar[bool] = False
+
+    def sampler_of(self, space: Space, seed: int) -> BaseSampler:
+        """:meth:`sampler`, refusing with a UserError a space that this optimizer cannot search."""
+        if not self.whole_candidates:
+            require_parametric(space, self.kind)
+        return self.sampler(space, seed)
 
     @abstractmethod
     def sampler(self, space: Space, seed: int) -> BaseSampler:

@@ -8,7 +8,7 @@ the budget holds for every child; no candidate is proposed twice.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 from pydantic import Field, model_validator
@@ -34,6 +34,7 @@ class EvolutionDefinition(OptimizerDefinition):
     """
 
     kind: Literal["evolution"] = "evolution"
+    whole_candidates: ClassVar[bool] = True
     population: int = Field(default=50, ge=2)
     parents: int = Field(default=10, ge=1)
     mutations: int = Field(default=25, ge=0)

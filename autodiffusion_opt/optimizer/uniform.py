@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 
@@ -16,6 +16,7 @@ class RandomDefinition(OptimizerDefinition):
     """``kind = "random"``: what every other optimizer must beat."""
 
     kind: Literal["random"] = "random"
+    whole_candidates: ClassVar[bool] = True
 
     def sampler(self, space: Space, seed: int) -> RandomCandidates:
         """The Optuna sampler."""

@@ -7,12 +7,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from optuna.samplers import BaseSampler, RandomSampler
 
 from autodiffusion_opt.candidate import Candidate
 from autodiffusion_opt.definition import build_kind
 from autodiffusion_opt.errors import UserError
 from autodiffusion_opt.optimizer import KINDS
-from autodiffusion_opt.optimizer.base import CandidateSampler, Proposal, require_parametric
+from autodiffusion_opt.optimizer.base import CandidateSampler, OptimizerDefinition, Proposal
 from autodiffusion_opt.space import KINDS as SPACES
 from autodiffusion_opt.space import ModelFacts, Space
 from autodiffusion_opt.trials import Seen, best_of
@@ -230,7 +231,17 @@ def test_wrong_settings_name_their_key(keys: dict[str, Any], message: str) -> No
 
 
 def test_an_optimizer_of_parameters_is_refused_where_these_do_not_say_all() -> None:
+    class Parameters(OptimizerDefinition):
+        """An optimizer that knows parameters only."""
+
+        kind: str = "tpe"
+
+        def sampler(self, space: Any, seed: int) -> BaseSampler:
+            return RandomSampler(seed)
+
     with pytest.raises(UserError, match=r'optimizer tpe .*layers = "ranked".*evolution, random'):
-        require_parametric(space_of("joint"), "tpe")
-    require_parametric(space_of("joint", layers="ranked"), "tpe")
-    require_parametric(space_of(), "tpe")
+        Parameters().sampler_of(space_of("joint"), 0)
+    for space in (space_of("joint", layers="ranked"), space_of()):
+        assert isinstance(Parameters().sampler_of(space, 0), RandomSampler)
+    for kind in KINDS.values():
+        assert isinstance(kind().sampler_of(space_of("joint"), 0), CandidateSampler)

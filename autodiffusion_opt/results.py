@@ -87,11 +87,17 @@ def sample_blocks(plan: StudyPlan, candidate: Candidate, count: int, seed: int) 
     steps = leading(read_facts(pipeline), len(candidate.steps))
     uniform = Candidate.from_time_steps(steps, guidance_scale=candidate.guidance_scale)
     conditions = bind_conditions(plan.objective.conditions, pipeline, plan.path.resolve().parent)
-    size = min(table.batch_size, count)
     found = {}
     for name, one in (("best", candidate), ("uniform", uniform)):
         batches = generate(
-            pipeline, one, range(count), seed=seed, batch_size=size, conditions=conditions, call=table.call
+            pipeline,
+            one,
+            range(count),
+            seed=seed,
+            batch_size=table.batch_size,
+            micro_batch=table.micro_batch,
+            conditions=conditions,
+            call=table.call,
         )
         found[f"{name} {one}"] = torch.cat([batch.cpu() for batch in batches])
     return found

@@ -289,6 +289,7 @@ def bind(plan: StudyPlan, ranking: Any = None) -> Bound:
             plan.objective,
             pipeline,
             batch_size=table.batch_size,
+            micro_batch=table.micro_batch,
             call=table.call,
             conditions=conditions,
             layers=facts.layers,
@@ -322,7 +323,10 @@ def _ranking(plan: StudyPlan, pipeline: Any, conditions: Any, stored: Any) -> An
         return stored or plan.ranking
     from autodiffusion_opt.sampling.ranking import rank_layers
 
-    return rank_layers(pipeline, seed=plan.objective.seed, conditions=conditions, call=plan.space.pipeline.call)
+    table = plan.space.pipeline
+    return rank_layers(
+        pipeline, micro_batch=table.micro_batch, seed=plan.objective.seed, conditions=conditions, call=table.call
+    )
 
 
 def create_study(storage: Storage, name: str) -> optuna.Study:

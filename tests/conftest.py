@@ -34,6 +34,7 @@ model = "digits"
 scheduler = "ddim"
 device = "cpu"
 batch_size = 10
+micro_batch = 10
 
 [objective]
 kind = "fid"

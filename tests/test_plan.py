@@ -63,6 +63,7 @@ def test_everything_else_is(study_file: Write) -> None:
     for key, line in {
         "steps": "steps = 5",
         "batch_size": "batch_size = 9",
+        "micro_batch": "micro_batch = 9",
         "images": "images = 21",
         "population": "population = 6",
         "seed": "seed = 1",

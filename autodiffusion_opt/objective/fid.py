@@ -56,7 +56,8 @@ class FidObjective:
     Args:
         definition: images, seed, features, reference.
         pipeline: what generates.
-        batch_size: images a call.
+        batch_size: images measured at once.
+        micro_batch: images sampled at once.
         call: further arguments of the pipeline's call.
         conditions: what each image is of; None: what the definition says.
         layers: L of the denoiser, for the count of layer runs; 0: not counted.
@@ -72,6 +73,7 @@ class FidObjective:
         pipeline: Any,
         *,
         batch_size: int,
+        micro_batch: int,
         call: Mapping[str, Any] | None = None,
         conditions: Conditions | None = None,
         layers: int = 0,
@@ -81,6 +83,7 @@ class FidObjective:
         self.definition = definition
         self.pipeline = pipeline
         self.batch_size = batch_size
+        self.micro_batch = micro_batch
         self.call = dict(call or {})
         self.conditions = conditions or bind_conditions(definition.conditions, pipeline, base)
         self.layers = layers
@@ -115,7 +118,8 @@ class FidObjective:
             candidate,
             range(count),
             seed=seed,
-            batch_size=min(self.batch_size, count),
+            batch_size=self.batch_size,
+            micro_batch=self.micro_batch,
             conditions=self.conditions,
             call=self.call,
         )

@@ -27,7 +27,7 @@ RESERVED = {
     "latents": "each image has its own noise, from the objective's seed",
     "output_type": "images are tensors here",
     "return_dict": "images are tensors here",
-    "batch_size": "set batch_size in [pipeline]",
+    "batch_size": "set micro_batch in [pipeline]",
     "num_images_per_prompt": "one image has one condition",
     "prompt": 'set kind = "prompts" in [conditions]',
     "negative_prompt": "set it in [conditions]",

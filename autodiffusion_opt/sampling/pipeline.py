@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -29,7 +29,6 @@ from autodiffusion_opt.sampling.schedule import (
 )
 
 
-# Short names of schedulers, for definitions.
 class Conditions(Protocol):
     """One condition an image: the arguments of the pipeline's call for some images.
 
@@ -156,51 +155,82 @@ def generate(
     *,
     seed: int,
     batch_size: int,
+    micro_batch: int,
     conditions: Conditions | None = None,
     call: Mapping[str, Any] | None = None,
 ) -> Iterator[torch.Tensor]:
     """Images of a candidate, through the pipeline's own call.
 
-    Image i has its own noise, from ``(seed, i)``, and its own condition: the same in every trial. Every batch is
-    full, the last one filled up with images that are not returned, since kernels of other shapes round otherwise.
+    Image i has its own noise, from ``(seed, i)``, and its own condition: the same in every trial. It is the same bits
+    whatever the batch size and whatever else is asked for. Kernels of other shapes sum in another order and round
+    otherwise, so every call makes ``micro_batch`` images, the last one filled up with some that are not returned.
 
     Args:
         pipeline: the pipeline; is left as it was found, also after an exception.
         candidate: how to sample.
         indices: which images.
         seed: of the noise.
-        batch_size: images a call.
+        batch_size: images handed over at once.
+        micro_batch: images that one call makes and the networks see at once; another number rounds otherwise.
         conditions: what each image is of; None: unconditional.
         call: further arguments of the call.
 
     Yields:
-        uint8 (n, channels, height, width), n <= batch_size.
+        uint8 (batch_size, channels, height, width), the last one what is left.
+
+    Raises:
+        UserError: for a candidate that does not fit the model, conditions that do not fit the pipeline, or a micro
+            batch that does not fit the GPU's memory.
     """
     source = Unconditional() if conditions is None else conditions
     around = getattr(source, "around", lambda _: contextlib.nullcontext())
     with install(pipeline, candidate), around(pipeline):
-        for start in range(0, len(indices), batch_size):
-            chosen = list(indices[start : start + batch_size])
-            filled = chosen + [chosen[-1]] * (batch_size - len(chosen)) if len(indices) > batch_size else chosen
-            yield _call(pipeline, candidate, filled, seed, source, call or {})[: len(chosen)]
+        calls = (
+            _call(pipeline, candidate, chosen, micro_batch, seed, source, call or {})
+            for chosen in _parts(indices, micro_batch)
+        )
+        yield from _regrouped(calls, batch_size)
+
+
+def _parts(indices: Sequence[int], size: int) -> Iterator[list[int]]:
+    return (list(indices[start : start + size]) for start in range(0, len(indices), size))
+
+
+def _regrouped(blocks: Iterable[torch.Tensor], size: int) -> Iterator[torch.Tensor]:
+    """The same images in blocks of ``size``, the last one what is left."""
+    held: torch.Tensor | None = None
+    for block in blocks:
+        held = block if held is None else torch.cat([held, block])
+        while len(held) >= size:
+            yield held[:size]
+            held = held[size:]
+    if held is not None and len(held):
+        yield held
 
 
 def _call(
     pipeline: Any,
     candidate: Candidate,
     indices: Sequence[int],
+    micro_batch: int,
     seed: int,
     conditions: Conditions,
     call: Mapping[str, Any],
 ) -> torch.Tensor:
-    images = pipeline(
-        **conditions.arguments(pipeline, indices),
-        **call,
-        num_inference_steps=len(candidate.steps),
-        generator=[noise_generator(seed, index) for index in indices],
-        output_type="pt",
-        return_dict=True,
-    ).images
+    filled = [*indices, *[indices[-1]] * (micro_batch - len(indices))]
+    try:
+        images = pipeline(
+            **conditions.arguments(pipeline, filled),
+            **call,
+            num_inference_steps=len(candidate.steps),
+            generator=[noise_generator(seed, index) for index in filled],
+            output_type="pt",
+            return_dict=True,
+        ).images[: len(indices)]
+    except torch.OutOfMemoryError:
+        raise UserError(
+            f"the GPU's memory must hold {micro_batch} images at once, and does not: lower micro_batch in [pipeline]"
+        ) from None
     if isinstance(images, np.ndarray):  # LDMPipeline knows no "pt": (N, H, W, C)
         images = torch.from_numpy(images).permute(0, 3, 1, 2)
     return to_uint8(images)

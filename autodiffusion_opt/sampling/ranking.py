@@ -38,6 +38,7 @@ def rank_layers(
     pipeline: Any,
     *,
     images: int = 16,
+    micro_batch: int = 16,
     seed: int = 0,
     times_per_third: int = 2,
     conditions: Conditions | None = None,
@@ -51,7 +52,8 @@ def rank_layers(
 
     Args:
         pipeline: is left as it was found, also after an exception.
-        images: how many are sampled, in one batch.
+        images: how many are sampled.
+        micro_batch: images that the networks see at once.
         seed: of their noise.
         times_per_third: calls kept in each third.
         conditions: what each image is of; None: unconditional.
@@ -61,10 +63,10 @@ def rank_layers(
     Raises:
         UserError: for a pipeline with a candidate applied, or whose layers cannot be bypassed; for counts below 1.
     """
-    _check(pipeline, images, times_per_third)
+    _check(pipeline, images=images, micro_batch=micro_batch, times_per_third=times_per_third)
     denoiser = denoiser_of(pipeline)
     layers = [layer.index for layer in known_layers(denoiser) if layer.removable]
-    thirds = _kept_calls(pipeline, images, seed, times_per_third, conditions, call)
+    thirds = _kept_calls(pipeline, images, _even(images, micro_batch), seed, times_per_third, conditions, call)
     whole = [[_output(denoiser, kept) for kept in calls] for calls in thirds]
     changes: dict[int, list[float]] = {}
     for done, layer in enumerate(layers, start=1):
@@ -75,8 +77,8 @@ def rank_layers(
     return tuple(tuple(sorted(layers, key=lambda layer: (changes[layer][third], layer))) for third in range(THIRDS))
 
 
-def _check(pipeline: Any, images: int, times_per_third: int) -> None:
-    for name, value in (("images", images), ("times_per_third", times_per_third)):
+def _check(pipeline: Any, **counts: int) -> None:
+    for name, value in counts.items():
         if value < 1:
             raise UserError(f"{name} must be 1 or more; got {value}")
     if KEY in vars(pipeline.scheduler):
@@ -86,6 +88,7 @@ def _check(pipeline: Any, images: int, times_per_third: int) -> None:
 def _kept_calls(
     pipeline: Any,
     images: int,
+    micro_batch: int,
     seed: int,
     times_per_third: int,
     conditions: Conditions | None,
@@ -106,12 +109,24 @@ def _kept_calls(
     with _watched(denoiser_of(pipeline), keep):
         candidate = Candidate.from_time_steps(times)
         for _ in generate(
-            pipeline, candidate, range(images), seed=seed, batch_size=images, conditions=conditions, call=call
+            pipeline,
+            candidate,
+            range(images),
+            seed=seed,
+            batch_size=images,
+            micro_batch=micro_batch,
+            conditions=conditions,
+            call=call,
         ):
             pass
     # A denoiser that is not called in some third (there may be two, one for each part) has one ranking for all.
     every = [kept for calls in found for kept in calls]
     return [calls or every for calls in found]
+
+
+def _even(images: int, micro_batch: int) -> int:
+    """The size of as few equal parts as ``micro_batch`` allows: what fills up the last one would count twice."""
+    return -(-images // -(-images // micro_batch))
 
 
 def _times(lowest: float, highest: float, per_third: int) -> list[float]:

@@ -32,7 +32,8 @@ class PipelineDefinition(Definition):
         variant: the file variant, ``fp16`` say.
         dtype: the type of weights and activations.
         device: ``auto`` (the first GPU, else the CPU), ``cpu``, ``cuda``, ``cuda:1`` ...
-        batch_size: images generated at once.
+        batch_size: images handed over and measured at once; changes no bit of them.
+        micro_batch: images that the networks see at once, in every call; what the memory must hold.
         channels_last: the memory format of the denoiser.
         attention_slicing: less memory, more time.
         offload: parts of the pipeline wait in main memory (needs accelerate and a GPU).
@@ -47,7 +48,8 @@ class PipelineDefinition(Definition):
     variant: str | None = None
     dtype: Dtype = "float32"
     device: str = "auto"
-    batch_size: int = Field(default=50, ge=1)
+    batch_size: int = Field(default=16, ge=1)
+    micro_batch: int = Field(default=16, ge=1)
     channels_last: bool = False
     attention_slicing: bool = False
     offload: bool = False

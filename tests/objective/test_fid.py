@@ -23,13 +23,13 @@ UNEVEN = Candidate.from_time_steps([926, 690, 424, 153])
 
 def objective(pipeline: Any, batch_size: int = 50, **changes: Any) -> FidObjective:
     settings = {"images": 100, "features": "digits", "reference": "digits"} | changes
-    return FidObjective(FidDefinition(**settings), pipeline, batch_size=batch_size, layers=18)
+    return FidObjective(FidDefinition(**settings), pipeline, batch_size=batch_size, micro_batch=50, layers=18)
 
 
 def test_it_equals_torch_fidelity_on_all_features_at_once(digits: Any) -> None:
     fid = pytest.importorskip("torch_fidelity.metric_fid")
     extractor = load_extractor("digits", torch.device("cpu"))
-    images = torch.cat(list(generate(digits, UNEVEN, range(100), seed=3, batch_size=50)))
+    images = torch.cat(list(generate(digits, UNEVEN, range(100), seed=3, batch_size=50, micro_batch=50)))
     stats = [
         {"mu": np.mean(x, axis=0, dtype=np.float64), "sigma": np.cov(x.astype(np.float64), rowvar=False)}
         for x in (extractor(images), extractor(load_images()))
@@ -54,8 +54,9 @@ def test_the_same_noise_every_time_and_the_definitions_seed(digits: Any) -> None
 
 
 def test_the_batch_size_does_not_matter(digits: Any) -> None:
+    """The images are the same bits; float32 features of another shape are rounded otherwise."""
     values = [objective(digits, batch_size=size).score(UNEVEN).value for size in (7, 100, 1000)]
-    assert values[1:] == pytest.approx([values[0]] * 2, rel=1e-4)
+    assert values[1:] == pytest.approx([values[0]] * 2, rel=1e-6)
 
 
 def test_better_images_have_a_lower_value(digits: Any) -> None:

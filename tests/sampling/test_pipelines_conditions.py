@@ -31,7 +31,8 @@ def load(name: str) -> Any:
 
 def sample(pipeline: Any, name: str, conditions: Any, candidate: Candidate = CANDIDATE, **more: Any) -> torch.Tensor:
     call = pipelines.CALLS.get(name, {}) | more
-    batches = generate(pipeline, candidate, range(4), seed=0, batch_size=2, conditions=conditions, call=call)
+    sizes = {"seed": 0, "batch_size": 2, "micro_batch": 2}
+    batches = generate(pipeline, candidate, range(4), **sizes, conditions=conditions, call=call)
     return torch.cat(list(batches))
 
 

@@ -98,7 +98,7 @@ def test_four_uneven_steps_beat_four_uniform_ones(extractor: Any, real: Gaussian
 
     pipeline = load_pipeline("digits", scheduler="ddim", device="cpu")
     candidate = Candidate.from_time_steps([800, 550, 300, 100])
-    images = torch.cat(list(generate(pipeline, candidate, range(500), seed=7, batch_size=250)))
+    images = torch.cat(list(generate(pipeline, candidate, range(500), seed=7, batch_size=250, micro_batch=250)))
     four = frechet_distance(gaussian(uniform(4, 500), extractor), real)
     assert frechet_distance(gaussian(images, extractor), real) < 0.6 * four
 

@@ -175,8 +175,10 @@ def export(study: str, output: Path, storage: str | None, as_json: bool) -> None
     """Write the best candidate of STUDY to DIR: its JSON, a README with the numbers, a script that uses it, and where
     the scheduler takes them, plain timesteps or sigmas for people who do not install this library."""
     from autodiffusion_opt.export import export_study
+    from autodiffusion_opt.report.terminal import Bar
 
-    written = export_study(study, storage, output)
+    with Bar() as bar:
+        written = export_study(study, storage, output, bar)
     if as_json:
         click.echo(json.dumps({"folder": str(output), "files": [path.name for path in written]}))
     else:
@@ -198,12 +200,15 @@ def sample(
 ) -> None:
     """Images of CANDIDATE (a JSON file, or a study: its best) beside the uniform one's, from the same seeds."""
     from autodiffusion_opt.report.grid import save_grid
+    from autodiffusion_opt.report.terminal import Bar
     from autodiffusion_opt.results import resolve, sample_blocks
 
     if not output.parent.is_dir():
         raise UserError(f"-o: the folder {output.parent} must exist")
     plan, chosen = resolve(candidate, study, storage)
-    save_grid(sample_blocks(_on(plan, device), chosen, count, seed), output)
+    with Bar() as bar:
+        blocks = sample_blocks(_on(plan, device), chosen, count, seed, bar)
+    save_grid(blocks, output)
     click.echo(str(output))
 
 
@@ -225,11 +230,10 @@ def verify(
     from autodiffusion_opt.verify import rescore
 
     plan, chosen = resolve(candidate, study, storage)
-    bound = bind(_on(plan, device))
-    candidates = {**bound.space.baselines(), "best": chosen}
-    bar, task = terminal.image_bar(len(set(candidates.values())) * images * repeats, "verify")
-    with bar:
-        found = rescore(bound, candidates, images=images, repeats=repeats, progress=lambda n: bar.advance(task, n))
+    with terminal.Bar() as bar:
+        bound = bind(_on(plan, device), progress=bar)
+        candidates = {**bound.space.baselines(), "best": chosen}
+        found = rescore(bound, candidates, images=images, repeats=repeats, progress=bar)
     scored = {name: one.to_dict() for name, one in found.items()}
     result = {"images": images, "repeats": repeats, "best": scored.pop("best"), "baselines": scored}
     _print(as_json, result, terminal.rescored_table(found))
@@ -284,7 +288,6 @@ def _terminated(number: int, frame: object) -> NoReturn:
 
 def main() -> NoReturn:
     """The entry point: exit code 0, 2 for a user's mistake, 130 after Ctrl-C."""
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     signal.signal(signal.SIGTERM, _terminated)
     _leave(_guarded(lambda: app(standalone_mode=False)))
 

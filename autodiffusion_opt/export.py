@@ -15,6 +15,7 @@ from optuna.trial import FrozenTrial
 from autodiffusion_opt.candidate import Candidate
 from autodiffusion_opt.errors import UserError
 from autodiffusion_opt.plan import StudyPlan, plan_of
+from autodiffusion_opt.progress import Progress, silent
 from autodiffusion_opt.results import candidate_file, study_name, top_trials
 from autodiffusion_opt.storage import open_storage, storage_url
 from autodiffusion_opt.study import baseline_trials, load, need_study
@@ -24,13 +25,14 @@ CANDIDATE = "candidate.json"
 PLAIN = "plain.json"
 
 
-def export_study(study: str, storage: str | None, folder: Path) -> list[Path]:
+def export_study(study: str, storage: str | None, folder: Path, progress: Progress = silent) -> list[Path]:
     """Write the best candidate of a study to ``folder``; the files written.
 
     Args:
         study: its name, or its TOML file.
         storage: the database.
         folder: created if need be; files of the same names are replaced.
+        progress: is told that the model is loaded.
 
     Raises:
         UserError: for a study that is not in SQL or has no complete trial, or a folder that cannot be written.
@@ -39,7 +41,7 @@ def export_study(study: str, storage: str | None, folder: Path) -> list[Path]:
     trials, definition = top_trials(study, storage, 1)
     plan = plan_of(name, Path(name), definition)
     candidate = Candidate.from_json(trials[0].user_attrs["candidate"])
-    pipeline = load(plan)
+    pipeline = load(plan, progress)
     plain = plain_lists(pipeline.scheduler, candidate)
     everything = need_study(open_storage(storage_url(storage), create=False), name, storage_url(storage)).get_trials()
     files = {

@@ -13,6 +13,7 @@ from autodiffusion_opt.candidate import Candidate
 from autodiffusion_opt.catalogue import entries, find_candidate
 from autodiffusion_opt.errors import UserError
 from autodiffusion_opt.plan import StudyPlan, load_plan, load_space, plan_of
+from autodiffusion_opt.progress import Progress, counted, silent
 from autodiffusion_opt.storage import open_storage, storage_url
 from autodiffusion_opt.study import DEFINITION, FILE, RANKING, WANTED, best_trials, load, need_study
 from autodiffusion_opt.trials import value_of
@@ -74,7 +75,9 @@ def listed_layers(name: str) -> tuple[list[Layer], int]:
     return list_layers(denoiser), total_flops(denoiser)
 
 
-def sample_blocks(plan: StudyPlan, candidate: Candidate, count: int, seed: int) -> dict[str, torch.Tensor]:
+def sample_blocks(
+    plan: StudyPlan, candidate: Candidate, count: int, seed: int, progress: Progress = silent
+) -> dict[str, torch.Tensor]:
     """Caption -> images, of the candidate and of the uniform one, from the same noise."""
     import torch
 
@@ -83,11 +86,11 @@ def sample_blocks(plan: StudyPlan, candidate: Candidate, count: int, seed: int) 
     from autodiffusion_opt.sampling.pipeline import generate
     from autodiffusion_opt.space.baselines import leading
 
-    pipeline, table = load(plan), plan.space.pipeline
+    pipeline, table = load(plan, progress), plan.space.pipeline
     steps = leading(read_facts(pipeline), len(candidate.steps))
     uniform = Candidate.from_time_steps(steps, guidance_scale=candidate.guidance_scale)
     conditions = bind_conditions(plan.objective.conditions, pipeline, plan.path.resolve().parent)
-    found = {}
+    found: dict[str, torch.Tensor] = {}
     for name, one in (("best", candidate), ("uniform", uniform)):
         batches = generate(
             pipeline,
@@ -99,7 +102,8 @@ def sample_blocks(plan: StudyPlan, candidate: Candidate, count: int, seed: int) 
             conditions=conditions,
             call=table.call,
         )
-        found[f"{name} {one}"] = torch.cat([batch.cpu() for batch in batches])
+        told = counted((batch.cpu() for batch in batches), progress, "sampling images", 2 * count, count * len(found))
+        found[f"{name} {one}"] = torch.cat(list(told))
     return found
 
 

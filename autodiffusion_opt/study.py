@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import optuna
 from optuna.trial import FrozenTrial, TrialState
@@ -17,6 +17,7 @@ from optuna.trial import FrozenTrial, TrialState
 from autodiffusion_opt.candidate import Candidate
 from autodiffusion_opt.errors import UserError, unknown
 from autodiffusion_opt.plan import StudyPlan, differences, load_plan
+from autodiffusion_opt.progress import Progress, silent
 from autodiffusion_opt.storage import Storage, fail, heartbeat, is_live, open_storage, recover, retry_open, storage_url
 from autodiffusion_opt.storage import this_worker as worker_name
 from autodiffusion_opt.trials import (
@@ -47,6 +48,9 @@ FRESH_SEED = 1_000_000_007
 
 class Watch:
     """What is told while a study runs; every method may be overridden. An exception from it stops the run."""
+
+    def preparing(self, what: str, done: int, of: int) -> None:
+        """The model is loaded, the reference measured, the layers ranked; ``of`` 0: nobody knows of how much."""
 
     def started(self, plan: StudyPlan, trials: list[FrozenTrial], wanted: int) -> None:
         """The study is open; ``trials`` are those in SQL."""
@@ -83,6 +87,7 @@ class Study:
     def __init__(self, plan: StudyPlan, url: str | None = None) -> None:
         self.plan = plan
         self.url = storage_url(url)
+        self._watch = Watch()
 
     @classmethod
     def load(
@@ -111,7 +116,7 @@ class Study:
     @cached_property
     def bound(self) -> Bound:
         """The model loaded, the space and the objective bound to it."""
-        return bind(self.plan, self._stored(RANKING))
+        return bind(self.plan, self._stored(RANKING), self._watch.preparing)
 
     def _stored(self, key: str) -> Any:
         found = find_study(self.storage, self.plan.name)
@@ -133,7 +138,8 @@ class Study:
         Raises:
             UserError: for a definition or model that differs from the one in SQL, a device that is not there ...
         """
-        wanted, watch = trials or self.plan.trials, watch or Watch()
+        wanted = trials or self.plan.trials
+        watch = self._watch = watch or Watch()
         study = self._open()
         self._recover(study, wanted)
         self._enqueue_baselines(study)
@@ -163,12 +169,21 @@ class Study:
             study.set_user_attr(RANKING, ranking)
             study.set_user_attr(DEFINITION, definition)
         elif stored != definition:
-            self._refuse(stored, definition)
+            self._start_over(study, stored, definition)
+            return self._open()
         study.set_user_attr(WANTED, self.plan.trials)
         study.set_user_attr(FILE, str(self.plan.path.resolve()))
         return study
 
-    def _refuse(self, stored: Mapping[str, Any], definition: Mapping[str, Any]) -> None:
+    def _start_over(self, study: optuna.Study, stored: Mapping[str, Any], definition: Mapping[str, Any]) -> None:
+        """Forget a study that has measured nothing yet: its file was put right. Raises UserError where it has."""
+        trials = study.get_trials(deepcopy=False)
+        if completed(trials) or any(is_live(study, self.storage, trial) for trial in trials):
+            self._refuse(stored, definition)
+        optuna.delete_study(study_name=self.plan.name, storage=self.storage)
+        del self.bound  # its ranking may have come from there
+
+    def _refuse(self, stored: Mapping[str, Any], definition: Mapping[str, Any]) -> NoReturn:
         lines = "\n".join(f"  {line}" for line in differences(stored, definition))
         raise UserError(
             f"{self.plan.path}: the study {self.plan.name!r} in {self.url} was started with another definition:\n"
@@ -258,12 +273,13 @@ class Study:
         return [(_must(trial), _value(trial)) for trial in best_trials(self.trials(), self.plan.name, count)]
 
 
-def bind(plan: StudyPlan, ranking: Any = None) -> Bound:
+def bind(plan: StudyPlan, ranking: Any = None, progress: Progress = silent) -> Bound:
     """Load a plan's model, and bind its space and objective to it.
 
     Args:
         plan: the resolved definitions.
         ranking: the layer ranking that SQL holds; None: measured where the space needs one.
+        progress: is told of what takes long: model, layers, reference.
 
     Raises:
         UserError: for a model, scheduler, device, features or reference that cannot be had, or a space that does not
@@ -277,11 +293,11 @@ def bind(plan: StudyPlan, ranking: Any = None) -> Bound:
 
     table, base = plan.space.pipeline, plan.path.resolve().parent
     with _named(plan, "space.pipeline"):
-        pipeline = load(plan)
+        pipeline = load(plan, progress)
         check_call(pipeline, table.call)
     with _named(plan, "objective.conditions"):
         conditions = bind_conditions(plan.objective.conditions, pipeline, base)
-    facts = read_facts(pipeline, layers=True, ranking=_ranking(plan, pipeline, conditions, ranking))
+    facts = read_facts(pipeline, layers=True, ranking=_ranking(plan, pipeline, conditions, ranking, progress))
     with _named(plan, "space"):
         space = plan.space.bind(facts)
     with _named(plan, "objective"):
@@ -294,6 +310,7 @@ def bind(plan: StudyPlan, ranking: Any = None) -> Bound:
             conditions=conditions,
             layers=facts.layers,
             base=base,
+            progress=progress,
         )
     model = fingerprint(pipeline, table.model, table.revision, table.variant)
     identity = getattr(conditions, "identity", "")  # a changed file of prompts is another study
@@ -309,14 +326,17 @@ def _named(plan: StudyPlan, table: str) -> Iterator[None]:
         raise UserError(f"{plan.path}: {table}: {error}") from None
 
 
-def load(plan: StudyPlan) -> Any:
-    """The pipeline that a plan's space names."""
-    from autodiffusion_opt.sampling.loading import load_definition
+def load(plan: StudyPlan, progress: Progress = silent) -> Any:
+    """The pipeline that a plan's space names. One from a hub is downloaded under the hub's own progress bars."""
+    from autodiffusion_opt.sampling.loading import load_definition, model_folder
 
-    return load_definition(plan.space.pipeline)
+    table = plan.space.pipeline
+    if model_folder(table.model) is not None:
+        progress(f"loading {table.model}", 0, 0)
+    return load_definition(table)
 
 
-def _ranking(plan: StudyPlan, pipeline: Any, conditions: Any, stored: Any) -> Any:
+def _ranking(plan: StudyPlan, pipeline: Any, conditions: Any, stored: Any, progress: Progress) -> Any:
     if not plan.space.needs_ranking:
         return ()
     if stored or plan.ranking:
@@ -325,7 +345,12 @@ def _ranking(plan: StudyPlan, pipeline: Any, conditions: Any, stored: Any) -> An
 
     table = plan.space.pipeline
     return rank_layers(
-        pipeline, micro_batch=table.micro_batch, seed=plan.objective.seed, conditions=conditions, call=table.call
+        pipeline,
+        micro_batch=table.micro_batch,
+        seed=plan.objective.seed,
+        conditions=conditions,
+        call=table.call,
+        progress=progress,
     )
 
 

@@ -6,12 +6,13 @@ Search values are for ranking: the best of many noisy values is too good, and FI
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
 from autodiffusion_opt.candidate import Candidate
+from autodiffusion_opt.progress import Progress, silent
 from autodiffusion_opt.study import FRESH_SEED, Bound
 
 
@@ -44,7 +45,7 @@ def rescore(
     *,
     images: int,
     repeats: int,
-    progress: Callable[[int], None] | None = None,
+    progress: Progress = silent,
 ) -> dict[str, Rescored]:
     """Each candidate scored ``repeats`` times on ``images`` images; repeat r uses the same fresh noise for all.
 
@@ -53,25 +54,16 @@ def rescore(
         candidates: by name; equal ones are scored once.
         images: a repeat.
         repeats: how often.
-        progress: is told how many images were generated since it was last told.
+        progress: is told of the images of all candidates and repeats together.
     """
-    known: dict[Candidate, Rescored] = {}
-    for candidate in candidates.values():
-        if candidate not in known:
-            values = tuple(_fresh(bound, candidate, images, repeat, progress) for repeat in range(repeats))
-            known[candidate] = Rescored(candidate, values)
-    return {name: known[candidate] for name, candidate in candidates.items()}
+    distinct = list(dict.fromkeys(candidates.values()))
+    runs = [(candidate, repeat) for candidate in distinct for repeat in range(repeats)]
+    values: dict[Candidate, list[float]] = {candidate: [] for candidate in distinct}
+    for index, (candidate, repeat) in enumerate(runs):
 
+        def tell(now: int, before: int = index * images) -> None:
+            progress("re-scoring images", before + now, len(runs) * images)
 
-def _fresh(
-    bound: Bound, candidate: Candidate, images: int, repeat: int, progress: Callable[[int], None] | None
-) -> float:
-    done = 0
-
-    def tell(now: int) -> None:
-        nonlocal done
-        if progress is not None:
-            progress(now - done)
-        done = now
-
-    return bound.objective.score(candidate, images=images, seed=FRESH_SEED + repeat, progress=tell).value
+        score = bound.objective.score(candidate, images=images, seed=FRESH_SEED + repeat, progress=tell)
+        values[candidate].append(score.value)
+    return {name: Rescored(candidate, tuple(values[candidate])) for name, candidate in candidates.items()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import signal
@@ -17,6 +18,7 @@ import pytest
 from PIL import Image
 
 from autodiffusion_opt import Candidate, cli
+from autodiffusion_opt.report.terminal import Bar
 
 Write = Callable[..., Path]
 Call = Callable[..., tuple[int, str, str]]
@@ -118,6 +120,47 @@ def test_status(ran: tuple[Path, str], call: Call) -> None:
     assert row["best"] <= row["best_baseline"]["value"]
     assert row["best_baseline"]["name"] in TABLES
     assert row["last_activity"].startswith("20")
+
+
+class Screen(io.StringIO):
+    """A terminal."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.fixture
+def slow(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Time flies: what waits ten seconds for its next line has waited them."""
+    monkeypatch.setattr("autodiffusion_opt.report.terminal.Bar.INTERVAL", 0.0)
+
+
+@pytest.mark.usefixtures("slow")
+def test_progress_without_a_terminal(ran: tuple[Path, str], study_file: Write, url: str, call: Call) -> None:
+    code, _, err = call("run", study_file(), "--storage", url, "--trials", 2)
+    assert code == 0
+    for line in ("loading digits", "trial 0/2", "trial 1/2  best ", "(1.00 of uniform's"):
+        assert line in err, err
+    _, out, err = call("verify", "small", "--storage", ran[1], "--images", 20, "--repeats", 1, "--json")
+    assert "re-scoring images 20/" in err
+    assert json.loads(out)
+    _, _, err = call("sample", "small", "--storage", ran[1], "-n", 15)
+    assert "sampling images 10/30" in err
+    assert "sampling images 30/30" in err
+    _, _, err = call("export", "small", "--storage", ran[1], "-o", "folder")
+    assert "loading digits" in err
+
+
+@pytest.mark.parametrize(("text", "shown"), [(None, "0:00 left"), ("best 7", "best 7")])
+def test_progress_on_a_terminal(text: str | None, shown: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    screen = Screen()
+    monkeypatch.setattr(sys, "stderr", screen)
+    with Bar() as bar:
+        assert screen.getvalue() == ""  # not before there is something to show
+        for done in range(3):
+            bar("measuring reference", done, 2, text)
+    assert "measuring reference 2/2" in screen.getvalue()
+    assert shown in screen.getvalue()
 
 
 def test_status_of_an_empty_storage(url: str, call: Call) -> None:

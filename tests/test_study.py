@@ -295,6 +295,19 @@ def test_a_changed_definition_is_refused(study_file: Write, url: str) -> None:
     assert len(Study.load(study_file(trials="trials = 2", device='device = "auto"'), storage=url).run()) == 2
 
 
+def test_a_file_is_put_right_before_anything_is_measured(study_file: Write, url: str) -> None:
+    """As after a first trial for which the memory was too small."""
+    with pytest.raises(RuntimeError):
+        Study.load(study_file(), storage=url).run(watch=Stop(0, RuntimeError("too large")))
+    study = Study.load(study_file(micro_batch="micro_batch = 5"), storage=url)
+    assert len(study.run(2)) == 2
+    before = study.trials()
+    assert {trial.state for trial in before} == {TrialState.COMPLETE, TrialState.WAITING}
+    with pytest.raises(UserError, match="micro_batch: 5 -> 10"):
+        Study.load(study_file(), storage=url).run(2)
+    assert study.trials() == before
+
+
 def test_a_changed_model_is_refused(study_file: Write, url: str) -> None:
     study = Study.load(study_file(), storage=url)
     study.run(1)

@@ -18,11 +18,12 @@ from autodiffusion_opt.objective.definitions import ObjectiveDefinition
 from autodiffusion_opt.objective.features import load_extractor
 from autodiffusion_opt.objective.reference import load_reference
 from autodiffusion_opt.objective.statistics import Moments, frechet_distance
+from autodiffusion_opt.progress import Progress, silent
 from autodiffusion_opt.sampling.pipeline import Conditions, generate
 from autodiffusion_opt.sampling.schedule import calls, nfe
 
 # Told how many images are done, between batches; may raise to stop.
-Progress = Callable[[int], None]
+Images = Callable[[int], None]
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,7 @@ class FidObjective:
         conditions: what each image is of; None: what the definition says.
         layers: L of the denoiser, for the count of layer runs; 0: not counted.
         base: the folder that relative paths start from.
+        progress: is told of the reference's images.
 
     Raises:
         UserError: for unknown features, or a reference that is not there or does not fit the features.
@@ -78,6 +80,7 @@ class FidObjective:
         conditions: Conditions | None = None,
         layers: int = 0,
         base: Path | None = None,
+        progress: Progress = silent,
     ) -> None:
         weights = None if definition.features_weights is None else Path(definition.features_weights)
         self.definition = definition
@@ -88,7 +91,7 @@ class FidObjective:
         self.conditions = conditions or bind_conditions(definition.conditions, pipeline, base)
         self.layers = layers
         self.extractor = load_extractor(definition.features, torch.device(pipeline.device), weights)
-        self.reference = load_reference(definition.reference, self.extractor, base)
+        self.reference = load_reference(definition.reference, self.extractor, base, progress)
 
     def score(
         self,
@@ -96,7 +99,7 @@ class FidObjective:
         *,
         images: int | None = None,
         seed: int | None = None,
-        progress: Progress | None = None,
+        progress: Images | None = None,
     ) -> Score:
         """Generate ``images`` of ``candidate`` with the noise of ``seed`` and measure them."""
         count = self.definition.images if images is None else images
@@ -111,7 +114,7 @@ class FidObjective:
             layer_runs=self._layer_runs(candidate),
         )
 
-    def _moments(self, candidate: Candidate, count: int, seed: int, progress: Progress | None) -> Moments:
+    def _moments(self, candidate: Candidate, count: int, seed: int, progress: Images | None) -> Moments:
         moments = Moments(len(self.reference.mean))
         batches = generate(
             self.pipeline,

@@ -10,7 +10,7 @@ import hashlib
 import os
 import tempfile
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import groupby
 from pathlib import Path
 
@@ -20,6 +20,7 @@ import torch
 from autodiffusion_opt.errors import UserError
 from autodiffusion_opt.objective.features import Extractor
 from autodiffusion_opt.objective.statistics import Gaussian, Moments
+from autodiffusion_opt.progress import Progress, counted, silent
 
 CACHE_VARIABLE = "AUTODIFFUSION_CACHE"
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
@@ -34,13 +35,14 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "autodiffusion-opt"
 
 
-def load_reference(name: str, extractor: Extractor, base: Path | None = None) -> Gaussian:
+def load_reference(name: str, extractor: Extractor, base: Path | None = None, progress: Progress = silent) -> Gaussian:
     """The statistics of a reference in an extractor's features.
 
     Args:
         name: ``digits``, a folder of images, or an ``.npz`` file; relative to ``base``, else to the working folder.
         extractor: what the features come from.
         base: the folder of the file that named the reference.
+        progress: is told of images read and measured.
 
     Raises:
         UserError: for a reference that does not exist, holds no images, or does not fit the extractor.
@@ -51,7 +53,8 @@ def load_reference(name: str, extractor: Extractor, base: Path | None = None) ->
     if path.suffix == ".npz":
         return read_statistics(path)
     files = image_files(path)
-    return _cached(_files_key(path, files), extractor, lambda: _file_batches(files))
+    key = _files_key(path, files, progress)
+    return _cached(key, extractor, lambda: counted(_file_batches(files), progress, "measuring reference", len(files)))
 
 
 def image_files(folder: Path) -> list[Path]:
@@ -109,12 +112,12 @@ def _find(name: str, base: Path | None) -> Path:
     )
 
 
-def _cached(content: str, extractor: Extractor, batches: object) -> Gaussian:
+def _cached(content: str, extractor: Extractor, batches: Callable[[], Iterator[torch.Tensor]]) -> Gaussian:
     key = hashlib.sha256(f"{content}\n{extractor.identity}".encode()).hexdigest()[:32]
     path = cache_folder() / f"reference-{key}.npz"
     if path.is_file():
         return read_statistics(path)
-    found = measure(batches(), extractor)  # type: ignore[operator]
+    found = measure(batches(), extractor)
     _write(path, found)
     return found
 
@@ -146,11 +149,12 @@ def _digits_batches() -> Iterator[torch.Tensor]:
     yield from (images[start : start + 256] for start in range(0, len(images), 256))
 
 
-def _files_key(folder: Path, files: list[Path]) -> str:
+def _files_key(folder: Path, files: list[Path], progress: Progress) -> str:
     total = hashlib.sha256()
-    for path in files:
+    for done, path in enumerate(files, 1):
         total.update(str(path.relative_to(folder)).encode() + b"\0")
         total.update(hashlib.sha256(path.read_bytes()).digest())
+        progress("reading reference", done, len(files))
     return total.hexdigest()
 
 

@@ -7,11 +7,12 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from types import TracebackType
-from typing import Any, TextIO
+from typing import Any, Self, TextIO
 
 from optuna.trial import FrozenTrial, TrialState
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn
+from rich.progress import BarColumn, TaskID, TextColumn
+from rich.progress import Progress as Bars
 from rich.table import Table
 
 from autodiffusion_opt.candidate import Candidate
@@ -39,34 +40,75 @@ def _console(file: TextIO) -> Console:
     return Console(file=file, highlight=False, width=None if file.isatty() else WIDE)
 
 
-class LiveWatch(Watch):
-    """A bar on a terminal, and a line every ten seconds elsewhere: trial n/N, best, factor, value, images/s, time."""
+class Bar:
+    """Progress on stderr: a bar on a terminal, a line every ten seconds elsewhere. A :data:`Progress` to call."""
 
     INTERVAL = 10.0
 
     def __init__(self) -> None:
-        self._console = err()
-        self._bar = Progress(
-            TextColumn("trial {task.completed:.0f}/{task.total:.0f}"),
+        self.console = err()
+        self._bar = Bars(
+            TextColumn("{task.description}"),
             BarColumn(bar_width=24),
             TextColumn("{task.fields[text]}"),
-            console=self._console,
-            disable=not self._console.is_terminal,
+            console=self.console,
+            disable=not self.console.is_terminal,
+            transient=True,
         )
-        self._task = self._bar.add_task("", total=1, text="starting")
-        self._best = self._uniform = math.inf
-        self._done = self._start_done = self._wanted = self._images = self._before = 0
-        self._start = self._said = time.monotonic()
-        self._value = math.nan
+        self._task: TaskID | None = None
+        self._what = ""
+        self._began = self._said = time.monotonic()
 
-    def __enter__(self) -> LiveWatch:
-        self._bar.start()
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._bar.stop()
+
+    def __call__(self, what: str, done: int, of: int, text: str | None = None) -> None:
+        """Show it, with the time left unless ``text`` says something else.
+
+        The bar appears at the first call: what others print before that is left alone.
+        """
+        counts = f"{what} {done}/{of}" if of else what
+        text = self._left(what, done, of) if text is None else text
+        if self._task is None:
+            self._bar.start()
+            self._task = self._bar.add_task(counts, total=None, text=text)
+        self._bar.update(self._task, description=counts, completed=done, total=of or None, text=text)
+        if not self.console.is_terminal and time.monotonic() - self._said >= self.INTERVAL:
+            self._said = time.monotonic()
+            self.console.print(f"{counts}  {text}".rstrip())
+
+    def _left(self, what: str, done: int, of: int) -> str:
+        if what != self._what:
+            self._what, self._began = what, time.monotonic()
+        return f"{clock((of - done) * (time.monotonic() - self._began) / done)} left" if done else ""
+
+
+class LiveWatch(Watch):
+    """A study's bar: trial n/N, best, its factor to the uniform baseline, current value, images/s, time left."""
+
+    def __init__(self) -> None:
+        self._bar = Bar()
+        self._best = self._uniform = math.inf
+        self._done = self._start_done = self._wanted = self._images = self._before = 0
+        self._start = time.monotonic()
+        self._value = math.nan
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bar.__exit__(kind, error, trace)
+
+    def preparing(self, what: str, done: int, of: int) -> None:
+        """What comes before the first trial."""
+        self._bar(what, done, of)
 
     def started(self, plan: StudyPlan, trials: list[FrozenTrial], wanted: int) -> None:
         """Take over what SQL holds."""
@@ -76,7 +118,7 @@ class LiveWatch(Watch):
         self._done = self._start_done = len(done)
         self._wanted, self._start = wanted, time.monotonic()
         if done and len(done) < wanted:
-            self._console.print(f"{plan.name}: continuing after {len(done)} of {wanted} trials")
+            self._bar.console.print(f"{plan.name}: continuing after {len(done)} of {wanted} trials")
         self._show()
 
     def proposed(self, number: int, candidate: Candidate) -> None:
@@ -94,9 +136,6 @@ class LiveWatch(Watch):
         self._done += 1
         self._note(trial)
         self._show()
-        if not self._console.is_terminal and time.monotonic() - self._said >= self.INTERVAL:
-            self._said = time.monotonic()
-            self._console.print(f"trial {self._done}/{self._wanted}  {self._text()}")
 
     def _note(self, trial: FrozenTrial) -> None:
         value = value_of(trial)
@@ -106,7 +145,7 @@ class LiveWatch(Watch):
             self._uniform = value
 
     def _show(self) -> None:
-        self._bar.update(self._task, completed=self._done, total=max(self._wanted, 1), text=self._text())
+        self._bar("trial", self._done, self._wanted, self._text())
 
     def _text(self) -> str:
         seconds = max(time.monotonic() - self._start, 1e-9)
@@ -129,19 +168,6 @@ def clock(seconds: float) -> str:
     whole = max(0, round(seconds))
     hours, rest = divmod(whole, 3600)
     return f"{hours}:{rest // 60:02d}:{rest % 60:02d}" if hours else f"{rest // 60}:{rest % 60:02d}"
-
-
-def image_bar(total: int, what: str) -> tuple[Progress, Any]:
-    """A bar over images, on stderr, and its task."""
-    console = err()
-    bar = Progress(
-        TextColumn(what),
-        BarColumn(bar_width=24),
-        TextColumn("{task.completed:.0f}/{task.total:.0f} images"),
-        console=console,
-        disable=not console.is_terminal,
-    )
-    return bar, bar.add_task("", total=total)
 
 
 def run_summary(trials: Sequence[FrozenTrial]) -> dict[str, Any]:

@@ -156,7 +156,7 @@ def _read(model: str, revision: str | None, variant: str | None, dtype: torch.dt
     folder = model_folder(model)
     hub = {} if folder else {"revision": revision, "variant": variant}
     try:
-        with _quiet():
+        with _quiet() if folder else contextlib.nullcontext():  # a download shows the hub's own bars
             # use_safetensors: a pickle from a download is never opened.
             found = DiffusionPipeline.from_pretrained(folder or model, torch_dtype=dtype, use_safetensors=True, **hub)
     except Exception as error:  # of an unknown class, a missing part, broken weights: each has an error of its own

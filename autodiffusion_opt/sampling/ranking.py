@@ -17,6 +17,7 @@ from torch.utils._pytree import tree_map
 
 from autodiffusion_opt.candidate import Candidate
 from autodiffusion_opt.errors import UserError
+from autodiffusion_opt.progress import Progress, silent
 from autodiffusion_opt.sampling.facts import read_facts
 from autodiffusion_opt.sampling.layers import install_bypass
 from autodiffusion_opt.sampling.layers.listing import known_layers
@@ -43,7 +44,7 @@ def rank_layers(
     times_per_third: int = 2,
     conditions: Conditions | None = None,
     call: Mapping[str, Any] | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress = silent,
 ) -> tuple[tuple[int, ...], ...]:
     """For each third of the time range, noise to image, the removable layers from the one that matters least.
 
@@ -58,7 +59,7 @@ def rank_layers(
         times_per_third: calls kept in each third.
         conditions: what each image is of; None: unconditional.
         call: further arguments of the pipeline's call.
-        progress: told how many of how many layers are measured.
+        progress: is told of the steps sampled and of the layers measured.
 
     Raises:
         UserError: for a pipeline with a candidate applied, or whose layers cannot be bypassed; for counts below 1.
@@ -66,14 +67,20 @@ def rank_layers(
     _check(pipeline, images=images, micro_batch=micro_batch, times_per_third=times_per_third)
     denoiser = denoiser_of(pipeline)
     layers = [layer.index for layer in known_layers(denoiser) if layer.removable]
-    thirds = _kept_calls(pipeline, images, _even(images, micro_batch), seed, times_per_third, conditions, call)
+
+    def sample(candidate: Candidate) -> None:
+        size = _even(images, micro_batch)
+        options: dict[str, Any] = {"batch_size": size, "micro_batch": size, "conditions": conditions, "call": call}
+        for _ in generate(pipeline, candidate, range(images), seed=seed, **options):
+            pass
+
+    thirds = _kept_calls(pipeline, sample, times_per_third, progress)
     whole = [[_output(denoiser, kept) for kept in calls] for calls in thirds]
     changes: dict[int, list[float]] = {}
     for done, layer in enumerate(layers, start=1):
         with install_bypass(denoiser, [[layer]], lambda: 0):
             changes[layer] = [_change(denoiser, *third) for third in zip(thirds, whole, strict=True)]
-        if progress is not None:
-            progress(done, len(layers))
+        progress("ranking layers", done, len(layers))
     return tuple(tuple(sorted(layers, key=lambda layer: (changes[layer][third], layer))) for third in range(THIRDS))
 
 
@@ -86,13 +93,7 @@ def _check(pipeline: Any, **counts: int) -> None:
 
 
 def _kept_calls(
-    pipeline: Any,
-    images: int,
-    micro_batch: int,
-    seed: int,
-    times_per_third: int,
-    conditions: Conditions | None,
-    call: Mapping[str, Any] | None,
+    pipeline: Any, sample: Callable[[Candidate], None], times_per_third: int, progress: Progress
 ) -> list[list[Call]]:
     """Calls of the denoiser while the pipeline samples, by third of the time range."""
     facts = read_facts(pipeline)
@@ -103,22 +104,12 @@ def _kept_calls(
 
     def keep(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         step = vars(pipeline.scheduler)[KEY].step
+        progress("sampling to rank layers", step, len(times))
         if step in chosen:
             found[third_at[step]].append((_copied(args), _copied(kwargs)))
 
     with _watched(denoiser_of(pipeline), keep):
-        candidate = Candidate.from_time_steps(times)
-        for _ in generate(
-            pipeline,
-            candidate,
-            range(images),
-            seed=seed,
-            batch_size=images,
-            micro_batch=micro_batch,
-            conditions=conditions,
-            call=call,
-        ):
-            pass
+        sample(Candidate.from_time_steps(times))
     # A denoiser that is not called in some third (there may be two, one for each part) has one ranking for all.
     every = [kept for calls in found for kept in calls]
     return [calls or every for calls in found]

@@ -56,6 +56,17 @@ def test_the_second_load_computes_nothing(folder: Path, cache: Path) -> None:
     assert [path.suffix for path in cache.iterdir()] == [".npz"]
 
 
+def test_it_tells_what_it_reads_and_measures(folder: Path) -> None:
+    told: list[tuple[str, int, int]] = []
+    load_reference(str(folder), Counting(), progress=lambda *what: told.append(what))
+    assert told[:5] == [("reading reference", done, 5) for done in range(1, 6)]
+    assert {what for what, _, of in told[5:] if of == 5} == {"measuring reference"}
+    assert told[-1] == ("measuring reference", 5, 5)
+    del told[:]
+    load_reference(str(folder), Counting(), progress=lambda *what: told.append(what))
+    assert {what for what, _, _ in told} == {"reading reference"}
+
+
 def test_it_is_what_the_images_give(folder: Path) -> None:
     arrays = [np.array(Image.open(path)) for path in sorted(folder.rglob("*.png"))]
     pixels = [torch.from_numpy(a)[None] if a.ndim == 2 else torch.from_numpy(a).permute(2, 0, 1) for a in arrays]

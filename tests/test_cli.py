@@ -349,7 +349,9 @@ def complete(url: str) -> int:
 
 def test_ctrl_c(study_file: Write, url: str, call: Call) -> None:
     path = study_file()
-    command = [sys.executable, "-c", "from autodiffusion_opt.cli import main; main()"]
+    # Where the tests themselves run in the background, they and their children are started to ignore it.
+    heed = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
+    command = [sys.executable, "-c", f"{heed}; from autodiffusion_opt.cli import main; main()"]
     words = ["run", str(path), "--storage", url, "--trials", "100000"]
     child = subprocess.Popen([*command, *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     for _ in range(600):

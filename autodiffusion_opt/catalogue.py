@@ -73,7 +73,7 @@ def find(section: Section, name: str, near: Path | None = None) -> Path:
     for entry in entries([section], near):
         if entry.name == name:
             return entry.path
-    raise UserError(f"{section}: {_known(section, name, near)}")
+    raise UserError(_known(section, name, near))
 
 
 def find_candidate(name: str) -> Path | None:
@@ -86,7 +86,7 @@ def find_candidate(name: str) -> Path | None:
 
 def _known(section: Section, name: str, near: Path | None) -> str:
     names = [entry.name for entry in entries([section], near)]
-    return str(unknown(f"a name in {section}/", name, names))
+    return str(unknown(f"a name in {section}/ (else: the path of a .toml file)", name, names))
 
 
 def read_toml(path: Path) -> dict[str, Any]:

@@ -38,6 +38,7 @@ from autodiffusion_opt.trials import (
 
 DEFAULT_URL = "sqlite:///studies/studies.db"
 VARIABLE = "AUTODIFFUSION_STORAGE"
+DRIVER = "For postgresql:// it is psycopg: pip install 'psycopg[binary]'"
 HEARTBEAT_SECONDS = 30
 GRACE_SECONDS = 120
 # Attributes that a retry takes over from the trial that died.
@@ -110,7 +111,10 @@ def open_storage(url: str, *, create: bool = True) -> Storage:
         except (sqlalchemy.exc.SQLAlchemyError, ImportError, RuntimeError) as error:
             last = error
             break
-    raise UserError(f"storage {_without_password(url)} cannot be opened: {str(last).strip().splitlines()[0]}") from None
+    hint = f" {DRIVER}" if "DB access module" in str(last) else ""
+    raise UserError(
+        f"storage {_without_password(url)} cannot be opened: {str(last).strip().splitlines()[0]}{hint}"
+    ) from None
 
 
 def _may_pass(error: Exception) -> bool:

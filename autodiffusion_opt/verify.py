@@ -55,8 +55,16 @@ def rescore(
         images: a repeat.
         repeats: how often.
         progress: is told of the images of all candidates and repeats together.
+
+    Raises:
+        UserError: for a candidate that does not fit the model, before any is scored.
     """
+    from autodiffusion_opt.sampling.pipeline import install
+
     distinct = list(dict.fromkeys(candidates.values()))
+    for candidate in distinct:
+        with install(bound.pipeline, candidate):
+            pass
     runs = [(candidate, repeat) for candidate in distinct for repeat in range(repeats)]
     values: dict[Candidate, list[float]] = {candidate: [] for candidate in distinct}
     for index, (candidate, repeat) in enumerate(runs):

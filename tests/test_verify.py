@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from autodiffusion_opt import Candidate
+from autodiffusion_opt import Candidate, UserError
 from autodiffusion_opt.study import FRESH_SEED
 from autodiffusion_opt.verify import Rescored, rescore
 
@@ -51,3 +51,11 @@ def test_equal_candidates_are_scored_once(bound: Any) -> None:
     assert [done for _, done, _ in told] == sorted({done for _, done, _ in told})
     assert told[-1] == ("re-scoring images", whole, whole)
     assert {of for _, _, of in told} == {whole}
+
+
+def test_what_does_not_fit_is_refused_before_anything_is_measured(bound: Any) -> None:
+    told: list[tuple[str, int, int]] = []
+    given = {"bad": BAD, "best": Candidate.from_time_steps([4000, 3])}
+    with pytest.raises(UserError, match="got 4000"):
+        rescore(bound, given, images=25, repeats=1, progress=lambda *what: told.append(what))
+    assert not told

@@ -142,7 +142,7 @@ def model_folder(model: str) -> Path | None:
     if model.startswith((".", "/", "~")) or model.count("/") != 1:
         names = ", ".join(sorted(EMBEDDED))
         known = unknown("model", model, EMBEDDED) if model.count("/") == 0 else None
-        hint = f" {str(known).rsplit('.', 2)[-1]}" if known else ""
+        hint = str(known).rsplit(".", 2)[-1] if known else ""
         raise UserError(
             f"model must be an embedded name ({names}), a folder with a model_index.json, or a hub id "
             f"(owner/name); got {model!r}.{hint if 'Did' in hint else ''}"

@@ -129,12 +129,12 @@ def layers(model: str, as_json: bool) -> None:
 def status(storage: str | None, as_json: bool) -> None:
     """Every study in the storage: trials by state, best value, best baseline, optimizer, last activity."""
     from autodiffusion_opt.report.status import status_rows, status_table
-    from autodiffusion_opt.storage import open_storage, storage_url
+    from autodiffusion_opt.storage import open_storage, storage_url, without_password
 
     url = storage_url(storage)
     rows = status_rows(open_storage(url, create=False))
     if not rows and not as_json:
-        click.echo(f"no study in {url} yet; start with: autodiffusion-opt run digits-4", err=True)
+        click.echo(f"no study in {without_password(url)} yet; start with: autodiffusion-opt run digits-4", err=True)
         return
     _print(as_json, rows, status_table(rows))
 
@@ -249,7 +249,10 @@ def _again(study: str, storage: str | None, seed: int | None) -> str:
 
 
 def _storage_words(storage: str | None) -> str:
-    return "" if storage is None else f" --storage {storage}"
+    """As given, but a password does not go to a log."""
+    from autodiffusion_opt.storage import without_password
+
+    return "" if storage is None else f" --storage {without_password(storage)}"
 
 
 def _write(path: Path, text: str) -> None:

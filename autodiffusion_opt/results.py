@@ -14,7 +14,7 @@ from autodiffusion_opt.catalogue import entries, find_candidate
 from autodiffusion_opt.errors import UserError
 from autodiffusion_opt.plan import StudyPlan, load_plan, load_space, plan_of
 from autodiffusion_opt.progress import Progress, counted, silent
-from autodiffusion_opt.storage import open_storage, storage_url
+from autodiffusion_opt.storage import open_storage, storage_url, without_password
 from autodiffusion_opt.study import DEFINITION, FILE, RANKING, WANTED, best_trials, load, need_study
 from autodiffusion_opt.trials import value_of
 
@@ -51,9 +51,9 @@ def resolve(given: str, study: str | None, storage: str | None) -> tuple[StudyPl
         candidate = Candidate.load(path)
         return (load_plan(study) if study else _plan_in(path)), candidate
     trials, definition = top_trials(given, storage, 1)
-    return plan_of(study_name(given), Path(f"{study_name(given)} in {storage_url(storage)}"), definition), _candidate(
-        trials[0]
-    )
+    return plan_of(
+        study_name(given), Path(f"{study_name(given)} in {without_password(storage_url(storage))}"), definition
+    ), _candidate(trials[0])
 
 
 def _plan_in(path: Path) -> StudyPlan:

@@ -113,7 +113,7 @@ def open_storage(url: str, *, create: bool = True) -> Storage:
             break
     hint = f" {DRIVER}" if "DB access module" in str(last) else ""
     raise UserError(
-        f"storage {_without_password(url)} cannot be opened: {str(last).strip().splitlines()[0]}{hint}"
+        f"storage {without_password(url)} cannot be opened: {str(last).strip().splitlines()[0]}{hint}"
     ) from None
 
 
@@ -122,7 +122,8 @@ def _may_pass(error: Exception) -> bool:
     return any(part in text for part in ("already exists", "locked", "unique", "duplicate"))
 
 
-def _without_password(url: str) -> str:
+def without_password(url: str) -> str:
+    """The URL with ``***`` where a password is."""
     return sqlalchemy.engine.make_url(url).render_as_string(hide_password=True)
 
 

@@ -18,7 +18,17 @@ from autodiffusion_opt.candidate import Candidate
 from autodiffusion_opt.errors import UserError, unknown
 from autodiffusion_opt.plan import StudyPlan, differences, load_plan
 from autodiffusion_opt.progress import Progress, silent
-from autodiffusion_opt.storage import Storage, fail, heartbeat, is_live, open_storage, recover, retry_open, storage_url
+from autodiffusion_opt.storage import (
+    Storage,
+    fail,
+    heartbeat,
+    is_live,
+    open_storage,
+    recover,
+    retry_open,
+    storage_url,
+    without_password,
+)
 from autodiffusion_opt.storage import this_worker as worker_name
 from autodiffusion_opt.trials import (
     BASELINE,
@@ -61,8 +71,8 @@ class Watch:
     def images(self, done: int, of: int) -> None:
         """Images of the current trial."""
 
-    def finished(self, trial: FrozenTrial) -> None:
-        """A trial is complete, in SQL."""
+    def finished(self, trial: FrozenTrial, trials: list[FrozenTrial]) -> None:
+        """A trial is complete, in SQL; ``trials`` are all there now, other workers' too."""
 
 
 @dataclass(frozen=True)
@@ -150,7 +160,7 @@ class Study:
                 self._recover(study, wanted)  # another worker may have died meanwhile
                 finished = self._one_trial(study, watch, wanted)
                 if finished is not None:
-                    watch.finished(finished)
+                    watch.finished(finished, study.get_trials(deepcopy=False))
         except BaseException as error:
             self._let_go(study, error, wanted)
             raise
@@ -186,7 +196,7 @@ class Study:
     def _refuse(self, stored: Mapping[str, Any], definition: Mapping[str, Any]) -> NoReturn:
         lines = "\n".join(f"  {line}" for line in differences(stored, definition))
         raise UserError(
-            f"{self.plan.path}: the study {self.plan.name!r} in {self.url} was started with another definition:\n"
+            f"{self.plan.path}: the study {self.plan.name!r} in {without_password(self.url)} was started with another definition:\n"
             f"{lines}\n"
             "Its trials would not be comparable. Put the definition back, copy the file to another name, or use "
             "another --storage."
@@ -377,7 +387,9 @@ def need_study(storage: Storage, name: str, url: str) -> optuna.Study:
     """The Optuna study of a name. Raises UserError, listing those there are."""
     found = find_study(storage, name)
     if found is None:
-        raise UserError(f"{unknown(f'a study in {url}', name, optuna.get_all_study_names(storage))} Run it first.")
+        raise UserError(
+            f"{unknown(f'a study in {without_password(url)}', name, optuna.get_all_study_names(storage))} Run it first."
+        )
     return found
 
 

@@ -18,7 +18,7 @@ import pytest
 from PIL import Image
 
 from autodiffusion_opt import Candidate, cli
-from autodiffusion_opt.report.terminal import Bar
+from autodiffusion_opt.report.terminal import Bar, LiveWatch
 
 Write = Callable[..., Path]
 Call = Callable[..., tuple[int, str, str]]
@@ -151,6 +151,22 @@ def test_progress_without_a_terminal(ran: tuple[Path, str], study_file: Write, u
     assert "loading digits" in err
 
 
+def test_the_bar_of_one_worker_counts_the_trials_of_all(ran: tuple[Path, str], capsys: Any) -> None:
+    from autodiffusion_opt import Study
+
+    study = Study.load(ran[0], storage=ran[1])
+    trials = study.trials()
+    with LiveWatch() as watch:
+        watch.started(study.plan, trials[:3], 14)
+        assert "continuing after 3 of 14 trials" in capsys.readouterr().err
+        watch.finished(trials[3], trials[:9])
+        shown = watch._text()
+    best = min(trial.values[0] for trial in trials[:9])
+    assert watch._done == 9
+    assert f"best {best:.4g}" in shown
+    assert f"now {trials[3].values[0]:.4g}" in shown
+
+
 @pytest.mark.parametrize(("text", "shown"), [(None, "0:00 left"), ("best 7", "best 7")])
 def test_progress_on_a_terminal(text: str | None, shown: str, monkeypatch: pytest.MonkeyPatch) -> None:
     screen = Screen()
@@ -229,6 +245,10 @@ def test_a_relative_reference_is_found_again(tmp_path: Path, study_text: str, ur
     assert call("best", "own", "--storage", url, "-o", "own.json")[0] == 0
     code, _, err = call("verify", "own.json", "--images", 4, "--repeats", 1)
     assert (code, err) == (0, "")
+
+
+def test_a_password_does_not_go_to_a_log() -> None:
+    assert cli._storage_words("postgresql://me:secret@host/name") == " --storage postgresql://me:***@host/name"
 
 
 # What is wrong with the study's file -> part of the message.

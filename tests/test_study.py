@@ -57,7 +57,7 @@ class Notes(Watch):
     def images(self, done: int, of: int) -> None:
         self.told.append(f"images {done}/{of}")
 
-    def finished(self, trial: FrozenTrial) -> None:
+    def finished(self, trial: FrozenTrial, trials: list[FrozenTrial]) -> None:
         self.told.append(f"finished {trial.number}")
 
 
@@ -253,7 +253,7 @@ def test_a_worker_that_dies_while_another_runs_is_replaced(study_file: Write, ur
     study.run(9)
 
     class Die(Watch):
-        def finished(self, trial: FrozenTrial) -> None:
+        def finished(self, trial: FrozenTrial, trials: list[FrozenTrial]) -> None:
             if trial.number == 10:
                 lost = opened.ask(fixed_distributions=study.bound.space.distributions())
                 study.storage.set_trial_user_attr(lost._trial_id, "worker", dead)
@@ -334,7 +334,7 @@ def test_timeout_starts_no_further_trial(study_file: Write, url: str, monkeypatc
     monkeypatch.setattr(rooms.time, "monotonic", lambda: now[0])
 
     class Slow(Watch):
-        def finished(self, trial: FrozenTrial) -> None:
+        def finished(self, trial: FrozenTrial, trials: list[FrozenTrial]) -> None:
             now[0] += 10
 
     assert len(study.run(timeout=25, watch=Slow())) == 3

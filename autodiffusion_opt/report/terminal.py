@@ -112,13 +112,10 @@ class LiveWatch(Watch):
 
     def started(self, plan: StudyPlan, trials: list[FrozenTrial], wanted: int) -> None:
         """Take over what SQL holds."""
-        done = completed(trials)
-        for trial in done:
-            self._note(trial)
-        self._done = self._start_done = len(done)
-        self._wanted, self._start = wanted, time.monotonic()
-        if done and len(done) < wanted:
-            self._bar.console.print(f"{plan.name}: continuing after {len(done)} of {wanted} trials")
+        self._take(trials)
+        self._start_done, self._wanted, self._start = self._done, wanted, time.monotonic()
+        if 0 < self._done < wanted:
+            self._bar.console.print(f"{plan.name}: continuing after {self._done} of {wanted} trials")
         self._show()
 
     def proposed(self, number: int, candidate: Candidate) -> None:
@@ -131,18 +128,21 @@ class LiveWatch(Watch):
         self._images = done
         self._show()
 
-    def finished(self, trial: FrozenTrial) -> None:
-        """One more trial."""
-        self._done += 1
-        self._note(trial)
-        self._show()
-
-    def _note(self, trial: FrozenTrial) -> None:
+    def finished(self, trial: FrozenTrial, trials: list[FrozenTrial]) -> None:
+        """One more trial, and those of other workers."""
+        self._take(trials)
         value = value_of(trial)
         self._value = math.nan if value is None else value
-        self._best = min(self._best, math.inf if value is None else value)
-        if trial.user_attrs.get("baseline") == UNIFORM and value is not None:
-            self._uniform = value
+        self._show()
+
+    def _take(self, trials: list[FrozenTrial]) -> None:
+        """What SQL holds: how many trials, the best, the uniform baseline."""
+        values = [value_of(trial) for trial in completed(trials)]
+        self._done = len(values)
+        self._best = min((value for value in values if value is not None), default=math.inf)
+        uniform = baseline_trials(trials).get(UNIFORM)
+        value = None if uniform is None else value_of(uniform)
+        self._uniform = math.inf if value is None else value
 
     def _show(self) -> None:
         self._bar("trial", self._done, self._wanted, self._text())

@@ -224,9 +224,9 @@ def verify(
     candidate: str, images: int, repeats: int, study: str | None, storage: str | None, device: str | None, as_json: bool
 ) -> None:
     """Re-score CANDIDATE (a JSON file, or a study: its best) and the baselines on fresh seeds."""
+    from autodiffusion_opt.binding import bind
     from autodiffusion_opt.report import terminal
     from autodiffusion_opt.results import resolve
-    from autodiffusion_opt.study import bind
     from autodiffusion_opt.verify import rescore
 
     plan, chosen = resolve(candidate, study, storage)

@@ -12,13 +12,14 @@ from typing import Any
 import numpy as np
 from optuna.trial import FrozenTrial
 
+from autodiffusion_opt.binding import load
 from autodiffusion_opt.candidate import Candidate
 from autodiffusion_opt.errors import UserError
 from autodiffusion_opt.plan import StudyPlan, plan_of
 from autodiffusion_opt.progress import Progress, silent
 from autodiffusion_opt.results import candidate_file, study_name, top_trials
 from autodiffusion_opt.storage import open_storage, storage_url
-from autodiffusion_opt.study import baseline_trials, load, need_study
+from autodiffusion_opt.study import baseline_trials, need_study
 from autodiffusion_opt.trials import value_of
 
 CANDIDATE = "candidate.json"

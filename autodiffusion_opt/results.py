@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 from optuna.trial import FrozenTrial
 
+from autodiffusion_opt.binding import load
 from autodiffusion_opt.candidate import Candidate
 from autodiffusion_opt.catalogue import entries, find_candidate
 from autodiffusion_opt.errors import UserError
 from autodiffusion_opt.plan import StudyPlan, load_plan, load_space, plan_of
 from autodiffusion_opt.progress import Progress, counted, silent
 from autodiffusion_opt.storage import open_storage, storage_url, without_password
-from autodiffusion_opt.study import DEFINITION, FILE, RANKING, WANTED, best_trials, load, need_study
+from autodiffusion_opt.study import DEFINITION, FILE, RANKING, WANTED, best_trials, need_study
 from autodiffusion_opt.trials import value_of
 
 if TYPE_CHECKING:

@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import Any, NoReturn
 
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
+from autodiffusion_opt.binding import Bound, bind
 from autodiffusion_opt.candidate import Candidate
 from autodiffusion_opt.errors import UserError, unknown
 from autodiffusion_opt.plan import StudyPlan, differences, load_plan
-from autodiffusion_opt.progress import Progress, silent
 from autodiffusion_opt.storage import (
     Storage,
     fail,
@@ -42,18 +40,12 @@ from autodiffusion_opt.trials import (
     value_of,
 )
 
-if TYPE_CHECKING:
-    from autodiffusion_opt.objective.fid import FidObjective
-    from autodiffusion_opt.space import ModelFacts, Space
-
 # User attributes of a study.
 DEFINITION = "definition"
-MODEL = "model"
+FINGERPRINT = "fingerprint"  # in the definition: of the model, the conditions, the reference
 RANKING = "ranking"
 WANTED = "trials"
 FILE = "file"  # the study's: relative paths in its definitions start from there
-# Seeds of re-scoring start here, far from those that definitions use.
-FRESH_SEED = 1_000_000_007
 
 
 class Watch:
@@ -73,17 +65,6 @@ class Watch:
 
     def finished(self, trial: FrozenTrial, trials: list[FrozenTrial]) -> None:
         """A trial is complete, in SQL; ``trials`` are all there now, other workers' too."""
-
-
-@dataclass(frozen=True)
-class Bound:
-    """A study's parts with the model loaded."""
-
-    pipeline: Any
-    facts: ModelFacts
-    space: Space
-    objective: FidObjective
-    fingerprint: str
 
 
 class Study:
@@ -172,7 +153,7 @@ class Study:
         sampler = self.plan.optimizer.sampler_of(self.bound.space, self.plan.seed)
         study = create_study(self.storage, self.plan.name)
         study.sampler = sampler
-        definition = self.plan.definition() | {MODEL: self.bound.fingerprint}
+        definition = self.plan.definition() | {FINGERPRINT: self.bound.fingerprint}
         stored = study.user_attrs.get(DEFINITION)
         if stored is None:
             ranking = [list(third) for third in self.bound.facts.ranking]
@@ -196,7 +177,8 @@ class Study:
     def _refuse(self, stored: Mapping[str, Any], definition: Mapping[str, Any]) -> NoReturn:
         lines = "\n".join(f"  {line}" for line in differences(stored, definition))
         raise UserError(
-            f"{self.plan.path}: the study {self.plan.name!r} in {without_password(self.url)} was started with another definition:\n"
+            f"{self.plan.path}: the study {self.plan.name!r} in {without_password(self.url)} was started with another "
+            f"definition:\n"
             f"{lines}\n"
             "Its trials would not be comparable. Put the definition back, copy the file to another name, or use "
             "another --storage."
@@ -281,87 +263,6 @@ class Study:
     def best(self, count: int = 1) -> list[tuple[Candidate, float]]:
         """The best ``count`` different candidates and their values, best first. Raises UserError if none."""
         return [(_must(trial), _value(trial)) for trial in best_trials(self.trials(), self.plan.name, count)]
-
-
-def bind(plan: StudyPlan, ranking: Any = None, progress: Progress = silent) -> Bound:
-    """Load a plan's model, and bind its space and objective to it.
-
-    Args:
-        plan: the resolved definitions.
-        ranking: the layer ranking that SQL holds; None: measured where the space needs one.
-        progress: is told of what takes long: model, layers, reference.
-
-    Raises:
-        UserError: for a model, scheduler, device, features or reference that cannot be had, or a space that does not
-            fit the model.
-    """
-    from autodiffusion_opt.objective.conditions import bind_conditions
-    from autodiffusion_opt.objective.fid import FidObjective
-    from autodiffusion_opt.sampling.facts import read_facts
-    from autodiffusion_opt.sampling.fingerprint import fingerprint
-    from autodiffusion_opt.sampling.pairing import check_call
-
-    table, base = plan.space.pipeline, plan.path.resolve().parent
-    with _named(plan, "space.pipeline"):
-        pipeline = load(plan, progress)
-        check_call(pipeline, table.call)
-    with _named(plan, "objective.conditions"):
-        conditions = bind_conditions(plan.objective.conditions, pipeline, base)
-    facts = read_facts(pipeline, layers=True, ranking=_ranking(plan, pipeline, conditions, ranking, progress))
-    with _named(plan, "space"):
-        space = plan.space.bind(facts)
-    with _named(plan, "objective"):
-        objective = FidObjective(
-            plan.objective,
-            pipeline,
-            batch_size=table.batch_size,
-            micro_batch=table.micro_batch,
-            call=table.call,
-            conditions=conditions,
-            layers=facts.layers,
-            base=base,
-            progress=progress,
-        )
-    model = fingerprint(pipeline, table.model, table.revision, table.variant)
-    identity = getattr(conditions, "identity", "")  # a changed file of prompts is another study
-    return Bound(pipeline, facts, space, objective, f"{model}-{identity}" if identity else model)
-
-
-@contextmanager
-def _named(plan: StudyPlan, table: str) -> Iterator[None]:
-    """A user's mistake found here is one in this table of the study."""
-    try:
-        yield
-    except UserError as error:
-        raise UserError(f"{plan.path}: {table}: {error}") from None
-
-
-def load(plan: StudyPlan, progress: Progress = silent) -> Any:
-    """The pipeline that a plan's space names. One from a hub is downloaded under the hub's own progress bars."""
-    from autodiffusion_opt.sampling.loading import load_definition, model_folder
-
-    table = plan.space.pipeline
-    if model_folder(table.model) is not None:
-        progress(f"loading {table.model}", 0, 0)
-    return load_definition(table)
-
-
-def _ranking(plan: StudyPlan, pipeline: Any, conditions: Any, stored: Any, progress: Progress) -> Any:
-    if not plan.space.needs_ranking:
-        return ()
-    if stored or plan.ranking:
-        return stored or plan.ranking
-    from autodiffusion_opt.sampling.ranking import rank_layers
-
-    table = plan.space.pipeline
-    return rank_layers(
-        pipeline,
-        micro_batch=table.micro_batch,
-        seed=plan.objective.seed,
-        conditions=conditions,
-        call=table.call,
-        progress=progress,
-    )
 
 
 def create_study(storage: Storage, name: str) -> optuna.Study:

@@ -11,9 +11,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from autodiffusion_opt.binding import Bound
 from autodiffusion_opt.candidate import Candidate
 from autodiffusion_opt.progress import Progress, silent
-from autodiffusion_opt.study import FRESH_SEED, Bound
+
+# Seeds of re-scoring start here, far from those that definitions use.
+FRESH_SEED = 1_000_000_007
 
 
 @dataclass(frozen=True)

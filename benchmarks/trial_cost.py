@@ -18,9 +18,9 @@ import torch
 from machine import machine
 
 import autodiffusion_opt as ado
+from autodiffusion_opt.binding import Bound, bind
 from autodiffusion_opt.plan import load_plan
 from autodiffusion_opt.sampling.pipeline import generate, noise_generator
-from autodiffusion_opt.study import Bound, bind
 
 
 class Stopwatch:

@@ -62,8 +62,8 @@ def digits() -> Any:
 @pytest.fixture(scope="session")
 def bound(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """The small study's parts, the model loaded once."""
+    from autodiffusion_opt.binding import bind
     from autodiffusion_opt.plan import load_plan
-    from autodiffusion_opt.study import bind
 
     path = tmp_path_factory.mktemp("bound") / "small.toml"
     path.write_text(STUDY)

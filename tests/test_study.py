@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 from optuna.trial import FrozenTrial, TrialState
+from PIL import Image
 
 from autodiffusion_opt import Candidate, Study, UserError
 from autodiffusion_opt import study as rooms
@@ -312,9 +313,22 @@ def test_a_changed_model_is_refused(study_file: Write, url: str) -> None:
     study = Study.load(study_file(), storage=url)
     study.run(1)
     other = Study.load(study_file(), storage=url)
-    vars(other)["bound"] = dataclasses.replace(study.bound, fingerprint="other")
-    with pytest.raises(UserError, match=r"model: '.*' -> 'other'"):
+    vars(other)["bound"] = dataclasses.replace(study.bound, fingerprint={**study.bound.fingerprint, "model": "other"})
+    with pytest.raises(UserError, match=r"fingerprint\.model: '.*' -> 'other'"):
         other.run()
+
+
+def test_changed_reference_images_are_refused(study_file: Write, tmp_path: Path, url: str) -> None:
+    from autodiffusion_opt.zoo.digits import load_images
+
+    (tmp_path / "scans").mkdir()
+    for index, image in enumerate(load_images()[:70]):
+        Image.fromarray(image[0].numpy()).save(tmp_path / "scans" / f"{index}.png")
+    path = study_file(reference='reference = "scans"')
+    Study.load(path, storage=url).run(1)
+    Image.new("L", (8, 8)).save(tmp_path / "scans" / "0.png")
+    with pytest.raises(UserError, match=r"fingerprint\.reference: "):
+        Study.load(path, storage=url).run(2)
 
 
 def test_another_seed_is_a_study_of_its_own(study_file: Write, url: str) -> None:
@@ -368,7 +382,7 @@ def test_memory_is_the_same_for_any_number_of_images(bound: Any) -> None:
         "import resource, sys, torch; torch.set_num_threads(1)\n"
         "from autodiffusion_opt import Candidate\n"
         "from autodiffusion_opt.plan import load_plan\n"
-        "from autodiffusion_opt.study import bind\n"
+        "from autodiffusion_opt.binding import bind\n"
         "found = bind(load_plan('digits-4'))\n"
         "found.objective.score(Candidate.from_time_steps([926, 153]), images=int(sys.argv[1]))\n"
         "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"

@@ -9,8 +9,7 @@ from typing import Any
 import pytest
 
 from autodiffusion_opt import Candidate, UserError
-from autodiffusion_opt.study import FRESH_SEED
-from autodiffusion_opt.verify import Rescored, rescore
+from autodiffusion_opt.verify import FRESH_SEED, Rescored, rescore
 
 GOOD, BAD = Candidate.from_time_steps([926, 690, 424, 153]), Candidate.from_time_steps([40, 30, 20, 10])
 

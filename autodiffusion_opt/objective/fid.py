@@ -91,7 +91,8 @@ class FidObjective:
         self.conditions = conditions or bind_conditions(definition.conditions, pipeline, base)
         self.layers = layers
         self.extractor = load_extractor(definition.features, torch.device(pipeline.device), weights)
-        self.reference = load_reference(definition.reference, self.extractor, base, progress)
+        reference = load_reference(definition.reference, self.extractor, base, progress)
+        self.reference, self.identity = reference.statistics, reference.identity
 
     def score(
         self,

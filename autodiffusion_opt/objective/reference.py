@@ -11,6 +11,7 @@ import os
 import tempfile
 import zipfile
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 
@@ -27,6 +28,19 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".ppm", "
 BATCH = 64
 
 
+@dataclass(frozen=True)
+class Reference:
+    """What images are compared with.
+
+    Attributes:
+        statistics: of its features.
+        identity: changes when its images, its file or its features do.
+    """
+
+    statistics: Gaussian
+    identity: str
+
+
 def cache_folder() -> Path:
     """Where computed statistics are kept: ``$AUTODIFFUSION_CACHE``, else the user's cache folder."""
     given = os.environ.get(CACHE_VARIABLE)
@@ -35,7 +49,7 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "autodiffusion-opt"
 
 
-def load_reference(name: str, extractor: Extractor, base: Path | None = None, progress: Progress = silent) -> Gaussian:
+def load_reference(name: str, extractor: Extractor, base: Path | None = None, progress: Progress = silent) -> Reference:
     """The statistics of a reference in an extractor's features.
 
     Args:
@@ -51,7 +65,7 @@ def load_reference(name: str, extractor: Extractor, base: Path | None = None, pr
         return _cached(_digits_key(), extractor, _digits_batches)
     path = _find(name, base)
     if path.suffix == ".npz":
-        return read_statistics(path)
+        return Reference(read_statistics(path), _identity(hashlib.sha256(path.read_bytes()).hexdigest(), extractor))
     files = image_files(path)
     key = _files_key(path, files, progress)
     return _cached(key, extractor, lambda: counted(_file_batches(files), progress, "measuring reference", len(files)))
@@ -112,14 +126,18 @@ def _find(name: str, base: Path | None) -> Path:
     )
 
 
-def _cached(content: str, extractor: Extractor, batches: Callable[[], Iterator[torch.Tensor]]) -> Gaussian:
-    key = hashlib.sha256(f"{content}\n{extractor.identity}".encode()).hexdigest()[:32]
+def _cached(content: str, extractor: Extractor, batches: Callable[[], Iterator[torch.Tensor]]) -> Reference:
+    key = _identity(content, extractor)
     path = cache_folder() / f"reference-{key}.npz"
     if path.is_file():
-        return read_statistics(path)
+        return Reference(read_statistics(path), key)
     found = measure(batches(), extractor)
     _write(path, found)
-    return found
+    return Reference(found, key)
+
+
+def _identity(content: str, extractor: Extractor) -> str:
+    return hashlib.sha256(f"{content}\n{extractor.identity}".encode()).hexdigest()[:32]
 
 
 def _write(path: Path, found: Gaussian) -> None:

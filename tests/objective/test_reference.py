@@ -48,7 +48,7 @@ def folder(tmp_path: Path) -> Path:
 
 def test_the_second_load_computes_nothing(folder: Path, cache: Path) -> None:
     first, second = Counting(), Counting()
-    one, other = load_reference(str(folder), first), load_reference(str(folder), second)
+    one, other = (load_reference(str(folder), extractor).statistics for extractor in (first, second))
     assert (first.images, second.images) == (5, 0)
     assert one.count == other.count == 5
     np.testing.assert_array_equal(one.mean, other.mean)
@@ -71,14 +71,14 @@ def test_it_is_what_the_images_give(folder: Path) -> None:
     arrays = [np.array(Image.open(path)) for path in sorted(folder.rglob("*.png"))]
     pixels = [torch.from_numpy(a)[None] if a.ndim == 2 else torch.from_numpy(a).permute(2, 0, 1) for a in arrays]
     wanted = np.concatenate([Counting()(image[None]) for image in pixels]).astype(np.float64)
-    found = load_reference(str(folder), Counting())
+    found = load_reference(str(folder), Counting()).statistics
     np.testing.assert_allclose(found.mean, wanted.mean(0), rtol=1e-9)
     np.testing.assert_allclose(found.covariance, np.cov(wanted, rowvar=False), rtol=1e-6)
 
 
 @pytest.mark.parametrize("change", ["pixels", "added", "gone", "extractor"])
 def test_whatever_changed_it_is_computed_again(change: str, folder: Path) -> None:
-    load_reference(str(folder), Counting())
+    before = load_reference(str(folder), Counting())
     extractor = Counting("counting-2" if change == "extractor" else "counting-1")
     if change == "pixels":
         stamp = (folder / "0.png").stat()
@@ -89,25 +89,26 @@ def test_whatever_changed_it_is_computed_again(change: str, folder: Path) -> Non
     elif change == "gone":
         (folder / "0.png").unlink()
     found = load_reference(str(folder), extractor)
-    assert extractor.images == found.count == {"added": 6, "gone": 4}.get(change, 5)
+    assert extractor.images == found.statistics.count == {"added": 6, "gone": 4}.get(change, 5)
+    assert found.identity != before.identity
 
 
 def test_the_folder_may_move(folder: Path, tmp_path: Path) -> None:
-    load_reference(str(folder), Counting())
+    before = load_reference(str(folder), Counting())
     moved, extractor = folder.rename(tmp_path / "elsewhere"), Counting()
-    load_reference(str(moved), extractor)
+    assert load_reference(str(moved), extractor).identity == before.identity
     assert extractor.images == 0
 
 
 def test_digits_are_cached(cache: Path) -> None:
     first, second = Counting(), Counting()
-    assert load_reference("digits", first).count == 1797
+    assert load_reference("digits", first).statistics.count == 1797
     load_reference("digits", second)
     assert (first.images, second.images) == (1797, 0)
 
 
 def test_relative_to_the_file_that_names_it(folder: Path, tmp_path: Path) -> None:
-    assert load_reference("images", Counting(), tmp_path).count == 5
+    assert load_reference("images", Counting(), tmp_path).statistics.count == 5
     with pytest.raises(UserError, match=r"'images' is not there"):
         load_reference("images", Counting())
 
@@ -115,10 +116,14 @@ def test_relative_to_the_file_that_names_it(folder: Path, tmp_path: Path) -> Non
 def test_statistics_of_the_literature(tmp_path: Path) -> None:
     path, extractor = tmp_path / "stats.npz", Counting()
     np.savez(path, mu=np.arange(3, dtype=np.float32), sigma=np.eye(3))
-    found = load_reference(str(path), extractor)
+    reference = load_reference(str(path), extractor)
+    found = reference.statistics
     np.testing.assert_array_equal(found.mean, [0, 1, 2])
     assert (found.mean.dtype, found.covariance.dtype, found.count) == (np.float64, np.float64, 0)
     assert extractor.images == 0
+    assert load_reference(str(path), Counting("counting-2")).identity != reference.identity
+    np.savez(path, mu=np.arange(3, dtype=np.float32), sigma=2 * np.eye(3))
+    assert load_reference(str(path), extractor).identity != reference.identity
 
 
 def wrong_files() -> dict[str, Any]:

@@ -100,17 +100,15 @@ def open_storage(url: str, *, create: bool = True) -> Storage:
         try:
             return Storage(url)
         except (
-            sqlalchemy.exc.IntegrityError,
-            sqlalchemy.exc.OperationalError,
+            sqlalchemy.exc.SQLAlchemyError,
             optuna.exceptions.StorageInternalError,
+            ImportError,
+            RuntimeError,
         ) as error:
             last = error
             if not _may_pass(error):
                 break
             time.sleep(random.random() * 0.2)
-        except (sqlalchemy.exc.SQLAlchemyError, ImportError, RuntimeError) as error:
-            last = error
-            break
     hint = f" {DRIVER}" if "DB access module" in str(last) else ""
     raise UserError(
         f"storage {without_password(url)} cannot be opened: {str(last).strip().splitlines()[0]}{hint}"

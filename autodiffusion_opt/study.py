@@ -31,6 +31,7 @@ from autodiffusion_opt.storage import this_worker as worker_name
 from autodiffusion_opt.trials import (
     BASELINE,
     CANDIDATE,
+    RETRY_OF,
     REUSED_FROM,
     SCORE,
     WORKER,
@@ -191,6 +192,17 @@ class Study:
             if name not in known:
                 attributes = {BASELINE: name, CANDIDATE: candidate.to_json(), "origin": "baseline"}
                 study.enqueue_trial(self.bound.space.encode(candidate), user_attrs=attributes)
+        self._drop_doubles(study)
+
+    def _drop_doubles(self, study: optuna.Study) -> None:
+        """Of baselines that several workers enqueued, since each saw an empty study, only the first is run."""
+        first: set[str] = set()
+        for trial in study.get_trials(deepcopy=False):
+            name = None if RETRY_OF in trial.user_attrs else trial.user_attrs.get(BASELINE)
+            if name in first and trial.state == TrialState.WAITING:
+                fail(study, trial._trial_id, "another worker enqueued it first")
+            if name is not None:
+                first.add(name)
 
     def _recover(self, study: optuna.Study, wanted: int) -> None:
         recover(study, self.storage, self.bound.space.encode, wanted)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Callable
+import uuid
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ os.environ["AUTODIFFUSION_CACHE"] = f"{_PLACE.name}/cache"
 os.environ["AUTODIFFUSION_STORAGE"] = f"sqlite:///{_PLACE.name}/default.db"
 
 import pytest  # noqa: E402
+import sqlalchemy  # noqa: E402
 import torch  # noqa: E402
 
 torch.set_num_threads(1)
@@ -77,9 +79,19 @@ def study_text() -> str:
 
 
 @pytest.fixture
-def url(tmp_path: Path) -> str:
-    """An SQLite database of this test's own."""
-    return f"sqlite:///{tmp_path}/studies.db"
+def url(tmp_path: Path) -> Iterator[str]:
+    """A database of this test's own: SQLite, or on the server whose URL ``AUTODIFFUSION_TEST_SERVER`` is."""
+    server = os.environ.get("AUTODIFFUSION_TEST_SERVER")
+    if server is None:
+        yield f"sqlite:///{tmp_path}/studies.db"
+        return
+    name = f"test_{uuid.uuid4().hex}"
+    engine = sqlalchemy.create_engine(server, isolation_level="AUTOCOMMIT", poolclass=sqlalchemy.NullPool)
+    with engine.connect() as connection:
+        connection.execute(sqlalchemy.text(f"CREATE DATABASE {name}"))
+    yield sqlalchemy.make_url(server).set(database=name).render_as_string(hide_password=False)
+    with engine.connect() as connection:
+        connection.execute(sqlalchemy.text(f"DROP DATABASE {name} WITH (FORCE)"))
 
 
 @pytest.fixture

@@ -19,6 +19,7 @@ from PIL import Image
 
 from autodiffusion_opt import Candidate, cli
 from autodiffusion_opt.report.terminal import Bar, LiveWatch
+from autodiffusion_opt.storage import without_password
 
 Write = Callable[..., Path]
 Call = Callable[..., tuple[int, str, str]]
@@ -64,7 +65,7 @@ def test_run(study_file: Write, url: str, call: Call) -> None:
     assert code == 0
     assert "leading" in out
     assert "best" in out
-    assert f"next: autodiffusion-opt verify small --storage {url}" in out
+    assert f"next: autodiffusion-opt verify small --storage {without_password(url)}" in out
     code, out, err = call("run", path, "--storage", url, "--trials", 10, "--json")
     found = json.loads(out)
     assert code == 0

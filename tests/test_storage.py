@@ -11,10 +11,13 @@ from pathlib import Path
 
 import optuna
 import pytest
+import sqlalchemy
 from optuna.trial import TrialState
 
 from autodiffusion_opt import Candidate, UserError
+from autodiffusion_opt import storage as storage_room
 from autodiffusion_opt.storage import (
+    Storage,
     is_live,
     open_storage,
     recover,
@@ -166,3 +169,16 @@ def test_a_worker_elsewhere_is_dead_without_a_heartbeat(url: str, monkeypatch: p
     assert recover(study, storage, encode) == 0
     monkeypatch.setattr(storage, "grace_period", -1)  # as if two minutes had passed
     assert recover(study, storage, encode) == 1
+
+
+def test_tables_that_another_process_makes_at_the_same_time(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As PostgreSQL says it, when several workers open an empty database."""
+    raced, opened = iter(range(2)), storage_room.Storage
+
+    def late(given: str) -> Storage:
+        if next(raced, None) is not None:
+            raise sqlalchemy.exc.ProgrammingError("CREATE TABLE", {}, Exception('relation "studies" already exists'))
+        return opened(given)
+
+    monkeypatch.setattr(storage_room, "Storage", late)
+    assert isinstance(open_storage(url), opened)

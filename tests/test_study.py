@@ -21,7 +21,7 @@ from autodiffusion_opt import Candidate, Study, UserError
 from autodiffusion_opt import study as rooms
 from autodiffusion_opt.plan import StudyPlan
 from autodiffusion_opt.study import Watch
-from autodiffusion_opt.trials import BASELINE, ERROR, REUSED_FROM, SCORE, candidate_of, positions, value_of
+from autodiffusion_opt.trials import BASELINE, CANDIDATE, ERROR, REUSED_FROM, SCORE, candidate_of, positions, value_of
 
 Write = Callable[..., Path]
 TRIALS = 14
@@ -234,6 +234,20 @@ def test_two_workers_at_once(study_file: Write, url: str) -> None:
     again = Notes()
     assert len({placed[trial.number] for trial in study.run(watch=again)}) == 24
     assert again.told == ["started 24"]
+
+
+def test_baselines_that_two_workers_enqueued_are_run_once(uninterrupted: Study, study_file: Write, url: str) -> None:
+    """Where the database does not lock early, both see an empty study, and their trials come in turn."""
+    study = Study.load(study_file(), storage=url)
+    opened, space = study._open(), study.bound.space
+    for name, candidate in space.baselines().items():
+        for _ in range(2):
+            attributes = {BASELINE: name, CANDIDATE: candidate.to_json(), "origin": "baseline"}
+            opened.enqueue_trial(space.encode(candidate), user_attrs=attributes)
+    study.run()
+    states = [trial.state for trial in study.trials()[: 2 * len(BASELINES)]]
+    assert states == [TrialState.COMPLETE, TrialState.FAIL] * len(BASELINES)
+    assert sequence(study) == sequence(uninterrupted)
 
 
 def test_a_trial_that_is_not_wanted_any_more_is_given_back(study_file: Write, url: str) -> None:

@@ -38,7 +38,7 @@ from autodiffusion_opt.trials import (
 
 DEFAULT_URL = "sqlite:///studies/studies.db"
 VARIABLE = "AUTODIFFUSION_STORAGE"
-DRIVER = "For postgresql:// it is psycopg: pip install 'psycopg[binary]'"
+DRIVERS = "For postgresql:// that is: pip install 'psycopg[binary]'; for mysql+pymysql://: pip install pymysql"
 HEARTBEAT_SECONDS = 30
 GRACE_SECONDS = 120
 # Attributes that a retry takes over from the trial that died.
@@ -109,7 +109,7 @@ def open_storage(url: str, *, create: bool = True) -> Storage:
             if not _may_pass(error):
                 break
             time.sleep(random.random() * 0.2)
-    hint = f" {DRIVER}" if "DB access module" in str(last) else ""
+    hint = f" {DRIVERS}" if "DB access module" in str(last) else ""
     raise UserError(
         f"storage {without_password(url)} cannot be opened: {str(last).strip().splitlines()[0]}{hint}"
     ) from None

@@ -9,7 +9,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from autodiffusion_opt.candidate import Candidate
 from autodiffusion_opt.errors import UserError
@@ -128,7 +130,7 @@ class FidObjective:
             call=self.call,
         )
         for images in batches:
-            features = self.extractor(images)
+            features = self._features(images)
             if features.shape[1] != len(self.reference.mean):
                 raise UserError(
                     f"the reference must have features of {features.shape[1]} dimensions, as "
@@ -139,6 +141,15 @@ class FidObjective:
             if progress is not None:
                 progress(moments.count)
         return moments
+
+    def _features(self, images: torch.Tensor) -> NDArray[np.float32]:
+        try:
+            return self.extractor(images)
+        except torch.OutOfMemoryError:
+            raise UserError(
+                f"the GPU's memory must hold the features of {self.batch_size} images at once, and does not: lower "
+                "batch_size in [pipeline]"
+            ) from None
 
     def _layer_runs(self, candidate: Candidate) -> int | None:
         if not self.layers:

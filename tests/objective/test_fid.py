@@ -102,3 +102,13 @@ def test_a_value_is_a_number_or_infinite(digits: Any) -> None:
     broken = objective(digits)
     broken.extractor = lambda images: np.full((len(images), 64), np.nan, np.float32)  # type: ignore[assignment]
     assert broken.score(UNEVEN).value == math.inf
+
+
+def test_memory_that_does_not_hold_a_batch(digits: Any) -> None:
+    def full(_: Any) -> Any:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    large = objective(digits)
+    large.extractor = full
+    with pytest.raises(UserError, match="features of 50 images at once, and does not: lower batch_size"):
+        large.score(UNEVEN)

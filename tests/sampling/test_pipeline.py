@@ -82,23 +82,20 @@ def test_asked_for_one_by_one(digits: Any) -> None:
 
 
 @pytest.mark.parametrize("threads", [1, 2])
-def test_the_networks_see_one_shape_and_that_is_why(threads: int, digits: Any) -> None:
-    """Every call has the micro batch's shape; the networks by themselves do round otherwise for other shapes."""
+def test_the_networks_see_one_shape(threads: int, digits: Any) -> None:
+    """Kernels of other shapes would round otherwise, on this machine or another."""
     seen = set()
     hook = digits.unet.register_forward_pre_hook(lambda _, given: seen.add(tuple(given[0].shape)))
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
+        wanted = images(digits, UNEVEN, range(25), 25)
         for count in (1, 9, 10, 11, 25):
-            images(digits, UNEVEN, range(count), 7)
-        assert seen == {(10, 1, 8, 8)}
-        with torch.inference_mode():
-            noise = torch.randn(100, 1, 8, 8, generator=noise_generator(0, 0))
-            whole = digits.unet(noise, 500).sample
-            assert not torch.equal(torch.cat([digits.unet(one, 500).sample for one in noise.split(1)]), whole)
+            assert torch.equal(images(digits, UNEVEN, range(count), 7), wanted[:count])
     finally:
         torch.set_num_threads(before)
         hook.remove()
+    assert seen == {(10, 1, 8, 8)}
 
 
 def test_memory_that_does_not_hold_a_micro_batch(digits: Any) -> None:

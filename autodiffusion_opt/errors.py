@@ -21,8 +21,12 @@ def unknown(what: str, came: str, allowed: Iterable[str]) -> UserError:
 def unknown_text(what: str, came: str, allowed: Iterable[str]) -> str:
     """``what`` must be one of ``allowed``; got ``came``; did you mean ...? (one sentence)"""
     names = sorted(allowed)
-    near = difflib.get_close_matches(came.lower(), [name.lower() for name in names], n=1, cutoff=0.5)
-    original = {name.lower(): name for name in names}
-    hint = f" Did you mean {original[near[0]]!r}?" if near else ""
     listed = ", ".join(names) if names else "(there is none)"
-    return f"{what} must be one of: {listed}; got {came!r}.{hint}"
+    return f"{what} must be one of: {listed}; got {came!r}.{nearest(came, names)}"
+
+
+def nearest(came: str, allowed: Iterable[str]) -> str:
+    """ " Did you mean ...?" for the nearest match; nothing where none is near."""
+    original = {name.lower(): name for name in allowed}
+    near = difflib.get_close_matches(came.lower(), original, n=1, cutoff=0.5)
+    return f" Did you mean {original[near[0]]!r}?" if near else ""

@@ -52,9 +52,9 @@ def resolve(given: str, study: str | None, storage: str | None) -> tuple[StudyPl
         candidate = Candidate.load(path)
         return (load_plan(study) if study else _plan_in(path)), candidate
     trials, definition = top_trials(given, storage, 1)
-    return plan_of(
-        study_name(given), Path(f"{study_name(given)} in {without_password(storage_url(storage))}"), definition
-    ), _candidate(trials[0])
+    name = study_name(given)
+    where = Path(f"{name} in {without_password(storage_url(storage))}")
+    return plan_of(name, where, definition), _candidate(trials[0])
 
 
 def _plan_in(path: Path) -> StudyPlan:

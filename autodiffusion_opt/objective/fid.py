@@ -9,9 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from autodiffusion_opt.candidate import Candidate
 from autodiffusion_opt.errors import UserError
@@ -21,7 +19,7 @@ from autodiffusion_opt.objective.features import load_extractor
 from autodiffusion_opt.objective.reference import load_reference
 from autodiffusion_opt.objective.statistics import Moments, frechet_distance
 from autodiffusion_opt.progress import Progress, silent
-from autodiffusion_opt.sampling.pipeline import Conditions, generate
+from autodiffusion_opt.sampling.pipeline import Conditions, enough_memory, generate
 from autodiffusion_opt.sampling.schedule import calls, nfe
 
 # Told how many images are done, between batches; may raise to stop.
@@ -130,7 +128,8 @@ class FidObjective:
             call=self.call,
         )
         for images in batches:
-            features = self._features(images)
+            with enough_memory(f"the features of {self.batch_size} images", "batch_size"):
+                features = self.extractor(images)
             if features.shape[1] != len(self.reference.mean):
                 raise UserError(
                     f"the reference must have features of {features.shape[1]} dimensions, as "
@@ -141,15 +140,6 @@ class FidObjective:
             if progress is not None:
                 progress(moments.count)
         return moments
-
-    def _features(self, images: torch.Tensor) -> NDArray[np.float32]:
-        try:
-            return self.extractor(images)
-        except torch.OutOfMemoryError:
-            raise UserError(
-                f"the GPU's memory must hold the features of {self.batch_size} images at once, and does not: lower "
-                "batch_size in [pipeline]"
-            ) from None
 
     def _layer_runs(self, candidate: Candidate) -> int | None:
         if not self.layers:

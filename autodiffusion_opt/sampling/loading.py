@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from autodiffusion_opt.errors import UserError, unknown
+from autodiffusion_opt.errors import UserError, nearest, unknown
 from autodiffusion_opt.sampling.pairing import check_pairing, check_replacement
 from autodiffusion_opt.sampling.schedule import (
     accepted,
@@ -141,11 +141,9 @@ def model_folder(model: str) -> Path | None:
         return path
     if model.startswith((".", "/", "~")) or model.count("/") != 1:
         names = ", ".join(sorted(EMBEDDED))
-        known = unknown("model", model, EMBEDDED) if model.count("/") == 0 else None
-        hint = str(known).rsplit(".", 2)[-1] if known else ""
         raise UserError(
             f"model must be an embedded name ({names}), a folder with a model_index.json, or a hub id "
-            f"(owner/name); got {model!r}.{hint if 'Did' in hint else ''}"
+            f"(owner/name); got {model!r}.{nearest(model, EMBEDDED)}"
         )
     return None
 

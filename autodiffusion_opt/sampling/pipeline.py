@@ -218,7 +218,7 @@ def _call(
     call: Mapping[str, Any],
 ) -> torch.Tensor:
     filled = [*indices, *[indices[-1]] * (micro_batch - len(indices))]
-    try:
+    with enough_memory(f"{micro_batch} images", "micro_batch"):
         images = pipeline(
             **conditions.arguments(pipeline, filled),
             **call,
@@ -227,13 +227,18 @@ def _call(
             output_type="pt",
             return_dict=True,
         ).images[: len(indices)]
-    except torch.OutOfMemoryError:
-        raise UserError(
-            f"the GPU's memory must hold {micro_batch} images at once, and does not: lower micro_batch in [pipeline]"
-        ) from None
     if isinstance(images, np.ndarray):  # LDMPipeline knows no "pt": (N, H, W, C)
         images = torch.from_numpy(images).permute(0, 3, 1, 2)
     return to_uint8(images)
+
+
+@contextlib.contextmanager
+def enough_memory(what: str, key: str) -> Iterator[None]:
+    """Raises UserError, naming the key of ``[pipeline]`` to lower, where the GPU's memory does not hold ``what``."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise UserError(f"the GPU's memory must hold {what} at once, and does not: lower {key} in [pipeline]") from None
 
 
 def to_uint8(images: torch.Tensor) -> torch.Tensor:

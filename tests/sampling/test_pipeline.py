@@ -24,8 +24,10 @@ LEADING = Candidate.from_time_steps([750, 500, 250, 0])
 WITH_LAYERS = Candidate.from_time_steps([926, 690, 424], removed=[[0, 3], [], [5]])
 
 
-def images(pipeline: Any, candidate: Candidate, indices: Any, batch_size: int = 10, seed: int = 0) -> torch.Tensor:
-    blocks = list(generate(pipeline, candidate, indices, seed=seed, batch_size=batch_size, micro_batch=10))
+def images(
+    pipeline: Any, candidate: Candidate, indices: Any, batch_size: int = 10, seed: int = 0, micro_batch: int = 10
+) -> torch.Tensor:
+    blocks = list(generate(pipeline, candidate, indices, seed=seed, batch_size=batch_size, micro_batch=micro_batch))
     assert [len(block) for block in blocks[:-1]] == [batch_size] * (len(blocks) - 1)
     assert 1 <= len(blocks[-1]) <= batch_size
     return torch.cat(blocks)
@@ -96,6 +98,13 @@ def test_the_networks_see_one_shape(threads: int, digits: Any) -> None:
         torch.set_num_threads(before)
         hook.remove()
     assert seen == {(10, 1, 8, 8)}
+
+
+@pytest.mark.parametrize("micro_batch", [1, 7, 64])
+def test_another_micro_batch_changes_few_pixels_and_by_one_level_at_most(micro_batch: int, digits: Any) -> None:
+    one, other = (images(digits, UNEVEN, range(100), micro_batch=size).int() for size in (micro_batch, 50))
+    assert (one - other).abs().max() <= 1
+    assert (one != other).float().mean() < 1e-3
 
 
 def test_memory_that_does_not_hold_a_micro_batch(digits: Any) -> None:

@@ -19,6 +19,7 @@ os.environ["AUTODIFFUSION_STORAGE"] = f"sqlite:///{_PLACE.name}/default.db"
 import pytest  # noqa: E402
 import sqlalchemy  # noqa: E402
 import torch  # noqa: E402
+from PIL import Image  # noqa: E402
 
 torch.set_num_threads(1)
 
@@ -109,6 +110,17 @@ def study_file(tmp_path: Path) -> Callable[..., Path]:
         return path
 
     return write
+
+
+@pytest.fixture
+def scans(tmp_path: Path) -> Path:
+    """A folder ``scans`` beside the small study, with some of the real digits."""
+    from autodiffusion_opt.zoo.digits import load_images
+
+    (tmp_path / "scans").mkdir()
+    for index, image in enumerate(load_images()[:70]):
+        Image.fromarray(image[0].numpy()).save(tmp_path / "scans" / f"{index}.png")
+    return tmp_path / "scans"
 
 
 @pytest.fixture(autouse=True)

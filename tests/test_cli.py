@@ -231,13 +231,9 @@ def test_verify(how: str, ran: tuple[Path, str], call: Call, best_file: Path) ->
     assert "best" in out
 
 
+@pytest.mark.usefixtures("scans")
 def test_a_relative_reference_is_found_again(tmp_path: Path, study_text: str, url: str, call: Call) -> None:
     """Relative to the study's file in run, and in what comes after it, whatever the working folder."""
-    from autodiffusion_opt.zoo.digits import load_images
-
-    (tmp_path / "scans").mkdir()
-    for index, image in enumerate(load_images()[:70]):
-        Image.fromarray(image[0].numpy()).save(tmp_path / "scans" / f"{index}.png")
     path = tmp_path / "own.toml"
     path.write_text(study_text.replace('reference = "digits"', 'reference = "scans"'))
     assert call("run", path, "--storage", url, "--trials", 1)[0] == 0

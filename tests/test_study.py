@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 import signal
@@ -15,7 +14,6 @@ from typing import Any
 
 import pytest
 from optuna.trial import FrozenTrial, TrialState
-from PIL import Image
 
 from autodiffusion_opt import Candidate, Study, UserError
 from autodiffusion_opt import study as rooms
@@ -299,52 +297,6 @@ def test_an_equal_candidate_is_not_measured_again(study_file: Write, url: str) -
     assert reused.user_attrs[SCORE] == known.user_attrs[SCORE]
 
 
-def test_a_changed_definition_is_refused(study_file: Write, url: str) -> None:
-    Study.load(study_file(), storage=url).run(1)
-    changed = study_file(images="images = 30", population="population = 6")
-    with pytest.raises(UserError) as error:
-        Study.load(changed, storage=url).run()
-    text = str(error.value)
-    assert str(changed) in text
-    assert "  objective.images: 20 -> 30\n  optimizer.population: 5 -> 6\n" in text
-    assert len(Study.load(study_file(trials="trials = 2", device='device = "auto"'), storage=url).run()) == 2
-
-
-def test_a_file_is_put_right_before_anything_is_measured(study_file: Write, url: str) -> None:
-    """As after a first trial for which the memory was too small."""
-    with pytest.raises(RuntimeError):
-        Study.load(study_file(), storage=url).run(watch=Stop(0, RuntimeError("too large")))
-    study = Study.load(study_file(micro_batch="micro_batch = 5"), storage=url)
-    assert len(study.run(2)) == 2
-    before = study.trials()
-    assert {trial.state for trial in before} == {TrialState.COMPLETE, TrialState.WAITING}
-    with pytest.raises(UserError, match="micro_batch: 5 -> 10"):
-        Study.load(study_file(), storage=url).run(2)
-    assert study.trials() == before
-
-
-def test_a_changed_model_is_refused(study_file: Write, url: str) -> None:
-    study = Study.load(study_file(), storage=url)
-    study.run(1)
-    other = Study.load(study_file(), storage=url)
-    vars(other)["bound"] = dataclasses.replace(study.bound, fingerprint={**study.bound.fingerprint, "model": "other"})
-    with pytest.raises(UserError, match=r"fingerprint\.model: '.*' -> 'other'"):
-        other.run()
-
-
-def test_changed_reference_images_are_refused(study_file: Write, tmp_path: Path, url: str) -> None:
-    from autodiffusion_opt.zoo.digits import load_images
-
-    (tmp_path / "scans").mkdir()
-    for index, image in enumerate(load_images()[:70]):
-        Image.fromarray(image[0].numpy()).save(tmp_path / "scans" / f"{index}.png")
-    path = study_file(reference='reference = "scans"')
-    Study.load(path, storage=url).run(1)
-    Image.new("L", (8, 8)).save(tmp_path / "scans" / "0.png")
-    with pytest.raises(UserError, match=r"fingerprint\.reference: "):
-        Study.load(path, storage=url).run(2)
-
-
 def test_another_seed_is_a_study_of_its_own(study_file: Write, url: str) -> None:
     one, other = (Study.load(study_file(), storage=url, seed=seed) for seed in (0, 3))
     assert (one.plan.name, other.plan.name) == ("small", "small-seed3")
@@ -374,13 +326,6 @@ def test_nothing_was_run_yet(study_file: Write, url: str) -> None:
     assert study.trials() == []
     with pytest.raises(UserError, match="'small' has no complete trial yet; run it first"):
         study.best()
-
-
-def test_too_many_steps_for_the_model(study_file: Write, url: str) -> None:
-    path = study_file(steps="steps = 1001")
-    with pytest.raises(UserError, match=r"steps must be at most 1000, .* got 1001") as error:
-        Study.load(path, storage=url).run()
-    assert str(path) in str(error.value)
 
 
 def test_the_stored_definition_is_json(uninterrupted: Study) -> None:

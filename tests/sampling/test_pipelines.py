@@ -13,17 +13,17 @@ import numpy as np
 import pytest
 import torch
 from peers import pipelines
+from peers.samples import BATCH, IMAGES, SEED, UNEVEN, images_of, load
 from PIL import Image
 
 import autodiffusion_opt as ado
 from autodiffusion_opt.candidate import Candidate
 from autodiffusion_opt.errors import UserError
-from autodiffusion_opt.sampling.conditions import Labels, Prompts
+from autodiffusion_opt.sampling.conditions import Labels
 from autodiffusion_opt.sampling.fingerprint import fingerprint
 from autodiffusion_opt.sampling.layers import list_layers
-from autodiffusion_opt.sampling.loading import SHORT_NAMES, _plain, denoiser_of, load_definition, load_pipeline
-from autodiffusion_opt.sampling.pipeline import Conditions, generate, noise_generator, to_uint8
-from autodiffusion_opt.space.definitions import PipelineDefinition
+from autodiffusion_opt.sampling.loading import SHORT_NAMES, denoiser_of, load_pipeline
+from autodiffusion_opt.sampling.pipeline import noise_generator, to_uint8
 from autodiffusion_opt.study import Study, Watch
 
 # diffusers' own set_timesteps, with NumPy 2.
@@ -33,24 +33,6 @@ pytestmark = [
 ]
 
 NAMES = tuple(pipelines.BUILDERS)
-IMAGES, BATCH, SEED = 4, 3, 5
-UNEVEN = Candidate.from_time_steps([901, 640, 222])
-
-
-def conditions_of(name: str) -> Conditions | None:
-    if name in pipelines.TEXT:
-        return Prompts(pipelines.PROMPTS)
-    return Labels((0, 2, 1)) if name in pipelines.CLASSES else None
-
-
-def load(name: str, **settings: Any) -> Any:
-    return load_pipeline(str(pipelines.saved(name)), device="cpu", **settings)
-
-
-def images_of(pipeline: Any, name: str, candidate: Candidate = UNEVEN, **more: Any) -> torch.Tensor:
-    settings = {"seed": SEED, "batch_size": BATCH, "micro_batch": BATCH, "conditions": conditions_of(name)} | more
-    call = pipelines.CALLS.get(name, {}) | settings.pop("call", {})
-    return torch.cat(list(generate(pipeline, candidate, range(IMAGES), call=call, **settings)))
 
 
 def call_by_hand(pipeline: Any, name: str, indices: list[int], **more: Any) -> torch.Tensor:
@@ -333,63 +315,6 @@ def test_an_image_is_the_same_in_any_batch(name: str) -> None:
     assert torch.equal(one, three)
     assert torch.equal(one, all_)
     assert (one[0].int() - one[1].int()).abs().max() > 20
-
-
-def definition(name: str, **settings: Any) -> Any:
-    return load_definition(PipelineDefinition(model=str(pipelines.saved(name)), device="cpu", **settings))
-
-
-@pytest.mark.parametrize("name", ["ddim", "stable_diffusion", "sdxl", "sd3", "flux", "pixart_sigma", "dit"])
-def test_bfloat16(name: str) -> None:
-    pipeline = definition(name, dtype="bfloat16")
-    assert torch.bfloat16 in {weight.dtype for weight in denoiser_of(pipeline).parameters()}
-    half, full = images_of(pipeline, name).float(), images_of(load(name), name).float()
-    assert (half - full).abs().mean() < 12
-    assert torch.equal(half, images_of(pipeline, name).float())
-
-
-@pytest.mark.parametrize("setting", ["channels_last", "attention_slicing"])
-@pytest.mark.parametrize("name", ["ddim", "stable_diffusion"])
-def test_memory_settings_change_no_image(name: str, setting: str) -> None:
-    pipeline = definition(name, **{setting: True})
-    difference = images_of(pipeline, name).int() - images_of(load(name), name).int()
-    assert difference.abs().max() <= 1
-    if setting == "channels_last":
-        weight = denoiser_of(pipeline).conv_in.weight
-        assert weight.is_contiguous(memory_format=torch.channels_last)
-    elif name == "stable_diffusion":
-        assert pipeline.vae.use_slicing
-
-
-def test_a_compiled_denoiser_takes_times_and_refuses_removed_layers(monkeypatch: pytest.MonkeyPatch) -> None:
-    compiled = []
-    monkeypatch.setattr(torch.nn.Module, "compile", lambda self: _pretend_compiled(self, compiled))
-    pipeline = definition("stable_diffusion", compile=True)
-    assert compiled == [pipeline.unet]
-    assert images_of(pipeline, "stable_diffusion").shape[0] == IMAGES
-    with pytest.raises(UserError, match="is compiled"):
-        ado.apply(pipeline, Candidate.from_time_steps([900, 300], removed=[[0], []]))
-
-
-def _pretend_compiled(module: torch.nn.Module, compiled: list[torch.nn.Module]) -> None:
-    """As nn.Module.compile without the compiler, which takes a minute here."""
-    compiled.append(module)
-    module._compiled_call_impl = module._call_impl
-
-
-@pytest.mark.skipif(torch.cuda.is_available(), reason="is for machines without a GPU")
-def test_offload_without_a_gpu_is_refused() -> None:
-    with pytest.raises(UserError, match="offload = true needs a GPU"):
-        definition("ddim", offload=True)
-
-
-def test_what_changes_images_is_off() -> None:
-    pipeline = load("stable_diffusion")
-    assert pipeline.safety_checker is None
-    assert not pipeline.config.requires_safety_checker
-    marked = load("sdxl")
-    marked.watermark = object()  # as where the invisible-watermark package is installed
-    assert _plain(marked).watermark is None
 
 
 def test_every_short_name_is_fitted_to_some_pipeline() -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from peers import pipelines
+from peers.samples import load
 
 from autodiffusion_opt.candidate import Candidate
 from autodiffusion_opt.definition import build
@@ -17,16 +18,11 @@ from autodiffusion_opt.objective import FidDefinition
 from autodiffusion_opt.objective.conditions import ConditionsDefinition, bind_conditions, read_prompts
 from autodiffusion_opt.objective.features import load_extractor
 from autodiffusion_opt.sampling.conditions import ENCODERS, Labels, Memory, Prompts
-from autodiffusion_opt.sampling.loading import load_pipeline
 from autodiffusion_opt.sampling.pairing import check_call
 from autodiffusion_opt.sampling.pipeline import generate
 
 CANDIDATE = Candidate.from_time_steps([901, 640, 222])
 OTHER = Candidate.from_time_steps([850, 333])
-
-
-def load(name: str) -> Any:
-    return load_pipeline(str(pipelines.saved(name)), device="cpu")
 
 
 def sample(pipeline: Any, name: str, conditions: Any, candidate: Candidate = CANDIDATE, **more: Any) -> torch.Tensor:

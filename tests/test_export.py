@@ -35,28 +35,12 @@ TAKES = {
     "LCMScheduler": "timesteps",
 }
 
-STUDY = """
-trials = 10
-[space]
-kind = "time-steps"
-steps = 3
-[space.pipeline]
-model = "digits"
-scheduler = "ddpm"
-[objective]
-kind = "fid"
-images = 20
-features = "digits"
-reference = "digits"
-[optimizer]
-kind = "random"
-"""
-
 
 @pytest.fixture(scope="module")
-def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def exported(tmp_path_factory: pytest.TempPathFactory, study_text: str) -> Path:
+    """The small study with a scheduler that takes plain time steps."""
     folder = tmp_path_factory.mktemp("export")
-    (folder / "tiny.toml").write_text(STUDY)
+    (folder / "tiny.toml").write_text(study_text.replace('"ddim"', '"ddpm"'))
     url = f"sqlite:///{folder}/studies.db"
     ado.Study.load(folder / "tiny.toml", storage=url).run()
     found = CliRunner().invoke(app, ["export", "tiny", "-o", str(folder / "out"), "--storage", url, "--json"])

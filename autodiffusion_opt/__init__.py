@@ -15,18 +15,18 @@ from autodiffusion_opt.candidate import Candidate, Step
 from autodiffusion_opt.errors import UserError
 
 if TYPE_CHECKING:
-    from autodiffusion_opt.sampling.loading import load_pipeline
-    from autodiffusion_opt.sampling.pipeline import apply, install, remove
-    from autodiffusion_opt.study import Study
+    from autodiffusion_opt.sampling.load import load_pipeline
+    from autodiffusion_opt.sampling.apply import apply, install, remove
+    from autodiffusion_opt.study.run import Study
 
 __version__ = "0.1.0"
 # Names that need torch or SQL are imported when they are first used.
 _LATER = {
-    "Study": "autodiffusion_opt.study",
-    "apply": "autodiffusion_opt.sampling.pipeline",
-    "install": "autodiffusion_opt.sampling.pipeline",
-    "load_pipeline": "autodiffusion_opt.sampling.loading",
-    "remove": "autodiffusion_opt.sampling.pipeline",
+    "Study": "autodiffusion_opt.study.run",
+    "apply": "autodiffusion_opt.sampling.apply",
+    "install": "autodiffusion_opt.sampling.apply",
+    "load_pipeline": "autodiffusion_opt.sampling.load",
+    "remove": "autodiffusion_opt.sampling.apply",
 }
 
 __all__ = ["Candidate", "Step", "Study", "UserError", "apply", "install", "load_pipeline", "remove"]

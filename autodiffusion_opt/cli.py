@@ -17,7 +17,7 @@ from autodiffusion_opt import __version__
 from autodiffusion_opt.errors import UserError
 
 if TYPE_CHECKING:
-    from autodiffusion_opt.plan import StudyPlan
+    from autodiffusion_opt.study.config import StudyConfig
 
 storage_option = click.option(
     "--storage", metavar="URL", help="SQL database.  [default: $AUTODIFFUSION_STORAGE or sqlite:///studies/studies.db]"
@@ -58,7 +58,7 @@ def run(
     Run it again to continue after an interruption, or with more --trials.
     """
     from autodiffusion_opt.report import terminal
-    from autodiffusion_opt.study import Study
+    from autodiffusion_opt.study.run import Study
 
     found = Study.load(study, storage=storage, seed=seed, device=device)
     name = found.plan.name
@@ -117,7 +117,7 @@ def show(name: str, as_json: bool) -> None:
 def layers(model: str, as_json: bool) -> None:
     """The layers of MODEL (an embedded name, a folder, a hub id) or of a space's model, in the order they run."""
     from autodiffusion_opt.report.layers import layer_rows, layer_table
-    from autodiffusion_opt.results import listed_layers
+    from autodiffusion_opt.study.results import listed_layers
 
     rows = layer_rows(*listed_layers(model))
     _print(as_json, rows, layer_table(rows))
@@ -129,7 +129,7 @@ def layers(model: str, as_json: bool) -> None:
 def status(storage: str | None, as_json: bool) -> None:
     """Every study in the storage: trials by state, best value, best baseline, optimizer, last activity."""
     from autodiffusion_opt.report.status import status_rows, status_table
-    from autodiffusion_opt.storage import open_storage, storage_url, without_password
+    from autodiffusion_opt.trials.storage import open_storage, storage_url, without_password
 
     url = storage_url(storage)
     rows = status_rows(open_storage(url, create=False))
@@ -148,7 +148,7 @@ def status(storage: str | None, as_json: bool) -> None:
 def best(study: str, count: int, output: Path | None, storage: str | None, as_json: bool) -> None:
     """The best candidates of STUDY; -o writes the best one's file, for sample, verify and apply."""
     from autodiffusion_opt.report import terminal
-    from autodiffusion_opt.results import candidate_file, study_name, top_trials
+    from autodiffusion_opt.study.results import candidate_file, study_name, top_trials
 
     trials, definition = top_trials(study, storage, count)
     if output is not None:
@@ -175,7 +175,7 @@ def export(study: str, output: Path, storage: str | None, as_json: bool) -> None
     """Write the best candidate of STUDY to DIR: its JSON, a README with the numbers, a script that uses it, and where
     the scheduler takes them, plain timesteps or sigmas for people who do not install this library."""
     from autodiffusion_opt.export import export_study
-    from autodiffusion_opt.report.terminal import Bar
+    from autodiffusion_opt.report.tables import Bar
 
     with Bar() as bar:
         written = export_study(study, storage, output, bar)
@@ -200,8 +200,8 @@ def sample(
 ) -> None:
     """Images of CANDIDATE (a JSON file, or a study: its best) beside the uniform one's, from the same seeds."""
     from autodiffusion_opt.report.grid import save_grid
-    from autodiffusion_opt.report.terminal import Bar
-    from autodiffusion_opt.results import resolve, sample_blocks
+    from autodiffusion_opt.report.tables import Bar
+    from autodiffusion_opt.study.results import resolve, sample_blocks
 
     if not output.parent.is_dir():
         raise UserError(f"-o: the folder {output.parent} must exist")
@@ -224,22 +224,22 @@ def verify(
     candidate: str, images: int, repeats: int, study: str | None, storage: str | None, device: str | None, as_json: bool
 ) -> None:
     """Re-score CANDIDATE (a JSON file, or a study: its best) and the baselines on fresh seeds."""
-    from autodiffusion_opt.binding import bind
+    from autodiffusion_opt.study.problem import bind
     from autodiffusion_opt.report import terminal
-    from autodiffusion_opt.results import resolve
-    from autodiffusion_opt.verify import rescore
+    from autodiffusion_opt.study.results import resolve
+    from autodiffusion_opt.study.verify import rescore
 
     plan, chosen = resolve(candidate, study, storage)
     with terminal.Bar() as bar:
-        bound = bind(_on(plan, device), progress=bar)
-        candidates = {**bound.space.baselines(), "best": chosen}
-        found = rescore(bound, candidates, images=images, repeats=repeats, progress=bar)
+        problem = bind(_on(plan, device), progress=bar)
+        candidates = {**problem.space.baselines(), "best": chosen}
+        found = rescore(problem, candidates, images=images, repeats=repeats, progress=bar)
     scored = {name: one.to_dict() for name, one in found.items()}
     result = {"images": images, "repeats": repeats, "best": scored.pop("best"), "baselines": scored}
     _print(as_json, result, terminal.rescored_table(found))
 
 
-def _on(plan: StudyPlan, device: str | None) -> StudyPlan:
+def _on(plan: StudyConfig, device: str | None) -> StudyConfig:
     return plan if device is None else plan.on_device(device)
 
 
@@ -250,7 +250,7 @@ def _again(study: str, storage: str | None, seed: int | None) -> str:
 
 def _storage_words(storage: str | None) -> str:
     """As given, but a password does not go to a log."""
-    from autodiffusion_opt.storage import without_password
+    from autodiffusion_opt.trials.storage import without_password
 
     return "" if storage is None else f" --storage {without_password(storage)}"
 
@@ -267,7 +267,7 @@ def _print(as_json: bool, value: Any, table: Any) -> None:
     if as_json:
         click.echo(json.dumps(_finite(value), allow_nan=False))
         return
-    from autodiffusion_opt.report.terminal import out
+    from autodiffusion_opt.report.tables import out
 
     out().print(table)
 

@@ -12,15 +12,15 @@ from typing import Any
 import numpy as np
 from optuna.trial import FrozenTrial
 
-from autodiffusion_opt.binding import load
+from autodiffusion_opt.study.problem import load
 from autodiffusion_opt.candidate import Candidate
 from autodiffusion_opt.errors import UserError
-from autodiffusion_opt.plan import StudyPlan, plan_of
+from autodiffusion_opt.study.config import StudyConfig, stored_config
 from autodiffusion_opt.progress import Progress, silent
-from autodiffusion_opt.results import candidate_file, study_name, top_trials
-from autodiffusion_opt.storage import open_storage, storage_url
-from autodiffusion_opt.study import baseline_trials, need_study
-from autodiffusion_opt.trials import value_of
+from autodiffusion_opt.study.results import candidate_file, study_name, top_trials
+from autodiffusion_opt.trials.storage import open_storage, storage_url
+from autodiffusion_opt.study.run import baseline_trials, need_study
+from autodiffusion_opt.trials.history import value_of
 
 CANDIDATE = "candidate.json"
 PLAIN = "plain.json"
@@ -40,7 +40,7 @@ def export_study(study: str, storage: str | None, folder: Path, progress: Progre
     """
     name = study_name(study)
     trials, definition = top_trials(study, storage, 1)
-    plan = plan_of(name, Path(name), definition)
+    plan = stored_config(name, Path(name), definition)
     candidate = Candidate.from_json(trials[0].user_attrs["candidate"])
     pipeline = load(plan, progress)
     plain = plain_lists(pipeline.scheduler, candidate)
@@ -101,7 +101,7 @@ def _close(one: Any, other: Any, name: str) -> bool:
     return mine.shape == theirs.shape and bool(np.allclose(mine, theirs, rtol=1e-5, atol=1e-5))
 
 
-def _script(plan: StudyPlan, pipeline: Any, candidate: Candidate) -> str:
+def _script(plan: StudyConfig, pipeline: Any, candidate: Candidate) -> str:
     table = plan.space.pipeline
     settings = {
         "scheduler": None if table.scheduler is None else type(pipeline.scheduler).__name__,
@@ -132,7 +132,7 @@ def _takes_prompt(pipeline: Any) -> bool:
 
 
 def _readme(
-    plan: StudyPlan,
+    plan: StudyConfig,
     trial: FrozenTrial,
     candidate: Candidate,
     trials: list[FrozenTrial],

@@ -8,7 +8,7 @@ from typing import TypeVar
 # Told what is being done, how much of it is done, and of how much (0: nobody knows).
 Progress = Callable[[str, int, int], None]
 
-Block = TypeVar("Block", bound=Sized)
+Block = TypeVar("Block", problem=Sized)
 
 
 def silent(what: str, done: int, of: int) -> None:

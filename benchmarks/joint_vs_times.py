@@ -18,7 +18,7 @@ import torch
 from machine import machine
 
 from autodiffusion_opt import Candidate, Study
-from autodiffusion_opt.verify import rescore
+from autodiffusion_opt.study.verify import rescore
 
 STUDIES = ("digits-4", "digits-joint", "digits-joint-ranked")
 
@@ -28,8 +28,8 @@ def search(name: str, seed: int, trials: int, images: int, folder: str) -> dict[
     study = Study.load(name, storage=f"sqlite:///{folder}/{name}-{seed}.db", seed=seed)
     study.run(trials)
     [(candidate, value)] = study.best()
-    scored = rescore(study.bound, {"best": candidate}, images=images, repeats=3)["best"]
-    runs = sum(study.bound.facts.layers - len(removed) for removed in candidate.removed)
+    scored = rescore(study.problem, {"best": candidate}, images=images, repeats=3)["best"]
+    runs = sum(study.problem.info.layers - len(removed) for removed in candidate.removed)
     found = {"study": name, "seed": seed, "search": value, "mean": scored.mean, "std": scored.std}
     print(f"{name} seed {seed}: {scored.mean:.2f} ± {scored.std:.2f}  {candidate}", file=sys.stderr)
     return found | {"steps": len(candidate.steps), "layer_runs": runs, "candidate": describe(candidate)}

@@ -18,9 +18,9 @@ import torch
 from machine import machine
 
 import autodiffusion_opt as ado
-from autodiffusion_opt.binding import Bound, bind
-from autodiffusion_opt.plan import load_plan
-from autodiffusion_opt.sampling.pipeline import generate, noise_generator
+from autodiffusion_opt.study.problem import Problem, bind
+from autodiffusion_opt.study.config import load_study_config
+from autodiffusion_opt.sampling.apply import generate, noise_generator
 
 
 class Stopwatch:
@@ -42,15 +42,15 @@ class Stopwatch:
         del self._module.forward
 
 
-def time_trials(bound: Bound, images: int, rounds: int) -> tuple[float, float]:
+def time_trials(problem: Problem, images: int, rounds: int) -> tuple[float, float]:
     """Median seconds of a trial, and the median share of it outside the UNet's forward passes."""
-    candidate = bound.space.baselines()["quadratic"]
-    bound.objective.score(candidate, images=250)  # warm up
+    candidate = problem.space.baselines()["quadratic"]
+    problem.objective.score(candidate, images=250)  # warm up
     seconds, shares = [], []
     for done in range(rounds):
-        watch = Stopwatch(bound.pipeline.unet)
+        watch = Stopwatch(problem.pipeline.unet)
         try:
-            taken = bound.objective.score(candidate, images=images).seconds
+            taken = problem.objective.score(candidate, images=images).seconds
         finally:
             watch.remove()
         seconds.append(taken)
@@ -59,9 +59,9 @@ def time_trials(bound: Bound, images: int, rounds: int) -> tuple[float, float]:
     return statistics.median(seconds), statistics.median(shares)
 
 
-def time_install(bound: Bound, steps: int, rounds: int) -> float:
+def time_install(problem: Problem, steps: int, rounds: int) -> float:
     """Milliseconds a step that an installed candidate adds to one image's call; the denoiser does nothing here."""
-    pipeline = bound.pipeline
+    pipeline = problem.pipeline
     candidate = ado.Candidate.from_time_steps(range(0, 10 * steps, 10))
     pipeline.unet.forward = lambda sample, *args, **kwargs: type("Output", (), {"sample": sample})
     plain, installed = [], []
@@ -86,9 +86,9 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    bound = bind(load_plan("digits-4"))
-    seconds, share = time_trials(bound, options.images, rounds=3 if options.quick else 15)
-    overhead = time_install(bound, steps=50, rounds=10 if options.quick else 50)
+    problem = bind(load_study_config("digits-4"))
+    seconds, share = time_trials(problem, options.images, rounds=3 if options.quick else 15)
+    overhead = time_install(problem, steps=50, rounds=10 if options.quick else 50)
     found = {
         "seconds_per_trial": round(seconds, 4),
         "outside_unet_share": round(share, 4),

@@ -57,20 +57,20 @@ crossovers = 2
 @pytest.fixture(scope="session")
 def digits() -> Any:
     """The embedded pipeline, loaded once; whoever changes it puts it back."""
-    from autodiffusion_opt.sampling.loading import load_pipeline
+    from autodiffusion_opt.sampling.load import load_pipeline
 
     return load_pipeline("digits", scheduler="ddim", device="cpu")
 
 
 @pytest.fixture(scope="session")
-def bound(tmp_path_factory: pytest.TempPathFactory) -> Any:
+def problem(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """The small study's parts, the model loaded once."""
-    from autodiffusion_opt.binding import bind
-    from autodiffusion_opt.plan import load_plan
+    from autodiffusion_opt.study.problem import bind
+    from autodiffusion_opt.study.config import load_study_config
 
-    path = tmp_path_factory.mktemp("bound") / "small.toml"
+    path = tmp_path_factory.mktemp("problem") / "small.toml"
     path.write_text(STUDY)
-    return bind(load_plan(str(path)))
+    return bind(load_study_config(str(path)))
 
 
 @pytest.fixture(scope="session")

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from autodiffusion_opt import UserError, catalogue
-from autodiffusion_opt.plan import load_plan, load_space
+from autodiffusion_opt.study.config import load_study_config, load_space
 
 
 @pytest.fixture
@@ -26,13 +26,13 @@ def test_every_shipped_file_is_valid_and_described() -> None:
     for entry in found:
         assert entry.description.endswith("."), f"{entry.path} must begin with a comment that describes it"
         if entry.section == "studies":
-            load_plan(entry.name)
+            load_study_config(entry.name)
         elif entry.section == "spaces":
             load_space(entry.name)
 
 
 def test_no_shipped_objective_is_unused_or_wrong() -> None:
-    used = {load_plan(entry.name).objective for entry in catalogue.entries(["studies"])}
+    used = {load_study_config(entry.name).objective for entry in catalogue.entries(["studies"])}
     assert used
 
 

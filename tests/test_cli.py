@@ -18,8 +18,8 @@ import pytest
 from PIL import Image
 
 from autodiffusion_opt import Candidate, cli
-from autodiffusion_opt.report.terminal import Bar, LiveWatch
-from autodiffusion_opt.storage import without_password
+from autodiffusion_opt.report.tables import Bar, LiveWatch
+from autodiffusion_opt.trials.storage import without_password
 
 Write = Callable[..., Path]
 Call = Callable[..., tuple[int, str, str]]
@@ -133,7 +133,7 @@ class Screen(io.StringIO):
 @pytest.fixture
 def slow(monkeypatch: pytest.MonkeyPatch) -> None:
     """Time flies: what waits ten seconds for its next line has waited them."""
-    monkeypatch.setattr("autodiffusion_opt.report.terminal.Bar.INTERVAL", 0.0)
+    monkeypatch.setattr("autodiffusion_opt.report.tables.Bar.INTERVAL", 0.0)
 
 
 @pytest.mark.usefixtures("slow")
@@ -181,7 +181,7 @@ def test_progress_on_a_terminal(text: str | None, shown: str, monkeypatch: pytes
 
 
 def test_status_of_an_empty_storage(url: str, call: Call) -> None:
-    from autodiffusion_opt.storage import open_storage
+    from autodiffusion_opt.trials.storage import open_storage
 
     open_storage(url)
     code, _, err = call("status", "--storage", url)

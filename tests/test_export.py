@@ -16,9 +16,9 @@ import autodiffusion_opt as ado
 from autodiffusion_opt.cli import app
 from autodiffusion_opt.export import plain_lists
 from autodiffusion_opt.sampling.schedule import accepted, install_schedule
-from autodiffusion_opt.space import ModelFacts
+from autodiffusion_opt.space import ModelInfo
 from autodiffusion_opt.space.baselines import ays
-from autodiffusion_opt.space.definitions import TimeStepsDefinition
+from autodiffusion_opt.space.definitions import TimeStepsConfig
 
 REPOSITORY = Path(__file__).parent.parent
 PUBLISHED = sorted((REPOSITORY / "studies" / "candidates").glob("*.json"))
@@ -119,17 +119,17 @@ def test_layers_prints_the_table_of_a_space_and_of_a_model() -> None:
 
 
 def test_a_budget_in_nfe_gives_two_call_solvers_half_the_steps() -> None:
-    definition = TimeStepsDefinition.model_validate({"pipeline": {"model": "digits"}, "nfe": 7})
-    heun = ModelFacts(1000, calls_per_step=2, extra_calls=-1)
-    assert (definition.bind(heun).steps, definition.bind(ModelFacts(1000)).steps) == (4, 7)
+    definition = TimeStepsConfig.model_validate({"pipeline": {"model": "digits"}, "nfe": 7})
+    heun = ModelInfo(1000, calls_per_step=2, extra_calls=-1)
+    assert (definition.bind(heun).steps, definition.bind(ModelInfo(1000)).steps) == (4, 7)
     with pytest.raises(ValueError, match="steps is missing"):
-        TimeStepsDefinition.model_validate({"pipeline": {"model": "digits"}})
+        TimeStepsConfig.model_validate({"pipeline": {"model": "digits"}})
 
 
 def test_ays_is_the_published_schedule_at_ten_steps_and_keeps_its_ends_at_others() -> None:
     published = (999.0, 850.0, 736.0, 645.0, 545.0, 455.0, 343.0, 233.0, 124.0, 24.0)
-    facts = ModelFacts(1000, sigmas=tuple(np.geomspace(0.03, 14.6, 1000)), ays=published)
-    np.testing.assert_allclose(ays(facts, 10), published, rtol=1e-9)
-    five = ays(facts, 5)
+    info = ModelInfo(1000, sigmas=tuple(np.geomspace(0.03, 14.6, 1000)), ays=published)
+    np.testing.assert_allclose(ays(info, 10), published, rtol=1e-9)
+    five = ays(info, 5)
     assert (round(five[0]), round(five[-1])) == (999, 24)
     assert sorted(five, reverse=True) == list(five)

@@ -5,6 +5,6 @@ Kinds: ``fid`` (the Fréchet distance of features).
 
 from __future__ import annotations
 
-from autodiffusion_opt.objective.definitions import KINDS, FidDefinition, ObjectiveDefinition
+from autodiffusion_opt.objective.definitions import KINDS, FidConfig, ObjectiveConfig
 
-__all__ = ["KINDS", "FidDefinition", "ObjectiveDefinition"]
+__all__ = ["KINDS", "FidConfig", "ObjectiveConfig"]

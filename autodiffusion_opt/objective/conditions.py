@@ -9,18 +9,18 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, model_validator
 
-from autodiffusion_opt.definition import Definition
+from autodiffusion_opt.config import Config
 from autodiffusion_opt.errors import UserError, unknown
 
 if TYPE_CHECKING:
-    from autodiffusion_opt.sampling.pipeline import Conditions
+    from autodiffusion_opt.sampling.apply import Conditions
 
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
 # Which keys belong to which kind.
 KEYS = {"none": (), "prompts": ("file", "column", "negative_prompt"), "labels": ("classes",)}
 
 
-class ConditionsDefinition(Definition):
+class ConditionsConfig(Config):
     """What each image is of: image i always of the same, entry i modulo their number.
 
     Attributes:
@@ -39,7 +39,7 @@ class ConditionsDefinition(Definition):
     classes: int | tuple[int, ...] | None = None
 
     @model_validator(mode="after")
-    def _keys_of_kind(self) -> ConditionsDefinition:
+    def _keys_of_kind(self) -> ConditionsConfig:
         given = [key for key in ("file", "column", "negative_prompt", "classes") if getattr(self, key) is not None]
         strange = [key for key in given if key not in KEYS[self.kind]]
         if strange:
@@ -52,7 +52,7 @@ class ConditionsDefinition(Definition):
         return self
 
 
-def bind_conditions(definition: ConditionsDefinition, pipeline: Any, base: Path | None = None) -> Conditions:
+def bind_conditions(definition: ConditionsConfig, pipeline: Any, base: Path | None = None) -> Conditions:
     """The conditions of a definition, for a pipeline.
 
     Args:
@@ -65,7 +65,7 @@ def bind_conditions(definition: ConditionsDefinition, pipeline: Any, base: Path 
             or needs others.
     """
     from autodiffusion_opt.sampling.conditions import Labels, Prompts, check_conditions, class_count
-    from autodiffusion_opt.sampling.pipeline import Unconditional
+    from autodiffusion_opt.sampling.apply import Unconditional
 
     found: Conditions = Unconditional()
     if definition.kind == "prompts":

@@ -6,11 +6,11 @@ from typing import Literal
 
 from pydantic import Field
 
-from autodiffusion_opt.definition import Definition
-from autodiffusion_opt.objective.conditions import ConditionsDefinition
+from autodiffusion_opt.config import Config
+from autodiffusion_opt.objective.conditions import ConditionsConfig
 
 
-class ObjectiveDefinition(Definition):
+class ObjectiveConfig(Config):
     """What all kinds of objective have.
 
     Attributes:
@@ -28,13 +28,13 @@ class ObjectiveDefinition(Definition):
     features: str
     features_weights: str | None = None
     reference: str
-    conditions: ConditionsDefinition = Field(default_factory=ConditionsDefinition)
+    conditions: ConditionsConfig = Field(default_factory=ConditionsConfig)
 
 
-class FidDefinition(ObjectiveDefinition):
+class FidConfig(ObjectiveConfig):
     """``kind = "fid"``: the Fréchet distance between features of generated images and those of the reference."""
 
     kind: Literal["fid"] = "fid"
 
 
-KINDS: dict[str, type[ObjectiveDefinition]] = {"fid": FidDefinition}
+KINDS: dict[str, type[ObjectiveConfig]] = {"fid": FidConfig}

@@ -14,12 +14,12 @@ import torch
 from autodiffusion_opt.candidate import Candidate
 from autodiffusion_opt.errors import UserError
 from autodiffusion_opt.objective.conditions import bind_conditions
-from autodiffusion_opt.objective.definitions import ObjectiveDefinition
+from autodiffusion_opt.objective.definitions import ObjectiveConfig
 from autodiffusion_opt.objective.features import load_extractor
-from autodiffusion_opt.objective.reference import load_reference
+from autodiffusion_opt.objective.references import load_reference
 from autodiffusion_opt.objective.statistics import Moments, frechet_distance
 from autodiffusion_opt.progress import Progress, silent
-from autodiffusion_opt.sampling.pipeline import Conditions, enough_memory, generate
+from autodiffusion_opt.sampling.apply import Conditions, enough_memory, generate
 from autodiffusion_opt.sampling.schedule import calls, nfe
 
 # Told how many images are done, between batches; may raise to stop.
@@ -71,7 +71,7 @@ class FidObjective:
 
     def __init__(
         self,
-        definition: ObjectiveDefinition,
+        definition: ObjectiveConfig,
         pipeline: Any,
         *,
         batch_size: int,

@@ -6,10 +6,10 @@ Kinds: ``evolution`` (AutoDiffusion's algorithm 1), ``random``. A kind is a defi
 
 from __future__ import annotations
 
-from autodiffusion_opt.optimizer.base import OptimizerDefinition
-from autodiffusion_opt.optimizer.evolution import EvolutionDefinition
-from autodiffusion_opt.optimizer.uniform import RandomDefinition
+from autodiffusion_opt.optimizer.base import OptimizerConfig
+from autodiffusion_opt.optimizer.evolution import EvolutionConfig
+from autodiffusion_opt.optimizer.random_search import RandomConfig
 
-KINDS: dict[str, type[OptimizerDefinition]] = {"evolution": EvolutionDefinition, "random": RandomDefinition}
+KINDS: dict[str, type[OptimizerConfig]] = {"evolution": EvolutionConfig, "random": RandomConfig}
 
-__all__ = ["KINDS", "EvolutionDefinition", "OptimizerDefinition", "RandomDefinition"]
+__all__ = ["KINDS", "EvolutionConfig", "OptimizerConfig", "RandomConfig"]

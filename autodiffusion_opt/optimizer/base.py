@@ -19,25 +19,25 @@ from optuna.samplers import BaseSampler
 from optuna.trial import FrozenTrial
 
 from autodiffusion_opt.candidate import Candidate
-from autodiffusion_opt.definition import Definition
+from autodiffusion_opt.config import Config
 from autodiffusion_opt.errors import UserError
 from autodiffusion_opt.space import Space
-from autodiffusion_opt.trials import CANDIDATE, ORIGIN, STAGE, Seen, candidate_of, history, positions
+from autodiffusion_opt.trials.history import CANDIDATE, ORIGIN, STAGE, Observation, candidate_of, history, positions
 
 # Draws before a maker of candidates is held to be exhausted: all that it makes has been seen.
 TRIES = 100
 
 
-class OptimizerDefinition(Definition):
+class OptimizerConfig(Config):
     """The table ``[optimizer]`` of a study."""
 
     kind: str
-    # Whether it chooses whole candidates; one that chooses parameters searches parametric spaces only.
-    whole_candidates: ClassVar[bool] = False
+    # Whether it chooses whole candidates; one that chooses parameters searches fully_parametric spaces only.
+    proposes_candidates: ClassVar[bool] = False
 
     def sampler_of(self, space: Space, seed: int) -> BaseSampler:
         """:meth:`sampler`, refusing with a UserError a space that this optimizer cannot search."""
-        if not self.whole_candidates:
+        if not self.proposes_candidates:
             require_parametric(space, self.kind)
         return self.sampler(space, seed)
 
@@ -48,7 +48,7 @@ class OptimizerDefinition(Definition):
 
 def require_parametric(space: Space, name: str) -> None:
     """Raises UserError where an optimizer of parameters is asked to search what parameters do not say."""
-    if not space.parametric:
+    if not space.fully_parametric:
         raise UserError(
             f'optimizer {name} chooses parameters, and those of a space with layers = "any" do not say which layers '
             'are removed: use layers = "ranked" in the space, or one of the optimizers evolution, random'
@@ -72,7 +72,7 @@ class CandidateSampler(BaseSampler):
         self.seed = seed
 
     @abstractmethod
-    def propose(self, seen: Sequence[Seen], position: int, rng: np.random.Generator) -> Proposal:
+    def propose(self, seen: Sequence[Observation], position: int, rng: np.random.Generator) -> Proposal:
         """The candidate for ``position``, given what is known of the positions before it."""
 
     def before_trial(self, study: optuna.Study, trial: FrozenTrial) -> None:

@@ -14,12 +14,12 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from autodiffusion_opt.candidate import Candidate
-from autodiffusion_opt.optimizer.base import CandidateSampler, OptimizerDefinition, Proposal, unseen
+from autodiffusion_opt.optimizer.base import CandidateSampler, OptimizerConfig, Proposal, unseen
 from autodiffusion_opt.space import Space
-from autodiffusion_opt.trials import Seen, best_of
+from autodiffusion_opt.trials.history import Observation, best_of
 
 
-class EvolutionDefinition(OptimizerDefinition):
+class EvolutionConfig(OptimizerConfig):
     """``kind = "evolution"``; the defaults are those of the authors' scripts.
 
     Attributes:
@@ -34,7 +34,7 @@ class EvolutionDefinition(OptimizerDefinition):
     """
 
     kind: Literal["evolution"] = "evolution"
-    whole_candidates: ClassVar[bool] = True
+    proposes_candidates: ClassVar[bool] = True
     population: int = Field(default=50, ge=2)
     parents: int = Field(default=10, ge=1)
     mutations: int = Field(default=25, ge=0)
@@ -45,7 +45,7 @@ class EvolutionDefinition(OptimizerDefinition):
     growth: int = Field(default=2, ge=1)
 
     @model_validator(mode="after")
-    def _children_fit(self) -> EvolutionDefinition:
+    def _children_fit(self) -> EvolutionConfig:
         if self.mutations + self.crossovers > self.population:
             raise ValueError(
                 f"mutations + crossovers must be at most population, {self.population}; "
@@ -61,11 +61,11 @@ class EvolutionDefinition(OptimizerDefinition):
 class Evolution(CandidateSampler):
     """The evolution of one space. Position p is slot ``p % P`` of generation ``p // P``."""
 
-    def __init__(self, space: Space, seed: int, settings: EvolutionDefinition) -> None:
+    def __init__(self, space: Space, seed: int, settings: EvolutionConfig) -> None:
         super().__init__(space, seed)
         self.settings = settings
 
-    def propose(self, seen: Sequence[Seen], position: int, rng: np.random.Generator) -> Proposal:
+    def propose(self, seen: Sequence[Observation], position: int, rng: np.random.Generator) -> Proposal:
         """Algorithm 1's child for this slot; a random candidate where its parents have no new one."""
         generation, slot = divmod(position, self.settings.population)
         space, stage = self._stage(seen, generation)
@@ -88,7 +88,7 @@ class Evolution(CandidateSampler):
             return lambda: (space.random(rng), "random")
         return lambda: (space.mutate(uniform, rng, self.settings.first_probability), "mutation")
 
-    def _child(self, space: Space, seen: Sequence[Seen], generation: int, slot: int, rng: np.random.Generator) -> Maker:
+    def _child(self, space: Space, seen: Sequence[Observation], generation: int, slot: int, rng: np.random.Generator) -> Maker:
         """Mutations first, then crossovers, then random ones (algorithm 1, lines 7 to 10)."""
         earlier = [one for one in seen if one.position < generation * self.settings.population]
         parents = [one.candidate for one in best_of(earlier, self.settings.parents)]
@@ -98,17 +98,17 @@ class Evolution(CandidateSampler):
             return lambda: (space.crossover(*_pair(parents, rng), rng), "crossover")
         return lambda: (space.random(rng), "random")
 
-    def _stage(self, seen: Sequence[Seen], generation: int) -> tuple[Space, str | None]:
+    def _stage(self, seen: Sequence[Observation], generation: int) -> tuple[Space, str | None]:
         """The space that this generation searches, and its name."""
-        if self.space.narrowed(0.0) == self.space:
+        if self.space.with_layer_share(0.0) == self.space:
             return self.space, None
         second = self._stage_two_starts(seen, generation)
         if generation < second:
-            return self.space.narrowed(0.0), "times"
+            return self.space.with_layer_share(0.0), "times"
         share = min(1.0, (generation - second + 1) / self.settings.growth)
-        return self.space.narrowed(share), f"joint {share:.0%}"
+        return self.space.with_layer_share(share), f"joint {share:.0%}"
 
-    def _stage_two_starts(self, seen: Sequence[Seen], generation: int) -> int:
+    def _stage_two_starts(self, seen: Sequence[Observation], generation: int) -> int:
         """The first generation of stage two: after ``stage_one``, or once a generation brought no better best."""
         population = self.settings.population
         before: Candidate | None = None

@@ -8,10 +8,10 @@ import optuna
 from optuna.trial import FrozenTrial
 from rich.table import Table
 
-from autodiffusion_opt.report.terminal import last_stage, states
-from autodiffusion_opt.storage import Storage
-from autodiffusion_opt.study import DEFINITION, WANTED, baseline_trials
-from autodiffusion_opt.trials import completed, value_of
+from autodiffusion_opt.report.tables import last_stage, states
+from autodiffusion_opt.trials.storage import Storage
+from autodiffusion_opt.study.run import DEFINITION, WANTED, baseline_trials
+from autodiffusion_opt.trials.history import completed, value_of
 
 
 def status_rows(storage: Storage) -> list[dict[str, Any]]:

@@ -19,8 +19,8 @@ import torch
 from torch.utils._pytree import tree_map
 
 from autodiffusion_opt.errors import UserError
-from autodiffusion_opt.sampling.loading import denoiser_of
-from autodiffusion_opt.sampling.pipeline import Conditions, Unconditional
+from autodiffusion_opt.sampling.load import denoiser_of
+from autodiffusion_opt.sampling.apply import Conditions, Unconditional
 
 # Text encoders of pipelines that have no ``encode_prompt``.
 ENCODERS = ("bert", "text_encoder", "text_encoder_2")

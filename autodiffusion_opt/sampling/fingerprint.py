@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from autodiffusion_opt.sampling.loading import model_folder
+from autodiffusion_opt.sampling.load import model_folder
 
 # Of larger files, the first and last part of this size stand for the whole.
 PART = 8 * 2**20

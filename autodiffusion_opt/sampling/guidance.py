@@ -36,10 +36,10 @@ class GuidanceOverride:
 
 def _guided(original: type, scale: float) -> type:
     def __call__(self: Any, *args: Any, **kwargs: Any) -> Any:
-        bound = inspect.signature(original.__call__).bind_partial(self, *args, **kwargs)
-        bound.arguments[ARGUMENT] = scale
+        problem = inspect.signature(original.__call__).bind_partial(self, *args, **kwargs)
+        problem.arguments[ARGUMENT] = scale
         # A call may have **kwargs of its own; bind_partial keeps them apart, args and kwargs put them back.
-        return original.__call__(*bound.args, **bound.kwargs)
+        return original.__call__(*problem.args, **problem.kwargs)
 
     __call__.__signature__ = inspect.signature(original.__call__)  # type: ignore[attr-defined]
     names = {"__call__": __call__, "__module__": original.__module__, "__qualname__": original.__qualname__}

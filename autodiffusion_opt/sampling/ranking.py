@@ -18,13 +18,13 @@ from torch.utils._pytree import tree_map
 from autodiffusion_opt.candidate import Candidate
 from autodiffusion_opt.errors import UserError
 from autodiffusion_opt.progress import Progress, silent
-from autodiffusion_opt.sampling.facts import read_facts
+from autodiffusion_opt.sampling.introspect import read_model_info
 from autodiffusion_opt.sampling.layers import install_bypass
 from autodiffusion_opt.sampling.layers.listing import known_layers
-from autodiffusion_opt.sampling.loading import denoiser_of
-from autodiffusion_opt.sampling.pipeline import Conditions, generate
-from autodiffusion_opt.sampling.schedule.checks import KEY
-from autodiffusion_opt.space.facts import third_of
+from autodiffusion_opt.sampling.load import denoiser_of
+from autodiffusion_opt.sampling.apply import Conditions, generate
+from autodiffusion_opt.sampling.schedule.queries import KEY
+from autodiffusion_opt.space.model_info import third_of
 
 THIRDS = 3
 # Steps of the run whose inputs are kept, a third of the range: enough that they are what a good sampler meets.
@@ -96,9 +96,9 @@ def _kept_calls(
     pipeline: Any, sample: Callable[[Candidate], None], times_per_third: int, progress: Progress
 ) -> list[list[Call]]:
     """Calls of the denoiser while the pipeline samples, by third of the time range."""
-    facts = read_facts(pipeline)
-    times = _times(facts.lowest, facts.highest, max(STEPS_PER_THIRD, times_per_third))
-    third_at = [third_of(time, facts.lowest, facts.highest) for time in times]
+    info = read_model_info(pipeline)
+    times = _times(info.lowest, info.highest, max(STEPS_PER_THIRD, times_per_third))
+    third_at = [third_of(time, info.lowest, info.highest) for time in times]
     chosen = {step for third in range(THIRDS) for step in _spread(_where(third_at, third), times_per_third)}
     found: list[list[Call]] = [[] for _ in range(THIRDS)]
 

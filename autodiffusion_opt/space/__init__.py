@@ -7,18 +7,18 @@ of layer runs).
 from __future__ import annotations
 
 from autodiffusion_opt.space.base import Space
-from autodiffusion_opt.space.definitions import KINDS, JointDefinition, SpaceDefinition, TimeStepsDefinition
-from autodiffusion_opt.space.facts import ModelFacts
+from autodiffusion_opt.space.definitions import KINDS, JointConfig, SpaceConfig, TimeStepsConfig
+from autodiffusion_opt.space.model_info import ModelInfo
 from autodiffusion_opt.space.joint import Joint
 from autodiffusion_opt.space.time_steps import TimeSteps
 
 __all__ = [
     "KINDS",
     "Joint",
-    "JointDefinition",
-    "ModelFacts",
+    "JointConfig",
+    "ModelInfo",
     "Space",
-    "SpaceDefinition",
+    "SpaceConfig",
     "TimeSteps",
-    "TimeStepsDefinition",
+    "TimeStepsConfig",
 ]

@@ -15,11 +15,11 @@ class Space(Protocol):
     """What may be chosen: turns a candidate into named parameters and back.
 
     Every point of the box decodes to a valid candidate, and ``decode(encode(c)) == c`` for every candidate of the
-    space, unless :attr:`parametric` is false.
+    space, unless :attr:`fully_parametric` is false.
     """
 
     @property
-    def parametric(self) -> bool:
+    def fully_parametric(self) -> bool:
         """Whether the parameters say all of a candidate, so that an optimizer of parameters can search the space."""
         ...
 
@@ -55,6 +55,6 @@ class Space(Protocol):
         """A child that takes each step from one of two parents."""
         ...
 
-    def narrowed(self, share: float) -> Space:
+    def with_layer_share(self, share: float) -> Space:
         """The same space where only ``share`` (0..1) of the layers that may be removed may be; itself if none may."""
         ...

@@ -8,20 +8,20 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from autodiffusion_opt.definition import Definition, combine
+from autodiffusion_opt.config import Config, combine
 from autodiffusion_opt.errors import UserError
 from autodiffusion_opt.space.base import Space
-from autodiffusion_opt.space.clock import CONTINUOUS_RESOLUTION, Clock
-from autodiffusion_opt.space.facts import ModelFacts
+from autodiffusion_opt.space.time_grid import CONTINUOUS_RESOLUTION, TimeGrid
+from autodiffusion_opt.space.model_info import ModelInfo
 from autodiffusion_opt.space.guidance import Guidance
 from autodiffusion_opt.space.joint import Joint, affordable
-from autodiffusion_opt.space.layer_sets import AnyLayers, Layers, LayerSets, RankedLayers
+from autodiffusion_opt.space.layer_choice import AnyLayers, Layers, LayerChoice, RankedLayers
 from autodiffusion_opt.space.time_steps import TimeSteps
 
 Dtype = Literal["float32", "float16", "bfloat16"]
 
 
-class PipelineDefinition(Definition):
+class PipelineConfig(Config):
     """The table ``[pipeline]``: which pipeline, and how it is run.
 
     Attributes:
@@ -57,11 +57,11 @@ class PipelineDefinition(Definition):
     call: dict[str, Any] = Field(default_factory=dict)
 
 
-class SpaceDefinition(Definition):
+class SpaceConfig(Config):
     """What all kinds of space have: a pipeline, the grid of times, and the guidance scale."""
 
     kind: str
-    pipeline: PipelineDefinition
+    pipeline: PipelineConfig
     times: Literal["integer", "continuous"] = "integer"
     guidance_scale: float | tuple[float, float] | None = None
 
@@ -83,19 +83,19 @@ class SpaceDefinition(Definition):
         return False
 
     @abstractmethod
-    def bind(self, facts: ModelFacts) -> Space:
+    def bind(self, info: ModelInfo) -> Space:
         """The space over a model's numbers. Raises UserError where the model does not allow it."""
 
-    def clock(self, facts: ModelFacts) -> Clock:
+    def grid(self, info: ModelInfo) -> TimeGrid:
         """The grid of times. Raises UserError for continuous times on a scheduler that takes integers only."""
         if self.times == "integer":
-            return Clock(float(-(-facts.lowest // 1)), float(facts.highest // 1))
-        if not facts.continuous:
+            return TimeGrid(float(-(-info.lowest // 1)), float(info.highest // 1))
+        if not info.continuous:
             raise UserError('times = "continuous": this scheduler takes integer times only; use times = "integer"')
-        return Clock(facts.lowest, facts.highest, CONTINUOUS_RESOLUTION)
+        return TimeGrid(info.lowest, info.highest, CONTINUOUS_RESOLUTION)
 
 
-class TimeStepsDefinition(SpaceDefinition):
+class TimeStepsConfig(SpaceConfig):
     """``kind = "time-steps"``: distinct times, the whole network at each.
 
     Attributes:
@@ -109,7 +109,7 @@ class TimeStepsDefinition(SpaceDefinition):
     nfe: int | None = Field(default=None, ge=1)
 
     @model_validator(mode="after")
-    def _one_of_two(self) -> TimeStepsDefinition:
+    def _one_of_two(self) -> TimeStepsConfig:
         if (self.steps is None) == (self.nfe is None):
             raise ValueError("a time-steps space must have steps, or nfe instead; " + self._given())
         return self
@@ -117,17 +117,17 @@ class TimeStepsDefinition(SpaceDefinition):
     def _given(self) -> str:
         return "steps is missing" if self.steps is None else f"got both, steps = {self.steps} and nfe = {self.nfe}"
 
-    def bind(self, facts: ModelFacts) -> TimeSteps:
+    def bind(self, info: ModelInfo) -> TimeSteps:
         """The space over a model's numbers."""
-        clock = self.clock(facts)
-        steps = self.steps if self.nfe is None else facts.steps_of_nfe(self.nfe)
+        grid = self.grid(info)
+        steps = self.steps if self.nfe is None else info.steps_of_nfe(self.nfe)
         if steps is None or steps < 1:
             raise UserError(f"nfe = {self.nfe} does not allow one step of this scheduler; give more")
-        check_steps("steps", steps, clock)
-        return TimeSteps(facts, steps, clock, Guidance.of(self.guidance_scale))
+        check_steps("steps", steps, grid)
+        return TimeSteps(info, steps, grid, Guidance.of(self.guidance_scale))
 
 
-class JointDefinition(SpaceDefinition):
+class JointConfig(SpaceConfig):
     """``kind = "joint"``: times, and the layers run at each, under a budget of layer runs.
 
     Attributes:
@@ -153,7 +153,7 @@ class JointDefinition(SpaceDefinition):
     max_removed: float = Field(default=0.5, ge=0, le=1)
 
     @model_validator(mode="after")
-    def _steps_in_order(self) -> JointDefinition:
+    def _steps_in_order(self) -> JointConfig:
         if self.steps_max is not None and self.steps_max < self.steps_min:
             raise ValueError(f"steps_max must be at least steps_min, {self.steps_min}; got {self.steps_max}")
         return self
@@ -168,69 +168,69 @@ class JointDefinition(SpaceDefinition):
         """Unless layers are drawn uniformly."""
         return "ranked" in (self.layers, self.draw)
 
-    def bind(self, facts: ModelFacts) -> Joint:
+    def bind(self, info: ModelInfo) -> Joint:
         """The space over a model's numbers."""
-        clock = self.clock(facts)
-        removable = self._removable(facts)
-        most = min(math.floor(self.max_removed * facts.layers + 1e-9), len(removable))
-        self._check(facts, clock, most)
-        steps_max = clock.ticks if self.steps_max is None else self.steps_max
-        n_max = self._per_call(facts)
-        steps_max = affordable(facts.layers, n_max, most, steps_max)
-        sets, guidance = self._sets(facts, removable), Guidance.of(self.guidance_scale)
-        return Joint(facts, clock, self.steps_min, steps_max, n_max, most, sets, guidance)
+        grid = self.grid(info)
+        removable = self._removable(info)
+        most = min(math.floor(self.max_removed * info.layers + 1e-9), len(removable))
+        self._check(info, grid, most)
+        steps_max = grid.points if self.steps_max is None else self.steps_max
+        n_max = self._per_call(info)
+        steps_max = affordable(info.layers, n_max, most, steps_max)
+        sets, guidance = self._sets(info, removable), Guidance.of(self.guidance_scale)
+        return Joint(info, grid, self.steps_min, steps_max, n_max, most, sets, guidance)
 
-    def _per_call(self, facts: ModelFacts) -> int:
+    def _per_call(self, info: ModelInfo) -> int:
         """The budget for one call a step, so that ``n_max`` holds for a solver that makes more."""
-        return (self.n_max - max(facts.extra_calls, 0) * facts.layers) // facts.calls_per_step
+        return (self.n_max - max(info.extra_calls, 0) * info.layers) // info.calls_per_step
 
-    def _removable(self, facts: ModelFacts) -> Layers:
+    def _removable(self, info: ModelInfo) -> Layers:
         """The layers that may be removed, ascending. Raises UserError for one that cannot."""
         if self.removable is None:
-            return tuple(sorted(facts.removable))
+            return tuple(sorted(info.removable))
         errors = []
-        unknown = sorted(layer for layer in set(self.removable) if not 0 <= layer < facts.layers)
-        fixed = sorted(set(self.removable) - set(facts.removable) - set(unknown))
+        unknown = sorted(layer for layer in set(self.removable) if not 0 <= layer < info.layers)
+        fixed = sorted(set(self.removable) - set(info.removable) - set(unknown))
         if unknown:
-            allowed = f"0 to {facts.layers - 1}, the model's layers"
+            allowed = f"0 to {info.layers - 1}, the model's layers"
             errors.append(UserError(f"removable must be indices from {allowed}; got {unknown}"))
         if fixed:
             errors.append(UserError(f"removable: layers {fixed} cannot be bypassed in this model; take them out"))
         combine(errors)
         return tuple(sorted(set(self.removable)))
 
-    def _check(self, facts: ModelFacts, clock: Clock, most: int) -> None:
-        """Steps on the clock, and a budget that allows the least number of them."""
+    def _check(self, info: ModelInfo, grid: TimeGrid, most: int) -> None:
+        """Steps on the grid, and a budget that allows the least number of them."""
         for key, steps in (("steps_min", self.steps_min), ("steps_max", self.steps_max or self.steps_min)):
-            check_steps(key, steps, clock)
-        least = self.steps_min * (facts.layers - most)
-        if self._per_call(facts) < least:
-            least = least * facts.calls_per_step + max(facts.extra_calls, 0) * facts.layers
+            check_steps(key, steps, grid)
+        least = self.steps_min * (info.layers - most)
+        if self._per_call(info) < least:
+            least = least * info.calls_per_step + max(info.extra_calls, 0) * info.layers
             raise UserError(
                 f"n_max must be at least {least}: steps_min = {self.steps_min} steps, each running at least "
-                f"{facts.layers - most} of {facts.layers} layers; got {self.n_max}"
+                f"{info.layers - most} of {info.layers} layers; got {self.n_max}"
             )
 
-    def _sets(self, facts: ModelFacts, removable: Layers) -> LayerSets:
+    def _sets(self, info: ModelInfo, removable: Layers) -> LayerChoice:
         """Which layers go. Raises UserError where ``ranked`` finds no ranking of all of them."""
         wanted = set(removable)
-        ranking = tuple(tuple(layer for layer in third if layer in wanted) for third in facts.ranking)
+        ranking = tuple(tuple(layer for layer in third if layer in wanted) for third in info.ranking)
         complete = len(ranking) == 3 and all(len(third) == len(wanted) for third in ranking)
         if self.layers == "any":
             drawn = ranking if complete and self.needs_ranking else ()
-            return AnyLayers(removable, drawn, facts.lowest, facts.highest)
+            return AnyLayers(removable, drawn, info.lowest, info.highest)
         if not complete:
             raise UserError(
                 'layers = "ranked" needs a ranking of the removable layers for each third of the time range; '
-                f"got {len(facts.ranking)} rankings: measure it with rank_layers"
+                f"got {len(info.ranking)} rankings: measure it with rank_layers"
             )
-        return RankedLayers(ranking, facts.lowest, facts.highest)
+        return RankedLayers(ranking, info.lowest, info.highest)
 
 
-def check_steps(key: str, steps: int, clock: Clock) -> None:
+def check_steps(key: str, steps: int, grid: TimeGrid) -> None:
     """Raises UserError for more steps than there are times."""
-    if steps > clock.ticks:
-        raise UserError(f"{key} must be at most {clock.ticks}, the number of the model's time steps; got {steps}")
+    if steps > grid.points:
+        raise UserError(f"{key} must be at most {grid.points}, the number of the model's time steps; got {steps}")
 
 
-KINDS: dict[str, type[SpaceDefinition]] = {"time-steps": TimeStepsDefinition, "joint": JointDefinition}
+KINDS: dict[str, type[SpaceConfig]] = {"time-steps": TimeStepsConfig, "joint": JointConfig}

@@ -18,11 +18,11 @@ from optuna.distributions import BaseDistribution, IntDistribution
 from autodiffusion_opt.candidate import Candidate, Step
 from autodiffusion_opt.errors import UserError
 from autodiffusion_opt.space.baselines import named_times
-from autodiffusion_opt.space.clock import Clock
-from autodiffusion_opt.space.facts import ModelFacts
+from autodiffusion_opt.space.time_grid import TimeGrid
+from autodiffusion_opt.space.model_info import ModelInfo
 from autodiffusion_opt.space.guidance import NAME as GUIDANCE
 from autodiffusion_opt.space.guidance import Guidance
-from autodiffusion_opt.space.layer_sets import Layers, LayerSets
+from autodiffusion_opt.space.layer_choice import Layers, LayerChoice
 from autodiffusion_opt.space.time_steps import check_times
 
 # A step in the making: its time, not settled yet, and what it removes.
@@ -38,7 +38,7 @@ class Joint:
     ``r1`` .. ``rM``; M is ``steps_max``.
 
     Any values decode. The first ``steps`` pairs (t, r) count, the rest is ignored. The times are put on the grid and
-    made distinct as in :class:`~autodiffusion_opt.space.clock.Clock`; r goes along with its t. While the budget is
+    made distinct as in :class:`~autodiffusion_opt.space.time_grid.TimeGrid`; r goes along with its t. While the budget is
     exceeded, the step that removes fewest layers (of several the noisiest) removes one more. Which layers, says
     :attr:`sets`.
 
@@ -50,24 +50,24 @@ class Joint:
         sets: which they may be.
     """
 
-    facts: ModelFacts
-    clock: Clock
+    info: ModelInfo
+    grid: TimeGrid
     steps_min: int
     steps_max: int
     n_max: int
     most: int
-    sets: LayerSets
+    sets: LayerChoice
     guidance: Guidance = field(default_factory=Guidance)
 
     @property
-    def parametric(self) -> bool:
+    def fully_parametric(self) -> bool:
         """Whether the numbers of layers say which layers."""
         return self.sets.counted
 
     def distributions(self) -> dict[str, BaseDistribution]:
         """2 M + 1 parameters, and the guidance scale where it is searched."""
         found: dict[str, BaseDistribution] = {STEPS: IntDistribution(self.steps_min, self.steps_max)}
-        found |= {name: self.clock.distribution() for name in _names("t", self.steps_max)}
+        found |= {name: self.grid.distribution() for name in _names("t", self.steps_max)}
         found |= {name: IntDistribution(0, self.most) for name in _names("r", self.steps_max)}
         return found | self.guidance.distributions()
 
@@ -82,10 +82,10 @@ class Joint:
         """t1 is the highest time; what decode ignores is the lowest time, and 0."""
         self.check(candidate)
         missing = self.steps_max - len(candidate.steps)
-        times = [*candidate.times, *[self.clock.time(0)] * missing]
+        times = [*candidate.times, *[self.grid.time(0)] * missing]
         counts = [*(len(removed) for removed in candidate.removed), *[0] * missing]
         found: dict[str, Any] = {STEPS: len(candidate.steps)}
-        found |= zip(_names("t", self.steps_max), map(self.clock.parameter, times), strict=True)
+        found |= zip(_names("t", self.steps_max), map(self.grid.parameter, times), strict=True)
         found |= zip(_names("r", self.steps_max), counts, strict=True)
         return found | ({GUIDANCE: candidate.guidance_scale} if self.guidance.searched else {})
 
@@ -94,10 +94,10 @@ class Joint:
         if not self.steps_min <= len(candidate.steps) <= self.steps_max:
             allowed = f"{self.steps_min} to {self.steps_max}"
             raise UserError(f"a candidate of this space must have {allowed} steps; got {len(candidate.steps)}")
-        check_times(self.clock, candidate)
+        check_times(self.grid, candidate)
         for step in candidate.steps:
             self._check_step(step)
-        runs = sum(self.facts.layers - len(removed) for removed in candidate.removed)
+        runs = sum(self.info.layers - len(removed) for removed in candidate.removed)
         if runs > self.n_max:
             raise UserError(f"a candidate must run at most n_max = {self.n_max} layers over all steps; got {runs}")
         self.guidance.check(candidate.guidance_scale)
@@ -107,7 +107,7 @@ class Joint:
             raise UserError(f"a step of a joint space must be computed in full; got {step.compute!r} at {step.time:g}")
         if len(step.removed) > self.most:
             raise UserError(
-                f"a step must remove at most {self.most} of {self.facts.layers} layers; "
+                f"a step must remove at most {self.most} of {self.info.layers} layers; "
                 f"got {len(step.removed)} at time {step.time:g}"
             )
         self.sets.check(step.time, step.removed)
@@ -116,10 +116,10 @@ class Joint:
         """The usual schedules of as many steps as the budget allows with the whole network at each.
 
         Where it does not allow ``steps_min`` of these, ``steps_min`` steps that remove as little as they must. They
-        are the same in every narrowed space, and valid there.
+        are the same in every with_layer_share space, and valid there.
         """
-        steps = min(max(self.n_max // self.facts.layers, self.steps_min), self.steps_max)
-        named = named_times(self.facts, steps)
+        steps = min(max(self.n_max // self.info.layers, self.steps_min), self.steps_max)
+        named = named_times(self.info, steps)
         return {name: self._plain(times, [0] * steps, None) for name, times in named.items()}
 
     def random(self, rng: np.random.Generator) -> Candidate:
@@ -130,7 +130,7 @@ class Joint:
         count = int(rng.integers(self.steps_min, self.steps_max + 1))
         up_to = int(rng.integers(self.most + 1))
         counts = self._afforded(rng.integers(up_to + 1, size=count), rng)
-        times = self.clock.random(count, rng)
+        times = self.grid.random(count, rng)
         steps = [
             Step(time, self.sets.resized(time, (), int(number), rng))
             for time, number in zip(times, counts, strict=True)
@@ -145,7 +145,7 @@ class Joint:
         return self._child(drafts, self.guidance.mutate(candidate.guidance_scale, rng, probability), rng)
 
     def _mutated(self, step: Step, rng: np.random.Generator, probability: float) -> Draft:
-        time = self.clock.mutate([step.time], rng, probability)[0]
+        time = self.grid.mutate([step.time], rng, probability)[0]
         if rng.random() < probability:
             return time, self.sets.changed(time, step.removed, self.most, rng)
         return time, step.removed
@@ -154,7 +154,7 @@ class Joint:
         """A step at a uniform time that removes what the step nearest to it removes."""
         if len(drafts) >= self.steps_max:
             return drafts
-        time = self.clock.time(int(rng.integers(self.clock.ticks)))
+        time = self.grid.time(int(rng.integers(self.grid.points)))
         nearest = min(drafts, key=lambda draft: abs(draft[0] - time))
         return [*drafts, (time, nearest[1])]
 
@@ -165,7 +165,7 @@ class Joint:
         gone = int(rng.integers(len(drafts)))
         rest = drafts[:gone] + drafts[gone + 1 :]
         counts = np.array([len(removed) for _, removed in rest])
-        spare = min(self.n_max - len(rest) * self.facts.layers + counts.sum(), counts.sum())
+        spare = min(self.n_max - len(rest) * self.info.layers + counts.sum(), counts.sum())
         if spare > 0:
             counts -= rng.multivariate_hypergeometric(counts, int(rng.integers(spare + 1)))
         return [
@@ -187,18 +187,18 @@ class Joint:
             drafts += [(step.time, step.removed) for step in chosen if step is not None][:1]
         return self._child(drafts, self.guidance.crossover(one.guidance_scale, other.guidance_scale, rng), rng)
 
-    def narrowed(self, share: float) -> Joint:
+    def with_layer_share(self, share: float) -> Joint:
         """At most ``share`` of :attr:`most` layers removed at a step; but as many as ``steps_min`` steps must remove.
 
         At 0 that is the whole network at every step, wherever the budget allows ``steps_min`` such steps.
         """
-        least = max(self.facts.layers - self.n_max // self.steps_min, 0)
+        least = max(self.info.layers - self.n_max // self.steps_min, 0)
         most = max(int(share * self.most), least)
-        return replace(self, most=most, steps_max=affordable(self.facts.layers, self.n_max, most, self.steps_max))
+        return replace(self, most=most, steps_max=affordable(self.info.layers, self.n_max, most, self.steps_max))
 
     def _plain(self, times: Sequence[float], counts: Sequence[int], scale: float | None) -> Candidate:
         """A candidate made without chance."""
-        pairs = sorted(zip(self.clock.place(times), counts, strict=True), reverse=True)
+        pairs = sorted(zip(self.grid.place(times), counts, strict=True), reverse=True)
         levelled = self._levelled([count for _, count in pairs])
         steps = [Step(time, self.sets.chosen(time, count)) for (time, _), count in zip(pairs, levelled, strict=True)]
         return Candidate(tuple(steps), self.guidance.settle(scale))
@@ -213,7 +213,7 @@ class Joint:
     def _child(self, drafts: Sequence[Draft], scale: float | None, rng: np.random.Generator) -> Candidate:
         """A candidate of this space from steps of any: the number of steps, times, fraction and budget repaired."""
         drafts = self._numbered(drafts, rng)
-        times = self.clock.place([time for time, _ in drafts])
+        times = self.grid.place([time for time, _ in drafts])
         allowed = set(self.sets.removable)
         removed = [allowed.intersection(layers) for _, layers in drafts]
         counts = self._afforded(np.array([min(len(layers), self.most) for layers in removed]), rng)
@@ -227,8 +227,8 @@ class Joint:
         """``steps_min`` .. ``steps_max`` of them: some dropped, or some at uniform times added."""
         missing = self.steps_min - len(drafts)
         if missing > 0:
-            ticks = rng.integers(self.clock.ticks, size=missing)
-            return [*drafts, *((self.clock.time(int(tick)), ()) for tick in ticks)]
+            points = rng.integers(self.grid.points, size=missing)
+            return [*drafts, *((self.grid.time(int(point)), ()) for point in points)]
         if len(drafts) <= self.steps_max:
             return list(drafts)
         return [drafts[int(i)] for i in sorted(rng.choice(len(drafts), self.steps_max, replace=False))]
@@ -240,7 +240,7 @@ class Joint:
 
     def _over(self, counts: Sequence[int] | NDArray[np.int64]) -> int:
         """By how many layer runs the budget is exceeded."""
-        return max(len(counts) * self.facts.layers - int(sum(counts)) - self.n_max, 0)
+        return max(len(counts) * self.info.layers - int(sum(counts)) - self.n_max, 0)
 
 
 def affordable(layers: int, n_max: int, most: int, steps_max: int) -> int:

@@ -13,8 +13,8 @@ from optuna.distributions import BaseDistribution
 from autodiffusion_opt.candidate import Candidate
 from autodiffusion_opt.errors import UserError
 from autodiffusion_opt.space.baselines import named_times
-from autodiffusion_opt.space.clock import Clock
-from autodiffusion_opt.space.facts import ModelFacts
+from autodiffusion_opt.space.time_grid import TimeGrid
+from autodiffusion_opt.space.model_info import ModelInfo
 from autodiffusion_opt.space.guidance import NAME as GUIDANCE
 from autodiffusion_opt.space.guidance import Guidance
 
@@ -27,13 +27,13 @@ class TimeSteps:
     lower of two), and they are sorted.
     """
 
-    facts: ModelFacts
+    info: ModelInfo
     steps: int
-    clock: Clock
+    grid: TimeGrid
     guidance: Guidance = field(default_factory=Guidance)
 
     @property
-    def parametric(self) -> bool:
+    def fully_parametric(self) -> bool:
         """True: the times are the candidate."""
         return True
 
@@ -44,7 +44,7 @@ class TimeSteps:
 
     def distributions(self) -> dict[str, BaseDistribution]:
         """One distribution a step, and the guidance scale's where it is searched."""
-        return {name: self.clock.distribution() for name in self.names} | self.guidance.distributions()
+        return {name: self.grid.distribution() for name in self.names} | self.guidance.distributions()
 
     def decode(self, parameters: Mapping[str, Any]) -> Candidate:
         """The settled times."""
@@ -54,7 +54,7 @@ class TimeSteps:
         """t1 is the highest time."""
         self.check(candidate)
         found: dict[str, Any] = dict(
-            zip(self.names, (self.clock.parameter(time) for time in candidate.times), strict=True)
+            zip(self.names, (self.grid.parameter(time) for time in candidate.times), strict=True)
         )
         return found | ({GUIDANCE: candidate.guidance_scale} if self.guidance.searched else {})
 
@@ -62,22 +62,22 @@ class TimeSteps:
         """Exactly K times on the grid, nothing removed, all steps full."""
         if len(candidate.steps) != self.steps:
             raise UserError(f"a candidate of this space must have {self.steps} steps; got {len(candidate.steps)}")
-        check_times(self.clock, candidate)
+        check_times(self.grid, candidate)
         if any(step.removed or step.compute != "full" for step in candidate.steps):
             raise UserError("a candidate of a time-steps space must run every layer at every step")
         self.guidance.check(candidate.guidance_scale)
 
     def baselines(self) -> dict[str, Candidate]:
         """The usual schedules of K steps, settled on this space's grid."""
-        return {name: self._candidate(times, None) for name, times in named_times(self.facts, self.steps).items()}
+        return {name: self._candidate(times, None) for name, times in named_times(self.info, self.steps).items()}
 
     def random(self, rng: np.random.Generator) -> Candidate:
         """Every set of K times equally likely."""
-        return self._candidate(self.clock.random(self.steps, rng), self.guidance.random(rng))
+        return self._candidate(self.grid.random(self.steps, rng), self.guidance.random(rng))
 
     def mutate(self, candidate: Candidate, rng: np.random.Generator, probability: float) -> Candidate:
         """Each time replaced by a uniform one with ``probability`` (AutoDiffusion, algorithm 1)."""
-        times = self.clock.mutate(candidate.times, rng, probability)
+        times = self.grid.mutate(candidate.times, rng, probability)
         return self._candidate(times, self.guidance.mutate(candidate.guidance_scale, rng, probability))
 
     def crossover(self, one: Candidate, other: Candidate, rng: np.random.Generator) -> Candidate:
@@ -87,18 +87,18 @@ class TimeSteps:
         scale = self.guidance.crossover(one.guidance_scale, other.guidance_scale, rng)
         return self._candidate([float(time) for time in times], scale)
 
-    def narrowed(self, share: float) -> TimeSteps:
+    def with_layer_share(self, share: float) -> TimeSteps:
         """Itself: no layer may be removed here."""
         return self
 
     def _candidate(self, times: Any, scale: float | None) -> Candidate:
-        return Candidate.from_time_steps(self.clock.settle(times), guidance_scale=self.guidance.settle(scale))
+        return Candidate.from_time_steps(self.grid.settle(times), guidance_scale=self.guidance.settle(scale))
 
 
-def check_times(clock: Clock, candidate: Candidate) -> None:
+def check_times(grid: TimeGrid, candidate: Candidate) -> None:
     """Raises UserError for times that are not on the grid."""
-    wrong = [time for time in candidate.times if clock.time(clock.tick(time)) != time]
+    wrong = [time for time in candidate.times if grid.time(grid.point(time)) != time]
     if wrong:
-        kind = "integers" if clock.resolution == 1 else f"multiples of {clock.resolution:g}"
+        kind = "integers" if grid.resolution == 1 else f"multiples of {grid.resolution:g}"
         listed = ", ".join(f"{time:g}" for time in wrong)
-        raise UserError(f"times must be {kind} from {clock.low:g} to {clock.high:g}; got {listed}")
+        raise UserError(f"times must be {kind} from {grid.low:g} to {grid.high:g}; got {listed}")

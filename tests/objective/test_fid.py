@@ -12,10 +12,10 @@ import pytest
 import torch
 
 from autodiffusion_opt import Candidate, UserError
-from autodiffusion_opt.objective import FidDefinition
+from autodiffusion_opt.objective import FidConfig
 from autodiffusion_opt.objective.features import load_extractor
 from autodiffusion_opt.objective.fid import FidObjective
-from autodiffusion_opt.sampling.pipeline import generate
+from autodiffusion_opt.sampling.apply import generate
 from autodiffusion_opt.zoo.digits import load_images
 
 UNEVEN = Candidate.from_time_steps([926, 690, 424, 153])
@@ -23,7 +23,7 @@ UNEVEN = Candidate.from_time_steps([926, 690, 424, 153])
 
 def objective(pipeline: Any, batch_size: int = 50, **changes: Any) -> FidObjective:
     settings = {"images": 100, "features": "digits", "reference": "digits"} | changes
-    return FidObjective(FidDefinition(**settings), pipeline, batch_size=batch_size, micro_batch=50, layers=18)
+    return FidObjective(FidConfig(**settings), pipeline, batch_size=batch_size, micro_batch=50, layers=18)
 
 
 def test_it_equals_torch_fidelity_on_all_features_at_once(digits: Any) -> None:

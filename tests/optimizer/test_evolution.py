@@ -10,23 +10,23 @@ import pytest
 from optuna.samplers import BaseSampler, RandomSampler
 
 from autodiffusion_opt.candidate import Candidate
-from autodiffusion_opt.definition import build_kind
+from autodiffusion_opt.config import build_kind
 from autodiffusion_opt.errors import UserError
 from autodiffusion_opt.optimizer import KINDS
-from autodiffusion_opt.optimizer.base import CandidateSampler, OptimizerDefinition, Proposal
+from autodiffusion_opt.optimizer.base import CandidateSampler, OptimizerConfig, Proposal
 from autodiffusion_opt.space import KINDS as SPACES
-from autodiffusion_opt.space import ModelFacts, Space
-from autodiffusion_opt.trials import Seen, best_of
+from autodiffusion_opt.space import ModelInfo, Space
+from autodiffusion_opt.trials.history import Observation, best_of
 
-FACTS = ModelFacts(1000, layers=10, removable=tuple(range(10)), ranking=(tuple(range(10)),) * 3)
+FACTS = ModelInfo(1000, layers=10, removable=tuple(range(10)), ranking=(tuple(range(10)),) * 3)
 SMALL = {"population": 10, "parents": 3, "mutations": 5, "crossovers": 3}
 Value = Callable[[Candidate], float]
 
 
-def space_of(kind: str = "time-steps", facts: ModelFacts = FACTS, **keys: Any) -> Space:
+def space_of(kind: str = "time-steps", info: ModelInfo = FACTS, **keys: Any) -> Space:
     defaults: dict[str, Any] = {"steps": 4} if kind == "time-steps" else {"n_max": 40, "steps_min": 2}
     table = {"kind": kind, "pipeline": {"model": "digits"}} | defaults | keys
-    return build_kind(SPACES, "space", table, "here").bind(facts)
+    return build_kind(SPACES, "space", table, "here").bind(info)
 
 
 def sampler_of(space: Space, kind: str = "evolution", seed: int = 0, **keys: Any) -> CandidateSampler:
@@ -36,16 +36,16 @@ def sampler_of(space: Space, kind: str = "evolution", seed: int = 0, **keys: Any
     return sampler
 
 
-def propose(sampler: CandidateSampler, seen: Sequence[Seen], position: int) -> Proposal:
+def propose(sampler: CandidateSampler, seen: Sequence[Observation], position: int) -> Proposal:
     return sampler.propose(seen, position, np.random.default_rng([sampler.seed, position]))
 
 
-def search(sampler: CandidateSampler, value: Value, count: int) -> tuple[list[Seen], list[Proposal]]:
-    seen: list[Seen] = []
+def search(sampler: CandidateSampler, value: Value, count: int) -> tuple[list[Observation], list[Proposal]]:
+    seen: list[Observation] = []
     proposals = []
     for position in range(count):
         proposals.append(propose(sampler, seen, position))
-        seen.append(Seen(position, proposals[-1].candidate, value(proposals[-1].candidate)))
+        seen.append(Observation(position, proposals[-1].candidate, value(proposals[-1].candidate)))
     return seen, proposals
 
 
@@ -64,26 +64,26 @@ every_way = pytest.mark.parametrize(("kind", "space", "keys"), WAYS)
 
 @every_way
 def test_none_is_proposed_twice_and_all_are_of_the_space(kind: str, space: str, keys: dict[str, Any]) -> None:
-    bound = space_of(space, **keys)
-    seen, _ = search(sampler_of(bound, kind), far, 80)
+    problem = space_of(space, **keys)
+    seen, _ = search(sampler_of(problem, kind), far, 80)
     assert len({one.candidate for one in seen}) == 80
     for one in seen:
-        bound.check(one.candidate)
+        problem.check(one.candidate)
 
 
 @every_way
 def test_same_seed_and_history_give_the_same_proposal(kind: str, space: str, keys: dict[str, Any]) -> None:
-    bound = space_of(space, **keys)
-    seen, proposals = search(sampler_of(bound, kind), far, 45)
-    resumed = sampler_of(bound, kind)
+    problem = space_of(space, **keys)
+    seen, proposals = search(sampler_of(problem, kind), far, 45)
+    resumed = sampler_of(problem, kind)
     assert [propose(resumed, seen[:i], i) for i in (3, 17, 29, 44)] == [proposals[i] for i in (3, 17, 29, 44)]
-    other = sampler_of(bound, kind, seed=1)
+    other = sampler_of(problem, kind, seed=1)
     assert propose(other, seen[:44], 44) != proposals[44]
 
 
 def test_proposals_of_a_generation_do_not_depend_on_values_within_it() -> None:
     seen, proposals = search(sampler_of(space_of()), far, 20)
-    altered = [*seen[:10], *(Seen(one.position, one.candidate, None) for one in seen[10:19])]
+    altered = [*seen[:10], *(Observation(one.position, one.candidate, None) for one in seen[10:19])]
     assert propose(sampler_of(space_of()), altered, 19) == proposals[19]
 
 
@@ -112,7 +112,7 @@ class Recorder:
     def __getattr__(self, name: str) -> Any:
         return getattr(self.space, name)
 
-    def narrowed(self, share: float) -> Recorder:
+    def with_layer_share(self, share: float) -> Recorder:
         return self
 
     def mutate(self, candidate: Candidate, rng: np.random.Generator, probability: float) -> Candidate:
@@ -128,7 +128,7 @@ def test_parents_are_the_best_of_all_earlier_generations() -> None:
     """The three best are in generations 0, 1 and 2; better ones in the running generation 3 do not count."""
     space, rng = space_of(), np.random.default_rng(5)
     values: dict[int, float | None] = {4: 1.0, 13: 2.0, 27: 3.0, 31: 0.0, 5: float("nan"), 6: None, 7: float("inf")}
-    seen = [Seen(position, space.random(rng), values.get(position, 50.0 + position)) for position in range(35)]
+    seen = [Observation(position, space.random(rng), values.get(position, 50.0 + position)) for position in range(35)]
     recorder = Recorder(space)
     sampler = sampler_of(recorder)  # type: ignore[arg-type]  # a space in all that matters
     for seed in range(40):
@@ -139,14 +139,14 @@ def test_parents_are_the_best_of_all_earlier_generations() -> None:
 
 def test_one_candidate_seen_twice_is_one_parent() -> None:
     one, other = Candidate.from_time_steps([3, 2]), Candidate.from_time_steps([4, 2])
-    seen = [Seen(0, one, 1.0), Seen(1, one, 1.0), Seen(2, other, 2.0)]
+    seen = [Observation(0, one, 1.0), Observation(1, one, 1.0), Observation(2, other, 2.0)]
     assert [found.position for found in best_of(seen, 2)] == [0, 2]
 
 
 @pytest.mark.parametrize("steps", [3, 4, 10])
 def test_children_never_lose_steps(steps: int) -> None:
     """A dozen times only, so that parents share most of theirs."""
-    space = space_of(facts=ModelFacts(14, highest=13.0), steps=steps)
+    space = space_of(info=ModelInfo(14, highest=13.0), steps=steps)
     seen, proposals = search(sampler_of(space), lambda one: sum(one.times), 60)
     assert {len(one.candidate.steps) for one in seen} == {steps}
     assert "crossover" in {one.origin for one in proposals}
@@ -154,12 +154,12 @@ def test_children_never_lose_steps(steps: int) -> None:
 
 def test_without_values_children_are_random() -> None:
     space, rng = space_of(), np.random.default_rng(0)
-    seen = [Seen(position, space.random(rng), None) for position in range(10)]
+    seen = [Observation(position, space.random(rng), None) for position in range(10)]
     assert propose(sampler_of(space), seen, 10).origin == "random"
 
 
 def test_an_exhausted_space_still_gives_a_proposal() -> None:
-    space = space_of(facts=ModelFacts(4, highest=3.0), steps=3)
+    space = space_of(info=ModelInfo(4, highest=3.0), steps=3)
     for kind in ("evolution", "random"):
         seen, _ = search(sampler_of(space, kind), far, 12)
         assert len({one.candidate for one in seen}) == 4
@@ -199,7 +199,7 @@ def test_stage_one_lasts_while_the_best_still_changes() -> None:
     for position in range(40):
         proposal = propose(sampler, seen, position)
         assert proposal.stage == ("times" if position < 30 else "joint 50%")
-        seen.append(Seen(position, proposal.candidate, -float(position)))
+        seen.append(Observation(position, proposal.candidate, -float(position)))
 
 
 def test_stage_one_ends_when_a_generation_brings_no_better_best() -> None:
@@ -207,7 +207,7 @@ def test_stage_one_ends_when_a_generation_brings_no_better_best() -> None:
     for position in range(30):
         proposal = propose(sampler, seen, position)
         assert proposal.stage == ("times" if position < 20 else "joint 50%")
-        seen.append(Seen(position, proposal.candidate, float(position)))
+        seen.append(Observation(position, proposal.candidate, float(position)))
 
 
 def test_no_stage_one_where_none_is_wanted_or_no_layer_may_go() -> None:
@@ -231,7 +231,7 @@ def test_wrong_settings_name_their_key(keys: dict[str, Any], message: str) -> No
 
 
 def test_an_optimizer_of_parameters_is_refused_where_these_do_not_say_all() -> None:
-    class Parameters(OptimizerDefinition):
+    class Parameters(OptimizerConfig):
         """An optimizer that knows parameters only."""
 
         kind: str = "tpe"

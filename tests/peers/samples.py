@@ -9,8 +9,8 @@ from peers import pipelines
 
 from autodiffusion_opt.candidate import Candidate
 from autodiffusion_opt.sampling.conditions import Labels, Prompts
-from autodiffusion_opt.sampling.loading import load_pipeline
-from autodiffusion_opt.sampling.pipeline import Conditions, generate
+from autodiffusion_opt.sampling.load import load_pipeline
+from autodiffusion_opt.sampling.apply import Conditions, generate
 
 IMAGES, BATCH, SEED = 4, 3, 5
 UNEVEN = Candidate.from_time_steps([901, 640, 222])

@@ -43,15 +43,15 @@ BRANCH_ENDS = (
 
 def without_branches(denoiser: Any, path: str) -> Any:
     """A copy in which the residual branches of one block give zero."""
-    twin = copy.deepcopy(denoiser)
-    block = twin.get_submodule(path)
+    meta_copy = copy.deepcopy(denoiser)
+    block = meta_copy.get_submodule(path)
     is_unet_transformer = isinstance(block, diffusers.models.Transformer2DModel)
     ends = ("proj_out",) if is_unet_transformer else BRANCH_ENDS
     for name, inner in block.named_modules():
         if name in {*ends, *(f"{part}.{end}" for part in ("attn", "attn1", "attn2") for end in ends)}:
             for weight in inner.parameters():
                 torch.nn.init.zeros_(weight)
-    return twin
+    return meta_copy
 
 
 @WARNS
@@ -78,12 +78,12 @@ def test_removing_a_transformer_block_is_deleting_it(name: str) -> None:
     for layer in list_layers(denoiser):
         if (name, layer.index) == ("DiT", 0):
             continue  # its embedding of the time serves the output layer as well
-        twin = copy.deepcopy(denoiser)
+        meta_copy = copy.deepcopy(denoiser)
         blocks, _, place = layer.path.rpartition(".")
-        del twin.get_submodule(blocks)[int(place)]
+        del meta_copy.get_submodule(blocks)[int(place)]
         with install_bypass(denoiser, [{layer.index}], step_zero):
             found = output(denoiser, inputs)
-        torch.testing.assert_close(found, output(twin, inputs), rtol=1e-6, atol=1e-6)
+        torch.testing.assert_close(found, output(meta_copy, inputs), rtol=1e-6, atol=1e-6)
 
 
 def test_the_residual_blocks_tried_have_every_form() -> None:

@@ -16,8 +16,8 @@ from diffusers import DDIMScheduler, DDPMPipeline
 
 from autodiffusion_opt import Candidate, UserError, apply, install, load_pipeline, remove
 from autodiffusion_opt.sampling.fingerprint import fingerprint
-from autodiffusion_opt.sampling.loading import pick_device
-from autodiffusion_opt.sampling.pipeline import generate, noise_generator, to_uint8
+from autodiffusion_opt.sampling.load import pick_device
+from autodiffusion_opt.sampling.apply import generate, noise_generator, to_uint8
 
 UNEVEN = Candidate.from_time_steps([926, 690, 424, 153])
 LEADING = Candidate.from_time_steps([750, 500, 250, 0])

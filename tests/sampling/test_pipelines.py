@@ -22,9 +22,9 @@ from autodiffusion_opt.errors import UserError
 from autodiffusion_opt.sampling.conditions import Labels
 from autodiffusion_opt.sampling.fingerprint import fingerprint
 from autodiffusion_opt.sampling.layers import list_layers
-from autodiffusion_opt.sampling.loading import SHORT_NAMES, denoiser_of, load_pipeline
-from autodiffusion_opt.sampling.pipeline import noise_generator, to_uint8
-from autodiffusion_opt.study import Study, Watch
+from autodiffusion_opt.sampling.load import SHORT_NAMES, denoiser_of, load_pipeline
+from autodiffusion_opt.sampling.apply import noise_generator, to_uint8
+from autodiffusion_opt.study.run import Study, Watch
 
 # diffusers' own set_timesteps, with NumPy 2.
 pytestmark = [
@@ -106,13 +106,13 @@ class Recorder(Watch):
     def __init__(self, study: Study) -> None:
         self.seen: dict[Candidate, list[torch.Tensor]] = {}
         self._now: list[torch.Tensor] = []
-        extractor = study.bound.objective.extractor
+        extractor = study.problem.objective.extractor
 
         def recording(images: torch.Tensor) -> Any:
             self._now.append(images.clone())
             return extractor(images)
 
-        study.bound.objective.extractor = recording  # type: ignore[assignment]
+        study.problem.objective.extractor = recording  # type: ignore[assignment]
 
     def proposed(self, number: int, candidate: Candidate) -> None:
         self._now = self.seen.setdefault(candidate, [])
@@ -160,7 +160,7 @@ def test_a_joint_study_ranks_the_layers_under_the_same_conditions(
     study = Study.load(path, storage=url)
     study.run(5)
     assert all(sum(layers - len(gone) for gone in one.removed) <= 3 * layers for one, _ in study.best(5))
-    assert len(study.bound.facts.ranking) == 3
+    assert len(study.problem.info.ranking) == 3
 
 
 # The schedulers that each kind of pipeline can run, by short name.

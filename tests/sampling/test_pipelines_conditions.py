@@ -12,14 +12,14 @@ from peers import pipelines
 from peers.samples import load
 
 from autodiffusion_opt.candidate import Candidate
-from autodiffusion_opt.definition import build
+from autodiffusion_opt.config import build
 from autodiffusion_opt.errors import UserError
-from autodiffusion_opt.objective import FidDefinition
-from autodiffusion_opt.objective.conditions import ConditionsDefinition, bind_conditions, read_prompts
+from autodiffusion_opt.objective import FidConfig
+from autodiffusion_opt.objective.conditions import ConditionsConfig, bind_conditions, read_prompts
 from autodiffusion_opt.objective.features import load_extractor
 from autodiffusion_opt.sampling.conditions import ENCODERS, Labels, Memory, Prompts
-from autodiffusion_opt.sampling.pairing import check_call
-from autodiffusion_opt.sampling.pipeline import generate
+from autodiffusion_opt.sampling.compatibility import check_call
+from autodiffusion_opt.sampling.apply import generate
 
 CANDIDATE = Candidate.from_time_steps([901, 640, 222])
 OTHER = Candidate.from_time_steps([850, 333])
@@ -188,7 +188,7 @@ def test_files_that_hold_no_prompts(
 
 
 def bind(name: str, base: Path | None = None, **table: Any) -> Any:
-    return bind_conditions(ConditionsDefinition(**table), load(name), base)
+    return bind_conditions(ConditionsConfig(**table), load(name), base)
 
 
 def test_conditions_that_do_not_fit_the_pipeline(tmp_path: Path) -> None:
@@ -245,7 +245,7 @@ def test_generate_without_conditions_says_what_is_missing() -> None:
 def test_a_table_that_says_something_wrong(table: dict[str, Any], message: str) -> None:
     objective = {"images": 4, "features": "pixels", "reference": "digits", "conditions": table}
     with pytest.raises(UserError, match=message):
-        build(FidDefinition, objective, "o.toml")
+        build(FidConfig, objective, "o.toml")
 
 
 @pytest.mark.parametrize(

@@ -12,8 +12,8 @@ from peers.samples import IMAGES, images_of, load
 import autodiffusion_opt as ado
 from autodiffusion_opt.candidate import Candidate
 from autodiffusion_opt.errors import UserError
-from autodiffusion_opt.sampling.loading import _plain, denoiser_of, load_definition
-from autodiffusion_opt.space.definitions import PipelineDefinition
+from autodiffusion_opt.sampling.load import _plain, denoiser_of, load_definition
+from autodiffusion_opt.space.definitions import PipelineConfig
 
 # diffusers' own set_timesteps, with NumPy 2.
 pytestmark = [
@@ -23,7 +23,7 @@ pytestmark = [
 
 
 def definition(name: str, **settings: Any) -> Any:
-    return load_definition(PipelineDefinition(model=str(pipelines.saved(name)), device="cpu", **settings))
+    return load_definition(PipelineConfig(model=str(pipelines.saved(name)), device="cpu", **settings))
 
 
 @pytest.mark.parametrize("name", ["ddim", "stable_diffusion", "sdxl", "sd3", "flux", "pixart_sigma", "dit"])

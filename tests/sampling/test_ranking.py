@@ -18,8 +18,8 @@ from diffusers import (
 from autodiffusion_opt.candidate import Candidate
 from autodiffusion_opt.errors import UserError
 from autodiffusion_opt.sampling.layers import install_bypass
-from autodiffusion_opt.sampling.loading import denoiser_of, load_pipeline
-from autodiffusion_opt.sampling.pipeline import apply
+from autodiffusion_opt.sampling.load import denoiser_of, load_pipeline
+from autodiffusion_opt.sampling.apply import apply
 from autodiffusion_opt.sampling.ranking import rank_layers
 
 PLMS = partial(PNDMScheduler, skip_prk_steps=True)

@@ -211,14 +211,14 @@ def plain_run(scheduler: Any, kind: str, **step: Any) -> torch.Tensor:
 def test_default_times_give_what_diffusers_gives(case: Case, kind: str) -> None:
     kind_or_none = None if kind == "flow" else kind
     config = {"use_karras_sigmas": False} if "use_karras_sigmas" in case.config else {}
-    scheduler, twin = (case.make(kind_or_none, **config) for _ in range(2))
-    twin.set_timesteps(8, **({"mu": 1.15} if "use_dynamic_shifting" in case.config else {}))
+    scheduler, copied = (case.make(kind_or_none, **config) for _ in range(2))
+    copied.set_timesteps(8, **({"mu": 1.15} if "use_dynamic_shifting" in case.config else {}))
     rooms.install_schedule(scheduler, rooms.default_times(scheduler, 8))
-    expected, got = plain_run(twin, kind, **case.step), plain_run(scheduler, kind, **case.step)
+    expected, got = plain_run(copied, kind, **case.step), plain_run(scheduler, kind, **case.step)
     assert (expected - got).abs().max() <= 1e-6 * expected.abs().max()
     if "use_flow_sigmas" not in case.config:  # those that diffusers cuts to integers, but not their sigmas
-        assert torch.allclose(twin.timesteps.double(), scheduler.timesteps.double())
-        assert twin.timesteps.dtype == scheduler.timesteps.dtype
+        assert torch.allclose(copied.timesteps.double(), scheduler.timesteps.double())
+        assert copied.timesteps.dtype == scheduler.timesteps.dtype
 
 
 @pytest.mark.parametrize(
@@ -232,10 +232,10 @@ def test_default_times_give_what_diffusers_gives(case: Case, kind: str) -> None:
 )
 @pytest.mark.parametrize("step", [{}, {"use_clipped_model_output": True}, {"eta": 1.0}])
 def test_ddim_settings_do_what_they_do_in_diffusers(config: dict[str, Any], step: dict[str, Any]) -> None:
-    scheduler, twin = (diffusers.DDIMScheduler(**config) for _ in range(2))
-    twin.set_timesteps(8)
+    scheduler, copied = (diffusers.DDIMScheduler(**config) for _ in range(2))
+    copied.set_timesteps(8)
     rooms.install_schedule(scheduler, rooms.default_times(scheduler, 8))
-    got, expected = plain_run(scheduler, "", **step), plain_run(twin, "", **step)
+    got, expected = plain_run(scheduler, "", **step), plain_run(copied, "", **step)
     if step == {"eta": 1.0} and "rescale_betas_zero_snr" in config:  # diffusers' root of a rounded 0 is NaN
         assert torch.isfinite(got).all()
     else:
@@ -244,11 +244,11 @@ def test_ddim_settings_do_what_they_do_in_diffusers(config: dict[str, Any], step
 
 @pytest.mark.parametrize("variance", ["fixed_small_log", "fixed_large", "learned_range"])
 def test_ddpm_variances_are_those_of_diffusers(variance: str) -> None:
-    scheduler, twin = (diffusers.DDPMScheduler(variance_type=variance) for _ in range(2))
-    twin.set_timesteps(8)
+    scheduler, copied = (diffusers.DDPMScheduler(variance_type=variance) for _ in range(2))
+    copied.set_timesteps(8)
     rooms.install_schedule(scheduler, rooms.default_times(scheduler, 8))
     results = []
-    for one in (scheduler, twin):
+    for one in (scheduler, copied):
         sample, generator = start().float(), torch.Generator().manual_seed(7)
         for time in one.timesteps:
             output = torch.sin(sample)

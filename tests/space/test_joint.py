@@ -11,20 +11,20 @@ import numpy as np
 import pytest
 
 from autodiffusion_opt.candidate import Candidate
-from autodiffusion_opt.definition import build_kind
+from autodiffusion_opt.config import build_kind
 from autodiffusion_opt.errors import UserError
-from autodiffusion_opt.space import KINDS, Joint, ModelFacts
-from autodiffusion_opt.space.facts import third_of
-from autodiffusion_opt.space.layer_sets import AnyLayers, RankedLayers
+from autodiffusion_opt.space import KINDS, Joint, ModelInfo
+from autodiffusion_opt.space.model_info import third_of
+from autodiffusion_opt.space.layer_choice import AnyLayers, RankedLayers
 
 ROOT = Path(__file__).parents[2]
 DOWN, UP = tuple(range(9, -1, -1)), tuple(range(10))
-FACTS = ModelFacts(1000, layers=10, removable=UP, ranking=(UP, DOWN, (5, 4, 6, 3, 7, 2, 8, 1, 9, 0)))
+FACTS = ModelInfo(1000, layers=10, removable=UP, ranking=(UP, DOWN, (5, 4, 6, 3, 7, 2, 8, 1, 9, 0)))
 
 
-def joint(facts: ModelFacts = FACTS, **keys: Any) -> Joint:
+def joint(info: ModelInfo = FACTS, **keys: Any) -> Joint:
     table = {"kind": "joint", "n_max": 40, "pipeline": {"model": "digits"}} | keys
-    space = build_kind(KINDS, "space", table, "here").bind(facts)
+    space = build_kind(KINDS, "space", table, "here").bind(info)
     assert isinstance(space, Joint)
     return space
 
@@ -119,15 +119,15 @@ def test_a_wrong_definition_names_its_key(keys: dict[str, Any], message: str) ->
 
 
 def test_a_layer_whose_bypass_does_not_fit_may_not_be_named() -> None:
-    facts = ModelFacts(1000, layers=10, removable=(0, 1, 2))
+    info = ModelInfo(1000, layers=10, removable=(0, 1, 2))
     with pytest.raises(UserError, match=r"layers \[7\] cannot be bypassed"):
-        joint(facts, removable=[1, 7])
-    assert joint(facts).sets.removable == (0, 1, 2)
+        joint(info, removable=[1, 7])
+    assert joint(info).sets.removable == (0, 1, 2)
 
 
 def test_ranked_without_a_ranking_is_refused() -> None:
     with pytest.raises(UserError, match="needs a ranking"):
-        joint(ModelFacts(1000, layers=10, removable=UP), layers="ranked")
+        joint(ModelInfo(1000, layers=10, removable=UP), layers="ranked")
 
 
 def test_steps_max_is_lowered_to_what_the_budget_allows() -> None:
@@ -148,12 +148,12 @@ def test_baselines_of_a_budget_below_the_fewest_whole_steps_remove_as_little_as_
     space = joint(n_max=17, steps_min=2)
     leading = space.baselines()["leading"]
     assert [len(layers) for layers in leading.removed] == [2, 1]
-    assert space.narrowed(0.0).baselines()["leading"] == leading
+    assert space.with_layer_share(0.0).baselines()["leading"] == leading
 
 
 def test_narrowed_to_nothing_runs_the_whole_network_at_every_step() -> None:
     rng = np.random.default_rng(0)
-    narrow = joint(steps_min=2).narrowed(0.0)
+    narrow = joint(steps_min=2).with_layer_share(0.0)
     found = [narrow.random(rng) for _ in range(50)]
     found += [narrow.mutate(one, rng, 0.5) for one in found]
     assert not any(layers for candidate in found for layers in candidate.removed)
@@ -240,7 +240,7 @@ def test_random_candidates_have_every_number_of_steps_and_of_layers() -> None:
 
 def test_every_operation_on_the_paper_s_space_is_fast() -> None:
     """L = 58, N_max = 580: below 2 ms each, so that the search costs nothing beside the images."""
-    space = joint(ModelFacts(1000, layers=58, removable=tuple(range(58))), n_max=580, steps_min=10, steps_max=10)
+    space = joint(ModelInfo(1000, layers=58, removable=tuple(range(58))), n_max=580, steps_min=10, steps_max=10)
     rng, times = np.random.default_rng(0), []
     one, other = space.random(rng), space.random(rng)
     for _ in range(50):
@@ -256,8 +256,8 @@ def test_the_catalogue_s_spaces_are_of_the_digits_model(name: str) -> None:
     table = tomllib.loads((ROOT / "spaces" / f"{name}.toml").read_text())
     orders = (tuple(range(18)),) * 3
     space = build_kind(KINDS, "space", table, name).bind(
-        ModelFacts(1000, layers=18, removable=orders[0], ranking=orders)
+        ModelInfo(1000, layers=18, removable=orders[0], ranking=orders)
     )
     assert space.steps_max == 8
-    assert space.parametric == name.endswith("ranked")
+    assert space.fully_parametric == name.endswith("ranked")
     assert [len(candidate.steps) for candidate in space.baselines().values()] == [4] * 4

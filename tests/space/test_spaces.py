@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from optuna.distributions import IntDistribution
 
 from autodiffusion_opt.candidate import Candidate
-from autodiffusion_opt.definition import build_kind
+from autodiffusion_opt.config import build_kind
 from autodiffusion_opt.errors import UserError
-from autodiffusion_opt.space import KINDS, ModelFacts, Space
+from autodiffusion_opt.space import KINDS, ModelInfo, Space
 
 BETAS = np.linspace(1e-4, 0.02, 1000)
 ALPHA_BARS = np.cumprod(1 - BETAS)
@@ -21,10 +21,10 @@ SIGMAS = tuple(float(s) for s in np.sqrt((1 - ALPHA_BARS) / ALPHA_BARS))
 LAYERS = 18
 _orders = np.random.default_rng(0)
 RANKING = tuple(tuple(int(i) for i in _orders.permutation(LAYERS)) for _ in range(3))
-FACTS = ModelFacts(1000, continuous=True, sigmas=SIGMAS, layers=LAYERS, removable=tuple(range(LAYERS)), ranking=RANKING)
-FEW_TIMES = ModelFacts(5, highest=4.0, layers=4, removable=(0, 2, 3), ranking=((3, 0, 2), (0, 2, 3), (2, 3, 0)))
+FACTS = ModelInfo(1000, continuous=True, sigmas=SIGMAS, layers=LAYERS, removable=tuple(range(LAYERS)), ranking=RANKING)
+FEW_TIMES = ModelInfo(5, highest=4.0, layers=4, removable=(0, 2, 3), ranking=((3, 0, 2), (0, 2, 3), (2, 3, 0)))
 
-TABLES: dict[str, tuple[dict[str, Any], ModelFacts]] = {
+TABLES: dict[str, tuple[dict[str, Any], ModelInfo]] = {
     "one step": ({"kind": "time-steps", "steps": 1}, FACTS),
     "integer": ({"kind": "time-steps", "steps": 4}, FACTS),
     "every time": ({"kind": "time-steps", "steps": 5}, FEW_TIMES),
@@ -45,8 +45,8 @@ TABLES: dict[str, tuple[dict[str, Any], ModelFacts]] = {
 
 
 def make(name: str) -> Space:
-    table, facts = TABLES[name]
-    return build_kind(KINDS, "space", table | {"pipeline": {"model": "digits"}}, "here").bind(facts)
+    table, info = TABLES[name]
+    return build_kind(KINDS, "space", table | {"pipeline": {"model": "digits"}}, "here").bind(info)
 
 
 SPACES = {name: make(name) for name in TABLES}
@@ -104,7 +104,7 @@ def test_what_is_drawn_is_valid_and_encodes_into_the_box(space: Space, seed: int
         again = space.decode(parameters)
         assert (again.times, again.guidance_scale) == (candidate.times, candidate.guidance_scale)
         assert [len(layers) for layers in again.removed] == [len(layers) for layers in candidate.removed]
-        assert again == candidate or not space.parametric
+        assert again == candidate or not space.fully_parametric
 
 
 @every_space
@@ -136,15 +136,15 @@ def test_baselines_are_valid_and_leading_is_first(space: Space) -> None:
     assert next(iter(found)) == "leading"
     for candidate in found.values():
         space.check(candidate)
-        assert space.decode(space.encode(candidate)) == candidate or not space.parametric
+        assert space.decode(space.encode(candidate)) == candidate or not space.fully_parametric
 
 
 @every_space
 def test_a_narrowed_space_is_part_of_the_space_and_has_its_baselines(space: Space) -> None:
     rng = np.random.default_rng(1)
-    assert space.narrowed(1.0) == space
+    assert space.with_layer_share(1.0) == space
     for share in (0.0, 0.3, 0.5, 0.9):
-        narrow = space.narrowed(share)
+        narrow = space.with_layer_share(share)
         assert narrow.baselines() == space.baselines()
         for candidate in narrow.baselines().values():
             narrow.check(candidate)
@@ -156,7 +156,7 @@ def test_a_narrowed_space_is_part_of_the_space_and_has_its_baselines(space: Spac
 def test_parents_of_a_wider_space_have_valid_children(space: Space) -> None:
     rng = np.random.default_rng(2)
     for share in (0.0, 0.4):
-        narrow = space.narrowed(share)
+        narrow = space.with_layer_share(share)
         for _ in range(30):
             one, other = space.random(rng), space.random(rng)
             narrow.check(narrow.mutate(one, rng, 0.2))
@@ -189,11 +189,11 @@ def test_what_is_not_of_the_space_is_refused(space: Space, wrong: str) -> None:
 
 
 def test_ends_of_the_grid_that_are_no_round_numbers_stay_inside_the_distribution() -> None:
-    facts = ModelFacts(1000, lowest=0.12345678, highest=998.7699, continuous=True)
+    info = ModelInfo(1000, lowest=0.12345678, highest=998.7699, continuous=True)
     table = {"kind": "time-steps", "steps": 2, "times": "continuous", "pipeline": {"model": "digits"}}
-    space = build_kind(KINDS, "space", table, "here").bind(facts)
+    space = build_kind(KINDS, "space", table, "here").bind(info)
     candidate = space.decode({"t1": 998.7699, "t2": 0.12345678})
-    assert facts.highest >= candidate.times[0]
+    assert info.highest >= candidate.times[0]
     assert inside(space, space.encode(candidate))
 
 

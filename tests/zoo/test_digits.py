@@ -13,7 +13,7 @@ from safetensors import safe_open
 
 from autodiffusion_opt.objective.features import load_extractor
 from autodiffusion_opt.objective.statistics import Gaussian, Moments, frechet_distance
-from autodiffusion_opt.sampling.pipeline import generate, noise_generator, to_uint8
+from autodiffusion_opt.sampling.apply import generate, noise_generator, to_uint8
 from autodiffusion_opt.zoo import EMBEDDED, digits
 
 

@@ -10,7 +10,7 @@ import torch
 from diffusers.hooks import HookRegistry, ModelHook
 
 from autodiffusion_opt.errors import UserError
-from autodiffusion_opt.sampling.layers.kinds import Rule, kind_of
+from autodiffusion_opt.sampling.layers.kinds import BypassFunction, kind_of
 from autodiffusion_opt.sampling.layers.listing import Layer, known_layers, unwrap
 
 _NAME = "autodiffusion_opt.bypass"
@@ -91,7 +91,7 @@ class _BypassHook(ModelHook):  # type: ignore[misc]  # diffusers is untyped
         super().__init__()
         self.active = True
         self._steps, self._count, self._step = steps, count, step
-        self._rule = _rule_of(block)
+        self._rule = _bypass_of(block)
 
     def new_forward(self, module: torch.nn.Module, *args: Any, **kwargs: Any) -> Any:
         """The block's own forward, or what remains of it."""
@@ -109,7 +109,7 @@ class _BypassHook(ModelHook):  # type: ignore[misc]  # diffusers is untyped
 class _Held:
     """One hook on one block, with what is needed to leave no trace of it.
 
-    diffusers' ``remove_hook`` leaves behind the registry and, in the module's ``__dict__``, a bound
+    diffusers' ``remove_hook`` leaves behind the registry and, in the module's ``__dict__``, a problem
     ``forward``.
     """
 
@@ -165,7 +165,7 @@ def _listed(indices: Iterable[int]) -> str:
     return ", ".join(str(index) for index in indices)
 
 
-def _rule_of(block: torch.nn.Module) -> Rule:
+def _bypass_of(block: torch.nn.Module) -> BypassFunction:
     kind = kind_of(block)
     if kind is None:
         raise UserError(f"{type(block).__name__} is not a layer any more; was the denoiser changed?")

@@ -16,25 +16,25 @@ from typing import Any
 
 import torch
 
-Rule = Callable[..., Any]
+BypassFunction = Callable[..., Any]
 
 
 @dataclass(frozen=True)
-class Kind:
+class LayerKind:
     """What is known of one class of block: the kind's name, its bypass, and which of its blocks have one."""
 
     name: str
-    bypass: Rule
+    bypass: BypassFunction
     removable: Callable[[torch.nn.Module], bool]
 
 
-_KINDS: dict[str, Kind] = {}
+_KINDS: dict[str, LayerKind] = {}
 
 
 def register_kind(
     module_class: type[torch.nn.Module],
     kind: str,
-    bypass: Rule | None = None,
+    bypass: BypassFunction | None = None,
     removable: Callable[[torch.nn.Module], bool] = lambda module: True,
 ) -> Any:
     """Make every block of a class, and of its subclasses, a layer.
@@ -53,11 +53,11 @@ def register_kind(
     """
     if bypass is None:
         return lambda function: register_kind(module_class, kind, function, removable)
-    _KINDS[_key(module_class)] = Kind(kind, bypass, removable)
+    _KINDS[_key(module_class)] = LayerKind(kind, bypass, removable)
     return bypass
 
 
-def kind_of(module: torch.nn.Module) -> Kind | None:
+def kind_of(module: torch.nn.Module) -> LayerKind | None:
     """The kind of a module, by its class or the nearest base class that is known; None: it is no layer."""
     keys = (_key(cls) for cls in type(module).__mro__)
     return next((_KINDS[key] for key in keys if key in _KINDS), None)
@@ -89,11 +89,11 @@ def _key(cls: type) -> str:
 
 def _diffusers(
     kind: str, *names: str, removable: Callable[[Any], bool] = lambda module: True
-) -> Callable[[Rule], Rule]:
+) -> Callable[[BypassFunction], BypassFunction]:
     """Decorator: the rule for these classes of diffusers."""
 
-    def register(bypass: Rule) -> Rule:
-        _KINDS.update({f"diffusers.{name}": Kind(kind, bypass, removable) for name in names})
+    def register(bypass: BypassFunction) -> BypassFunction:
+        _KINDS.update({f"diffusers.{name}": LayerKind(kind, bypass, removable) for name in names})
         return bypass
 
     return register

@@ -1,6 +1,6 @@
 """Which layers a denoiser has, in the order in which it runs them, and what each costs.
 
-Order and cost are found by running a twin of the denoiser once on the meta device: the same modules, weights
+Order and cost are found by running a meta_copy of the denoiser once on the meta device: the same modules, weights
 without memory. The denoiser itself is never run and never touched, so it may be on a GPU, offloaded,
 quantized.
 """
@@ -17,9 +17,9 @@ from torch.utils._pytree import tree_flatten
 from torch.utils.flop_counter import FlopCounterMode
 
 from autodiffusion_opt.errors import UserError
-from autodiffusion_opt.sampling.layers.inputs import make_inputs
-from autodiffusion_opt.sampling.layers.kinds import Kind, find_blocks, kind_of
-from autodiffusion_opt.sampling.layers.twin import make_twin, on_meta
+from autodiffusion_opt.sampling.layers.example_inputs import make_inputs
+from autodiffusion_opt.sampling.layers.kinds import LayerKind, find_blocks, kind_of
+from autodiffusion_opt.sampling.layers.meta_copy import make_meta_copy, on_meta
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class Layer:
 
 @dataclass(frozen=True)
 class _Listing:
-    """What one run of the twin showed."""
+    """What one run of the meta_copy showed."""
 
     layers: tuple[Layer, ...]
     total: int  # FLOPs of the whole forward
@@ -63,7 +63,7 @@ class _Listing:
     own: bool  # the inputs were made from the config, not given
 
 
-# Denoiser -> its last listing. A run of the twin costs 0.1 s to some seconds, and an install needs the order.
+# Denoiser -> its last listing. A run of the meta_copy costs 0.1 s to some seconds, and an install needs the order.
 _LISTINGS: weakref.WeakKeyDictionary[torch.nn.Module, _Listing] = weakref.WeakKeyDictionary()
 
 
@@ -72,7 +72,7 @@ def list_layers(denoiser: torch.nn.Module, inputs: Mapping[str, Any] | None = No
 
     Args:
         denoiser: a UNet or transformer of diffusers, or any module with blocks of a registered kind; may be
-            on the meta device. It is not run and not changed: a twin without weights is.
+            on the meta device. It is not run and not changed: a meta_copy without weights is.
         inputs: keyword arguments of the denoiser's ``forward``; only shapes count, where numbers do not steer
             the code. None: made from the config, batch 1, at the real sample size.
 
@@ -135,21 +135,21 @@ def _run(denoiser: torch.nn.Module, inputs: Mapping[str, Any], own: bool) -> _Li
             f"a denoiser must have layers of a known kind; {type(denoiser).__name__} has none: "
             "register its block's class with autodiffusion_opt.sampling.layers.register_kind"
         )
-    twin = make_twin(denoiser)
-    watches = {path: _Watch(path, block) for path, block in find_blocks(twin).items()}
-    order: list[_Watch] = []
+    meta_copy = make_meta_copy(denoiser)
+    recorders = {path: _BlockRecorder(path, block) for path, block in find_blocks(meta_copy).items()}
+    order: list[_BlockRecorder] = []
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        for watch in watches.values():
-            watch.hook(counter, order)
-        twin(**on_meta(inputs, twin))
-    extra = sum(watch.bypass_flops for watch in order)  # the bypasses were tried inside the same run
-    layers = tuple(watch.layer(index) for index, watch in enumerate(order))
+        for recorder in recorders.values():
+            recorder.hook(counter, order)
+        meta_copy(**on_meta(inputs, meta_copy))
+    extra = sum(recorder.bypass_flops for recorder in order)  # the bypasses were tried inside the same run
+    layers = tuple(recorder.layer(index) for index, recorder in enumerate(order))
     total = counter.get_total_flops() - extra
     return _Listing(layers, total, _signature(denoiser), _config_text(denoiser), own)
 
 
-class _Watch:
-    """Two hooks on one block of the twin: they count what it does, and try its bypass beside it."""
+class _BlockRecorder:
+    """Two hooks on one block of the meta_copy: they count what it does, and try its bypass beside it."""
 
     def __init__(self, path: str, block: torch.nn.Module) -> None:
         self.path, self.block = path, block
@@ -157,7 +157,7 @@ class _Watch:
         self.removable = self.kind.removable(block)
         self.flops = self.bypass_flops = 0
 
-    def hook(self, counter: FlopCounterMode, order: list[_Watch]) -> None:
+    def hook(self, counter: FlopCounterMode, order: list[_BlockRecorder]) -> None:
         """Count from now on; at its first call the block appends itself to the order."""
 
         def before(*_: Any) -> None:
@@ -186,7 +186,7 @@ class _Watch:
         return Layer(index, self.path, self.kind.name, self.flops, parameters, self.removable, self.bypass_flops)
 
 
-def _known_kind(block: torch.nn.Module) -> Kind:
+def _known_kind(block: torch.nn.Module) -> LayerKind:
     kind = kind_of(block)
     if kind is None:
         raise LookupError(f"{type(block).__name__} is no layer")  # find_blocks returns layers only

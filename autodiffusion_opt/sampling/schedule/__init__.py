@@ -1,7 +1,7 @@
 """Any time steps on any accepted diffusers scheduler, exactly as given, and off again without a trace.
 
 A **schedule** is a candidate's times on a scheduler object. :func:`install_schedule` puts it there; the
-pipeline then samples at these times, by the scheduler's own rule, as if diffusers had chosen them. Each of
+pipeline then samples at these times, by the scheduler's own spec, as if diffusers had chosen them. Each of
 the accepted schedulers is proved on uneven steps against an independent formula in float64; one that is not
 accepted is refused by name.
 
@@ -12,7 +12,7 @@ accepted is refused by name.
         schedule.remove()
 """
 
-from autodiffusion_opt.sampling.schedule.checks import (
+from autodiffusion_opt.sampling.schedule.queries import (
     accepted,
     calls,
     calls_per_step,
@@ -24,10 +24,10 @@ from autodiffusion_opt.sampling.schedule.checks import (
     takes_continuous,
     time_range,
 )
-from autodiffusion_opt.sampling.schedule.handle import Schedule, install_schedule
+from autodiffusion_opt.sampling.schedule.install import InstalledSchedule, install_schedule
 
 __all__ = [
-    "Schedule",
+    "InstalledSchedule",
     "accepted",
     "calls",
     "calls_per_step",

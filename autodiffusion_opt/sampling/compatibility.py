@@ -1,0 +1,138 @@
+"""Which schedulers a pipeline can run, and which arguments its call takes: found out before the first trial.
+
+diffusers lets any scheduler be put on any pipeline; some pairs raise in the middle of the call, others give images
+that are silently wrong.
+"""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import textwrap
+from collections.abc import Iterator, Mapping
+from functools import cache
+from typing import Any
+
+from autodiffusion_opt.errors import UserError, unknown_text
+
+# What a pipeline must do for a scheduler whose noise has not unit size (Euler, LMS, Heun: x = x_0 + σ ε).
+SCALING = ("init_noise_sigma", "scale_model_input")
+UNIT = "ddim, ddpm, dpmsolver++, unipc, deis ..."
+# Arguments that are not the user's to give, and where what they say belongs.
+RESERVED = {
+    "num_inference_steps": "the candidate says how many steps there are",
+    "timesteps": "the candidate has the times",
+    "sigmas": "the candidate has the times",
+    "generator": "each image has its own, from the objective's seed",
+    "latents": "each image has its own noise, from the objective's seed",
+    "output_type": "images are tensors here",
+    "return_dict": "images are tensors here",
+    "batch_size": "set micro_batch in [pipeline]",
+    "num_images_per_prompt": "one image has one condition",
+    "prompt": 'set kind = "prompts" in [conditions]',
+    "negative_prompt": "set it in [conditions]",
+    "class_labels": 'set kind = "labels" in [conditions]',
+}
+
+
+def check_compatible(pipeline: Any) -> None:
+    """Raises UserError for a scheduler that this pipeline's call cannot run, or runs wrongly."""
+    scheduler, name = pipeline.scheduler, type(pipeline).__name__
+    kind: Any = type(pipeline)
+    source = _source(kind)
+    if source is None:
+        return
+    _check_scaling(scheduler, name, source)
+    _check_sigmas(scheduler, name, source)
+    takes = inspect.signature(scheduler.step).parameters
+    missing = sorted(_step_keywords(kind) - set(takes))
+    if missing and not any(one.kind is one.VAR_KEYWORD for one in takes.values()):
+        raise UserError(
+            f"{name} gives its scheduler's step {', '.join(missing)}, which {type(scheduler).__name__} does not "
+            "take: use ddim or ddpm"
+        )
+
+
+def _check_scaling(scheduler: Any, name: str, source: str) -> None:
+    if abs(float(getattr(scheduler, "init_noise_sigma", 1.0)) - 1) < 1e-3:
+        return
+    missing = [step for step in SCALING if step not in source]
+    if missing:
+        raise UserError(
+            f"{type(scheduler).__name__} needs a pipeline that applies {' and '.join(missing)}, and {name} does not: "
+            f"its images would be wrong. Use a scheduler whose noise has unit size ({UNIT})"
+        )
+
+
+def _check_sigmas(scheduler: Any, name: str, source: str) -> None:
+    """Flux computes sigmas of its own and hands them over, unless the scheduler says use_flow_sigmas."""
+    if "sigmas = np.linspace" not in source or getattr(scheduler.config, "use_flow_sigmas", False):
+        return
+    if "sigmas" not in inspect.signature(scheduler.set_timesteps).parameters:
+        raise UserError(
+            f"{name} gives its scheduler sigmas, which {type(scheduler).__name__} does not take: use flow-euler, or "
+            'unipc with scheduler_settings = {use_flow_sigmas = true, prediction_type = "flow_prediction"}'
+        )
+
+
+def check_replacement(before: Any, after: Any) -> None:
+    """Raises UserError where a model made for one kind of noise would be given another by its new scheduler."""
+    own, new = _noise(before), _noise(after)
+    if own == "other":
+        raise UserError(
+            f"{type(before).__name__} (consistency models, EDM) counts its times on a noise scale of its own: no "
+            "accepted scheduler can run this model"
+        )
+    if own != new:
+        raise UserError(
+            f"the model is made for {type(before).__name__} ({own}); {type(after).__name__} as configured is for "
+            f"{new}: choose another scheduler, or set use_flow_sigmas in scheduler_settings"
+        )
+
+
+def _noise(scheduler: Any) -> str:
+    config = scheduler.config
+    if "FlowMatch" in type(scheduler).__name__ or config.get("use_flow_sigmas"):
+        return "flow matching"
+    return "variance preserving diffusion" if hasattr(scheduler, "alphas_cumprod") else "other"
+
+
+def check_call(pipeline: Any, call: Mapping[str, Any]) -> None:
+    """Raises UserError for arguments of ``[pipeline.call]`` that the call does not take, or that are set elsewhere."""
+    allowed = [name for name in inspect.signature(type(pipeline).__call__).parameters if name != "self"]
+    free = [name for name in allowed if name not in RESERVED and name != "kwargs"]
+    for name in call:
+        if name in RESERVED:
+            raise UserError(f"call: {name} cannot be set here: {RESERVED[name]}")
+        if name not in allowed:
+            raise UserError(unknown_text(f"call: an argument of {type(pipeline).__name__}", name, free))
+
+
+def _classes(kind: type) -> Iterator[type]:
+    """The pipeline's class and those above it, below diffusers' common base."""
+    for one in kind.__mro__:
+        if one.__name__ == "DiffusionPipeline":
+            return
+        yield one
+
+
+@cache
+def _source(kind: Any) -> str | None:
+    """The text of the class that defines the call, with what it inherits; None where there is none to read."""
+    try:
+        return "\n".join(inspect.getsource(one) for one in _classes(kind))
+    except (OSError, TypeError):
+        return None
+
+
+@cache
+def _step_keywords(kind: Any) -> set[str]:
+    """The keywords that the pipeline's call gives ``self.scheduler.step`` by name, whatever the scheduler."""
+    tree = ast.parse(textwrap.dedent(inspect.getsource(inspect.unwrap(kind.__call__))))
+    return {
+        keyword.arg
+        for call in ast.walk(tree)
+        if isinstance(call, ast.Call) and ast.unparse(call.func) == "self.scheduler.step"
+        for keyword in call.keywords
+        if keyword.arg is not None
+    }

@@ -1,0 +1,229 @@
+"""Load a diffusers pipeline: model, scheduler, device, type of numbers, and what saves memory or time."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import io
+import logging
+import warnings
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from autodiffusion_opt.errors import UserError, nearest, unknown
+from autodiffusion_opt.sampling.compatibility import check_compatible, check_replacement
+from autodiffusion_opt.sampling.schedule import (
+    accepted,
+    check_scheduler,
+)
+from autodiffusion_opt.space.definitions import PipelineConfig
+from autodiffusion_opt.zoo import EMBEDDED
+
+# Short names of schedulers, for definitions.
+SHORT_NAMES = {
+    "ddim": "DDIMScheduler",
+    "ddpm": "DDPMScheduler",
+    "plms": "PNDMScheduler",
+    "pndm": "PNDMScheduler",
+    "dpmsolver++": "DPMSolverMultistepScheduler",
+    "dpmsolver-singlestep": "DPMSolverSinglestepScheduler",
+    "unipc": "UniPCMultistepScheduler",
+    "deis": "DEISMultistepScheduler",
+    "lms": "LMSDiscreteScheduler",
+    "euler": "EulerDiscreteScheduler",
+    "euler-ancestral": "EulerAncestralDiscreteScheduler",
+    "heun": "HeunDiscreteScheduler",
+    "flow-euler": "FlowMatchEulerDiscreteScheduler",
+    "flow-heun": "FlowMatchHeunDiscreteScheduler",
+    "lcm": "LCMScheduler",
+    "tcd": "TCDScheduler",
+}
+# Settings that a short name implies: PLMS is PNDM without its Runge-Kutta start.
+IMPLIED: dict[str, dict[str, Any]] = {"plms": {"skip_prk_steps": True}}
+DENOISERS = ("unet", "transformer")
+
+
+def load_pipeline(
+    model: str,
+    *,
+    scheduler: str | None = None,
+    scheduler_settings: Mapping[str, Any] | None = None,
+    revision: str | None = None,
+    variant: str | None = None,
+    dtype: str = "float32",
+    device: str = "auto",
+) -> Any:
+    """A diffusers pipeline, ready to generate, its safety checker off and its progress bar silent.
+
+    Args:
+        model: an embedded name (``digits``), a folder that holds a ``model_index.json``, or a hub id.
+        scheduler: a scheduler's class name or short name (``ddim``, ``dpmsolver++`` ...); None: the model's own.
+        scheduler_settings: keys of the scheduler's configuration to change.
+        revision: the hub commit, tag or branch.
+        variant: the file variant (``fp16``).
+        dtype: ``float32``, ``float16`` or ``bfloat16``.
+        device: ``auto`` (the first GPU, else the CPU) or a torch device.
+
+    Raises:
+        UserError: for a model that is not there, or a scheduler that is unknown or not accepted.
+    """
+    pipeline = _read(model, revision, variant, getattr(torch, dtype))
+    if scheduler is not None or scheduler_settings:
+        before = pipeline.scheduler
+        pipeline.scheduler = _other_scheduler(before, scheduler, scheduler_settings or {})
+        check_replacement(before, pipeline.scheduler)
+    check_scheduler(pipeline.scheduler)
+    check_compatible(pipeline)
+    denoiser_of(pipeline)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline.to(pick_device(device))
+
+
+def load_definition(table: PipelineConfig) -> Any:
+    """The pipeline of a definition's table ``[pipeline]``, with all its settings. Raises UserError."""
+    pipeline = load_pipeline(
+        table.model,
+        scheduler=table.scheduler,
+        scheduler_settings=table.scheduler_settings,
+        revision=table.revision,
+        variant=table.variant,
+        dtype=table.dtype,
+        device="cpu" if table.offload else table.device,
+    )
+    denoiser = denoiser_of(pipeline)
+    if table.channels_last:
+        denoiser.to(memory_format=torch.channels_last)
+    if table.attention_slicing:
+        pipeline.enable_attention_slicing()
+        if hasattr(getattr(pipeline, "vae", None), "enable_slicing"):
+            pipeline.vae.enable_slicing()
+    if table.offload:
+        _offload(pipeline, table.device)
+    if table.compile:
+        denoiser.compile()
+    return pipeline
+
+
+def _offload(pipeline: Any, device: str) -> None:
+    try:
+        pipeline.enable_model_cpu_offload(device=pick_device(device))
+    except (ImportError, RuntimeError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"offload = true needs a GPU and accelerate (pip install accelerate): {reason}") from None
+
+
+def pick_device(device: str) -> torch.device:
+    """``auto`` or a torch device's name, as a device that is there. Raises UserError."""
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        found = torch.device(device)
+        torch.empty(0, device=found)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(
+            f"device must be auto, cpu, or a GPU that is there (cuda, cuda:1); got {device!r}: {reason}"
+        ) from None
+    return found
+
+
+def model_folder(model: str) -> Path | None:
+    """The folder of an embedded model or a local one; None for a hub id. Raises UserError for a path that is wrong."""
+    if model in EMBEDDED:
+        return EMBEDDED[model]
+    path = Path(model).expanduser()
+    if path.is_dir():
+        if not (path / "model_index.json").is_file():
+            raise UserError(f"model: the folder {model} must hold a model_index.json, as save_pretrained writes it")
+        return path
+    if model.startswith((".", "/", "~")) or model.count("/") != 1:
+        names = ", ".join(sorted(EMBEDDED))
+        raise UserError(
+            f"model must be an embedded name ({names}), a folder with a model_index.json, or a hub id "
+            f"(owner/name); got {model!r}.{nearest(model, EMBEDDED)}"
+        )
+    return None
+
+
+def _read(model: str, revision: str | None, variant: str | None, dtype: torch.dtype) -> Any:
+    from diffusers import DiffusionPipeline
+
+    folder = model_folder(model)
+    hub = {} if folder else {"revision": revision, "variant": variant}
+    try:
+        with _quiet() if folder else contextlib.nullcontext():  # a download shows the hub's own bars
+            # use_safetensors: a pickle from a download is never opened.
+            found = DiffusionPipeline.from_pretrained(folder or model, torch_dtype=dtype, use_safetensors=True, **hub)
+    except Exception as error:  # of an unknown class, a missing part, broken weights: each has an error of its own
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UserError(f"model {model!r} cannot be loaded: {reason}") from error
+    return _cast(_plain(found), dtype)
+
+
+def _cast(pipeline: Any, dtype: torch.dtype) -> Any:
+    """Without accelerate, diffusers 0.42 leaves SD3's denoiser in float32 whatever it is asked for."""
+    denoiser = denoiser_of(pipeline)
+    if dtype not in {weight.dtype for weight in denoiser.parameters()}:
+        denoiser.to(dtype)
+    return pipeline
+
+
+def _plain(pipeline: Any) -> Any:
+    """Without what changes or hides images: the safety checker, SDXL's watermark."""
+    if getattr(pipeline, "safety_checker", None) is not None:
+        pipeline.safety_checker = None
+    if "requires_safety_checker" in pipeline.config:
+        pipeline.register_to_config(requires_safety_checker=False)
+    if getattr(pipeline, "watermark", None) is not None:
+        pipeline.watermark = None
+    return pipeline
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """No bars and no advice while a pipeline is read: stdout and stderr are the command line's."""
+    logger = logging.getLogger("diffusers")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
+        warnings.simplefilter("ignore")
+        try:
+            yield
+        finally:
+            logger.setLevel(level)
+
+
+def _other_scheduler(current: Any, name: str | None, settings: Mapping[str, Any]) -> Any:
+    kind: Any = type(current) if name is None else scheduler_class(name)
+    allowed = _config_keys(kind)
+    for key in settings:
+        if key not in allowed:
+            raise unknown(f"a scheduler_settings key of {kind.__name__}", key, allowed)
+    return kind.from_config(current.config, **{**IMPLIED.get((name or "").lower(), {}), **settings})
+
+
+def _config_keys(kind: type) -> list[str]:
+    import inspect
+
+    return [name for name in inspect.signature(kind.__init__).parameters if name != "self"]  # type: ignore[misc]
+
+
+def scheduler_class(name: str) -> type:
+    """A scheduler's class by class name or short name. Raises UserError with the nearest match."""
+    full = SHORT_NAMES.get(name.lower(), name)
+    if full not in accepted():
+        raise unknown("scheduler", name, [*SHORT_NAMES, *accepted()])
+    found: type = getattr(importlib.import_module("diffusers"), full)
+    return found
+
+
+def denoiser_of(pipeline: Any) -> Any:
+    """The network that is called at each step. Raises UserError for a pipeline without one."""
+    for name in DENOISERS:
+        found = getattr(pipeline, name, None)
+        if found is not None:
+            return found
+    raise UserError(f"a pipeline must have one of {', '.join(DENOISERS)}; {type(pipeline).__name__} has neither")

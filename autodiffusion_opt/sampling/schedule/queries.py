@@ -1,0 +1,156 @@
+"""What can be asked of a scheduler before times are put on it."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import math
+import numbers
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from autodiffusion_opt.errors import UserError
+from autodiffusion_opt.sampling.schedule.noise import Floats, times_of, training_sigmas
+from autodiffusion_opt.sampling.schedule.specs import SPECS, SchedulerSpec, called_times, is_flow, spec_of
+
+# Where a scheduler that times are installed on keeps its schedule.
+KEY = "_autodiffusion_schedule"
+
+
+def accepted() -> tuple[str, ...]:
+    """The names of the scheduler classes that take times, in alphabetical order."""
+    return tuple(sorted(SPECS))
+
+
+def check_scheduler(scheduler: Any) -> None:
+    """Raises UserError for a scheduler that does not take times, with the list of those that do."""
+    spec_of(scheduler)
+
+
+def calls_per_step(scheduler: Any) -> int:
+    """Denoiser calls that one step makes: 2 for Heun's method (1 in its last step), else 1; see `nfe`."""
+    return 2 if spec_of(scheduler).layout == "heun" else 1
+
+
+def nfe(scheduler: Any, steps: int) -> int:
+    """Denoiser calls (number of function evaluations) of that many steps: Heun 2N-1, PNDM N+1, else N."""
+    return len(called_times(range(steps), spec_of(scheduler).layout))
+
+
+def calls(scheduler: Any, steps: int) -> tuple[int, ...]:
+    """Denoiser calls at each of that many steps, noise to image; they add up to :func:`nfe`."""
+    called = called_times(range(steps), spec_of(scheduler).layout)
+    return tuple(called.count(step) for step in range(steps))
+
+
+def takes_continuous(scheduler: Any) -> bool:
+    """Whether times between integers may be given. LCM and TCD are distilled at integer times."""
+    return spec_of(scheduler).continuous
+
+
+def time_range(scheduler: Any) -> tuple[float, float]:
+    """The lowest and the highest time that may be given: 0 .. T-1; flow matching: 0 .. T, but not 0."""
+    if is_flow(scheduler, spec_of(scheduler)):
+        return 0.0, float(scheduler.config.num_train_timesteps)
+    return 0.0, float(len(scheduler.alphas_cumprod) - 1)
+
+
+def check_times(scheduler: Any, times: Sequence[float]) -> None:
+    """Raises UserError for times that the scheduler cannot take; the message says all that is wrong."""
+    listed = [_number(time) for time in times]
+    problems = [] if listed else ["at least one time must be given"]
+    problems += _range_problems(scheduler, listed) + _order_problems(listed)
+    broken = [time for time in listed if not time.is_integer()]
+    if broken and not takes_continuous(scheduler):
+        problems.append(f"{type(scheduler).__name__} takes integer times; got {broken[0]:g}: round it")
+    if problems:
+        raise UserError("; ".join(problems))
+
+
+def sigmas_of(scheduler: Any) -> Floats | None:
+    """σ_t = √((1-ᾱ_t)/ᾱ_t) at the training times, ascending; shape (T,), float64. None for flow matching."""
+    return None if is_flow(scheduler, spec_of(scheduler)) else training_sigmas(scheduler)
+
+
+def default_times(scheduler: Any, steps: int, *, mu: float | None = None) -> tuple[float, ...]:
+    """diffusers' own times for that many steps, as its ``set_timesteps`` makes them; nothing is changed.
+
+    Args:
+        scheduler: an accepted scheduler.
+        steps: how many; some spacings make one more or fewer of it.
+        mu: for dynamic shifting, the shift that goes with the image's size; ``max_shift`` if not given.
+
+    Raises:
+        UserError: for a scheduler that is not accepted, or a number of steps that it does not have.
+    """
+    spec = spec_of(scheduler)
+    if steps < 1:
+        raise UserError(f"steps must be 1 or more; got {steps}")
+    copied = untouched(scheduler)
+    options = {}
+    if getattr(copied.config, "use_dynamic_shifting", False):
+        options["mu"] = getattr(copied.config, "max_shift", 1.15) if mu is None else mu
+    with warnings.catch_warnings():  # diffusers' own, about NumPy
+        warnings.simplefilter("ignore", DeprecationWarning)
+        try:
+            copied.set_timesteps(steps, **options)
+        except ValueError as error:
+            raise UserError(f"{type(copied).__name__} has no default times for {steps} steps: {error}") from error
+    if is_flow(copied, spec) and not spec.flow:  # diffusers cuts these timesteps to integers, not their sigmas
+        called = (copied.sigmas[:-1].double() * copied.config.num_train_timesteps).tolist()
+    else:
+        called = copied.timesteps.double().tolist()
+    kept = called if spec.layout == "once" else list(dict.fromkeys(called))  # others call a time twice
+    return tuple(_distinct(copied, spec, kept))
+
+
+def untouched(scheduler: Any) -> Any:
+    """A copy of the scheduler as diffusers made it: without a schedule, sharing nothing with it."""
+    state = copy.deepcopy(vars(scheduler))
+    if KEY in state:
+        state = state[KEY]._before
+    copied = object.__new__(type(scheduler))
+    vars(copied).update(state)
+    return copied
+
+
+def _distinct(copied: Any, spec: SchedulerSpec, times: list[float]) -> list[float]:
+    """Karras' and similar sigmas round to one time twice; then the times that the sigmas stand for."""
+    low, high = 0.0, float(copied.config.num_train_timesteps - (not is_flow(copied, spec)))
+    if _order_problems(times) and spec.last is not None and spec.layout == "once" and not is_flow(copied, spec):
+        times = times_of(copied, copied.sigmas[: len(times)].double().numpy(), spec.between).tolist()
+    return [min(max(time, low), high) for time in times]
+
+
+def _range_problems(scheduler: Any, times: list[float]) -> list[str]:
+    low, high = time_range(scheduler)
+    open_below = is_flow(scheduler, spec_of(scheduler))
+    outside = [time for time in times if not low <= time <= high or (open_below and time == low)]
+    if not outside:
+        return []
+    bounds = f"{'above' if open_below else 'from'} {low:g} to {high:g}"
+    return [f"times must lie {bounds} for this model; got {', '.join(f'{time:g}' for time in outside)}"]
+
+
+def _order_problems(times: list[float]) -> list[str]:
+    """float32 is what the scheduler and the model see of a time."""
+    for one, other in itertools.pairwise(np.array(times, dtype=np.float32).tolist()):
+        if one == other:
+            return [f"times must be distinct in float32; got {one:g} twice: remove one of them"]
+        if one < other:
+            return [f"times must go from noise to image, downwards; got {one:g} before {other:g}: sort them"]
+    return []
+
+
+def _number(time: Any) -> float:
+    if isinstance(time, bool) or not isinstance(time, numbers.Real) or not math.isfinite(time):
+        raise UserError(f"a time must be a finite number; got {time!r}")
+    return float(time)
+
+
+def plural(count: int, noun: str) -> str:
+    """``1 time``, ``4 times``."""
+    return f"{count} {noun}" + "s" * (count != 1)

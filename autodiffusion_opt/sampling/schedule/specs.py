@@ -1,0 +1,245 @@
+"""The accepted schedulers: one entry each, with what is particular to it.
+
+To add one: a line in :data:`SPECS`, and an entry in ``tests/sampling/test_schedule.py`` that proves it on
+uneven steps against a formula of its own. One that is not listed is refused by name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from autodiffusion_opt.errors import UserError, unknown
+from autodiffusion_opt.sampling.schedule import steps
+from autodiffusion_opt.sampling.schedule.noise import Between, Floats, first_sigma, sigmas_at
+
+if TYPE_CHECKING:
+    from autodiffusion_opt.sampling.schedule.install import InstalledSchedule
+
+Layout = Literal["once", "heun", "plms"]
+# Where a flow starts at pure noise, log(1-σ) is -∞; diffusers' UniPC stops as far short of it.
+MOST_FLOW_SIGMA = 1 - 1e-6
+
+
+@dataclass(frozen=True)
+class SchedulerSpec:
+    """How one scheduler class takes times.
+
+    Attributes:
+        integer: diffusers keeps its ``timesteps`` as int64.
+        continuous: the times may lie between integers.
+        between: how σ is read between two integer times.
+        last: σ after the last step, from the scheduler; None for a scheduler that works on ᾱ.
+        layout: how often each time is called (``heun``: 2N-1 calls, ``plms``: N+1).
+        flow: flow matching, σ = t/T.
+        fresh: sets what the scheduler remembers between steps to how it is before the first.
+        methods: methods replaced by ours, ``f(scheduler, schedule, ...)``; without ``step``, diffusers' own.
+        objection: why a scheduler of this class, as it is configured, cannot be accepted; None if it can.
+    """
+
+    integer: bool = True
+    continuous: bool = True
+    between: Between = "log"
+    last: Callable[[Any], float] | None = None
+    layout: Layout = "once"
+    flow: bool = False
+    fresh: Callable[[Any, InstalledSchedule], None] = lambda scheduler, schedule: None
+    methods: dict[str, Callable[..., Any]] = field(default_factory=dict)
+    objection: Callable[[Any], str | None] = lambda scheduler: None
+
+
+def _zero(scheduler: Any) -> float:
+    return 0.0
+
+
+def _configured_last(scheduler: Any) -> float:
+    """``final_sigmas_type``: 0, or the least noise that the model was trained at."""
+    kind = scheduler.config.final_sigmas_type
+    if kind not in ("zero", "sigma_min"):
+        raise UserError(f"final_sigmas_type must be zero or sigma_min; got {kind!r}")
+    return 0.0 if kind == "zero" else first_sigma(scheduler)
+
+
+def _fresh_multistep(scheduler: Any, schedule: InstalledSchedule) -> None:
+    scheduler.model_outputs = [None] * scheduler.config.solver_order
+    scheduler.lower_order_nums = 0
+
+
+def _fresh_unipc(scheduler: Any, schedule: InstalledSchedule) -> None:
+    _fresh_multistep(scheduler, schedule)
+    scheduler.timestep_list = [None] * scheduler.config.solver_order
+    scheduler.last_sample = None
+
+
+def _fresh_singlestep(scheduler: Any, schedule: InstalledSchedule) -> None:
+    scheduler.model_outputs = [None] * scheduler.config.solver_order
+    scheduler.sample = None
+    scheduler.order_list = singlestep_orders(scheduler.config, len(schedule.times))
+
+
+def singlestep_orders(config: Any, count: int) -> list[int]:
+    """The order of each step: 1, 2, .., k, 1, 2, .., k, ..; the last is 1 if it would be k or goes to 0.
+
+    https://arxiv.org/abs/2206.00927, section 3.3: a block of k calls is one step of order k.
+    """
+    order = config.solver_order
+    orders = [index % order + 1 for index in range(count)]
+    whole = not config.lower_order_final and count % order == 0
+    if config.final_sigmas_type == "zero" or (orders[-1] == order and not whole):
+        orders[-1] = 1
+    return orders
+
+
+def _fresh_derivatives(scheduler: Any, schedule: InstalledSchedule) -> None:
+    scheduler.derivatives = []
+
+
+def _fresh_heun(scheduler: Any, schedule: InstalledSchedule) -> None:
+    scheduler.prev_derivative = None
+    scheduler.dt = None
+
+
+def _fresh_plms(scheduler: Any, schedule: InstalledSchedule) -> None:
+    scheduler.prk_timesteps = np.array([])
+    scheduler.plms_timesteps = np.array(called_times(schedule.times, "plms"))
+    scheduler._timesteps = np.array(schedule.times[::-1])
+    scheduler.ets = []
+    scheduler.counter = 0
+    scheduler.cur_model_output = 0
+    scheduler.cur_sample = None
+
+
+def _fresh_custom(scheduler: Any, schedule: InstalledSchedule) -> None:
+    scheduler.custom_timesteps = True
+
+
+def _pndm_objection(scheduler: Any) -> str | None:
+    if scheduler.config.skip_prk_steps:
+        return None
+    return "needs skip_prk_steps=True: its Runge-Kutta start has times of its own, between those given"
+
+
+def _continuous_v_objection(scheduler: Any) -> str | None:
+    config = scheduler.config
+    if config.timestep_type != "continuous" or config.prediction_type != "v_prediction":
+        return None
+    return "with timestep_type='continuous' counts its times in log σ, not in the model's time steps"
+
+
+def _deis_objection(scheduler: Any) -> str | None:
+    if not scheduler.config.use_flow_sigmas:
+        return None
+    return "with use_flow_sigmas=True leaves noise in the image: use UniPCMultistepScheduler"
+
+
+def _dpm_objection(scheduler: Any) -> str | None:
+    config = scheduler.config
+    if not config.use_flow_sigmas or config.final_sigmas_type == "zero":
+        return None
+    return "with use_flow_sigmas=True needs final_sigmas_type='zero': it leaves noise in the image otherwise"
+
+
+def _unipc_objection(scheduler: Any) -> str | None:
+    config = scheduler.config
+    to_zero = config.final_sigmas_type == "zero" or config.use_flow_sigmas
+    if scheduler.solver_p is not None:
+        return "with solver_p is two schedulers: leave solver_p out"
+    if to_zero and not (scheduler.predict_x0 and config.lower_order_final):
+        setting = "predict_x0=False" if not scheduler.predict_x0 else "lower_order_final=False"
+        return f"with {setting} divides by zero at σ = 0: set final_sigmas_type='sigma_min'"
+    return None
+
+
+def _invert_objection(scheduler: Any) -> str | None:
+    return "with invert_sigmas=True runs time the other way round" if scheduler.config.invert_sigmas else None
+
+
+_DDIM = SchedulerSpec(
+    methods={
+        "step": steps.ddim_step,
+        "add_noise": steps.add_noise,
+        "scale_model_input": steps.scale_model_input,
+    }
+)
+_DDPM = SchedulerSpec(
+    fresh=_fresh_custom,
+    methods={
+        "step": steps.ddpm_step,
+        "add_noise": steps.add_noise,
+        "scale_model_input": steps.scale_model_input,
+    },
+)
+_PNDM = SchedulerSpec(
+    layout="plms",
+    fresh=_fresh_plms,
+    methods={"step": steps.pndm_step, "add_noise": steps.add_noise},
+    objection=_pndm_objection,
+)
+_CONSISTENCY = SchedulerSpec(continuous=False, fresh=_fresh_custom)  # distilled at integer times
+
+SPECS: dict[str, SchedulerSpec] = {
+    "DDIMScheduler": _DDIM,
+    "DDPMScheduler": _DDPM,
+    "DEISMultistepScheduler": SchedulerSpec(last=first_sigma, fresh=_fresh_multistep, objection=_deis_objection),
+    "DPMSolverMultistepScheduler": SchedulerSpec(last=_configured_last, fresh=_fresh_multistep, objection=_dpm_objection),
+    "DPMSolverSinglestepScheduler": SchedulerSpec(last=_configured_last, fresh=_fresh_singlestep, objection=_dpm_objection),
+    "EulerAncestralDiscreteScheduler": SchedulerSpec(integer=False, between="linear", last=_zero),
+    "EulerDiscreteScheduler": SchedulerSpec(
+        integer=False, between="linear", last=_configured_last, objection=_continuous_v_objection
+    ),
+    "FlowMatchEulerDiscreteScheduler": SchedulerSpec(integer=False, last=_zero, flow=True, objection=_invert_objection),
+    "FlowMatchHeunDiscreteScheduler": SchedulerSpec(integer=False, last=_zero, flow=True, layout="heun", fresh=_fresh_heun),
+    "HeunDiscreteScheduler": SchedulerSpec(integer=False, between="linear", last=_zero, layout="heun", fresh=_fresh_heun),
+    "LCMScheduler": _CONSISTENCY,
+    "LMSDiscreteScheduler": SchedulerSpec(integer=False, between="linear", last=_zero, fresh=_fresh_derivatives),
+    "PNDMScheduler": _PNDM,
+    "TCDScheduler": _CONSISTENCY,
+    "UniPCMultistepScheduler": SchedulerSpec(last=_configured_last, fresh=_fresh_unipc, objection=_unipc_objection),
+}
+
+
+def spec_of(scheduler: Any) -> SchedulerSpec:
+    """The scheduler's spec. Raises UserError for a class, or a configuration of it, that is not accepted."""
+    name = type(scheduler).__name__
+    if name not in SPECS:
+        raise unknown("the scheduler", name, SPECS)
+    objection = SPECS[name].objection(scheduler)
+    if objection:
+        raise UserError(f"{name} {objection}")
+    return SPECS[name]
+
+
+def is_flow(scheduler: Any, spec: SchedulerSpec) -> bool:
+    """Whether the model is a flow matching one, also under a solver for both (``use_flow_sigmas``)."""
+    return spec.flow or bool(getattr(scheduler.config, "use_flow_sigmas", False))
+
+
+def called_times(times: Sequence[float], layout: Layout) -> tuple[float, ...]:
+    """The time of each call of the denoiser, in order.
+
+    Heun evaluates the slope at both ends of each step but the last. PLMS makes its first step twice.
+    """
+    first, rest = times[:1], times[1:]
+    if layout == "heun":
+        return (*first, *(time for time in rest for _ in range(2)))
+    if layout == "plms":
+        return (*first, *rest[:1], *rest)
+    return tuple(times)
+
+
+def called_sigmas(scheduler: Any, spec: SchedulerSpec, times: Sequence[float]) -> Floats:
+    """σ of each call, then σ after the last step, in the layout that diffusers' ``step`` reads."""
+    assert spec.last is not None
+    if is_flow(scheduler, spec):
+        sigmas = np.array(times, dtype=np.float64) / scheduler.config.num_train_timesteps
+        last = 0.0
+        if not spec.flow:
+            sigmas = sigmas.clip(max=MOST_FLOW_SIGMA)
+    else:
+        sigmas = sigmas_at(scheduler, times, spec.between)
+        last = spec.last(scheduler)
+    inner = np.repeat(sigmas[1:], 2 if spec.layout == "heun" else 1)
+    return np.concatenate([sigmas[:1], inner, [last]])

@@ -1,0 +1,196 @@
+"""References: computed once, kept under a content hash, and messages for what is none."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from autodiffusion_opt import UserError
+from autodiffusion_opt.objective.references import cache_folder, load_reference, measure, read_statistics
+
+
+class Counting:
+    """Mean and deviation of each image's pixels, and how often it was asked."""
+
+    def __init__(self, identity: str = "counting-1") -> None:
+        self.identity = identity
+        self.images = 0
+
+    def __call__(self, images: torch.Tensor) -> np.ndarray[Any, np.dtype[np.float32]]:
+        self.images += len(images)
+        wide = images.float().flatten(1)
+        return torch.stack([wide.mean(1), wide.std(1)], dim=1).numpy()
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("AUTODIFFUSION_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    place = tmp_path / "images"
+    (place / "more").mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    for index in range(5):
+        array = rng.integers(0, 255, (6, 6) if index % 2 else (6, 6, 3), dtype=np.uint8)
+        Image.fromarray(array).save(place / ("more" if index > 2 else ".") / f"{index}.png")
+    (place / "notes.txt").write_text("no image")
+    return place
+
+
+def test_the_second_load_computes_nothing(folder: Path, cache: Path) -> None:
+    first, second = Counting(), Counting()
+    one, other = (load_reference(str(folder), extractor).statistics for extractor in (first, second))
+    assert (first.images, second.images) == (5, 0)
+    assert one.count == other.count == 5
+    np.testing.assert_array_equal(one.mean, other.mean)
+    np.testing.assert_array_equal(one.covariance, other.covariance)
+    assert [path.suffix for path in cache.iterdir()] == [".npz"]
+
+
+def test_it_tells_what_it_reads_and_measures(folder: Path) -> None:
+    told: list[tuple[str, int, int]] = []
+    load_reference(str(folder), Counting(), progress=lambda *what: told.append(what))
+    assert told[:5] == [("reading reference", done, 5) for done in range(1, 6)]
+    assert {what for what, _, _ in told[5:]} == {"measuring reference"}
+    assert told[-1] == ("measuring reference", 5, 5)
+    del told[:]
+    load_reference(str(folder), Counting(), progress=lambda *what: told.append(what))
+    assert {what for what, _, _ in told} == {"reading reference"}
+
+
+def test_it_is_what_the_images_give(folder: Path) -> None:
+    arrays = [np.array(Image.open(path)) for path in sorted(folder.rglob("*.png"))]
+    pixels = [torch.from_numpy(a)[None] if a.ndim == 2 else torch.from_numpy(a).permute(2, 0, 1) for a in arrays]
+    wanted = np.concatenate([Counting()(image[None]) for image in pixels]).astype(np.float64)
+    found = load_reference(str(folder), Counting()).statistics
+    np.testing.assert_allclose(found.mean, wanted.mean(0), rtol=1e-9)
+    np.testing.assert_allclose(found.covariance, np.cov(wanted, rowvar=False), rtol=1e-6)
+
+
+@pytest.mark.parametrize("change", ["pixels", "added", "gone", "extractor"])
+def test_whatever_changed_it_is_computed_again(change: str, folder: Path) -> None:
+    before = load_reference(str(folder), Counting())
+    extractor = Counting("counting-2" if change == "extractor" else "counting-1")
+    if change == "pixels":
+        stamp = (folder / "0.png").stat()
+        Image.fromarray(np.zeros((6, 6), np.uint8)).save(folder / "0.png")
+        os.utime(folder / "0.png", ns=(stamp.st_atime_ns, stamp.st_mtime_ns))
+    elif change == "added":
+        Image.fromarray(np.zeros((6, 6), np.uint8)).save(folder / "9.png")
+    elif change == "gone":
+        (folder / "0.png").unlink()
+    found = load_reference(str(folder), extractor)
+    assert extractor.images == found.statistics.count == {"added": 6, "gone": 4}.get(change, 5)
+    assert found.identity != before.identity
+
+
+def test_the_folder_may_move(folder: Path, tmp_path: Path) -> None:
+    before = load_reference(str(folder), Counting())
+    moved, extractor = folder.rename(tmp_path / "elsewhere"), Counting()
+    assert load_reference(str(moved), extractor).identity == before.identity
+    assert extractor.images == 0
+
+
+def test_digits_are_cached(cache: Path) -> None:
+    first, second = Counting(), Counting()
+    assert load_reference("digits", first).statistics.count == 1797
+    load_reference("digits", second)
+    assert (first.images, second.images) == (1797, 0)
+
+
+def test_relative_to_the_file_that_names_it(folder: Path, tmp_path: Path) -> None:
+    assert load_reference("images", Counting(), tmp_path).statistics.count == 5
+    with pytest.raises(UserError, match=r"'images' is not there"):
+        load_reference("images", Counting())
+
+
+def test_statistics_of_the_literature(tmp_path: Path) -> None:
+    path, extractor = tmp_path / "stats.npz", Counting()
+    np.savez(path, mu=np.arange(3, dtype=np.float32), sigma=np.eye(3))
+    reference = load_reference(str(path), extractor)
+    found = reference.statistics
+    np.testing.assert_array_equal(found.mean, [0, 1, 2])
+    assert (found.mean.dtype, found.covariance.dtype, found.count) == (np.float64, np.float64, 0)
+    assert extractor.images == 0
+    assert load_reference(str(path), Counting("counting-2")).identity != reference.identity
+    np.savez(path, mu=np.arange(3, dtype=np.float32), sigma=2 * np.eye(3))
+    assert load_reference(str(path), extractor).identity != reference.identity
+
+
+def wrong_files() -> dict[str, Any]:
+    """What a name.npz may hold beside statistics -> part of the message."""
+    eye = np.eye(3)
+    return {
+        "no mu": (lambda file: np.savez(file, sigma=eye), "mu is missing"),
+        "nothing": (lambda file: np.savez(file, images=eye), "mu, sigma is missing"),
+        "shapes": (lambda file: np.savez(file, mu=np.zeros(3), sigma=np.eye(4)), "got (3,), (4, 4)"),
+        "text": (lambda file: file.write(b"not an archive"), "must be an .npz file"),
+        "empty": (lambda file: None, "must be an .npz file"),
+        "array": (lambda file: np.save(file, eye), "must be an .npz file"),
+        "pickled": (lambda file: np.savez(file, mu=np.array([{}], object), sigma=eye), "allow_pickle=False"),
+        "pickle": (lambda file: np.save(file, np.array([{}], object)), "must be an .npz file"),
+        "not finite": (lambda file: np.savez(file, mu=np.full(3, np.nan), sigma=eye), "finite"),
+    }
+
+
+@pytest.mark.parametrize("kind", wrong_files())
+def test_files_that_hold_no_statistics(kind: str, tmp_path: Path) -> None:
+    path = tmp_path / "stats.npz"
+    write, message = wrong_files()[kind]
+    with path.open("wb") as file:
+        write(file)
+    with pytest.raises(UserError) as error:
+        load_reference(str(path), Counting())
+    assert message in str(error.value)
+    assert str(path) in str(error.value)
+
+
+def test_a_pickle_is_not_opened(tmp_path: Path) -> None:
+    class Trap:
+        def __reduce__(self) -> Any:
+            return (os.mkdir, (str(tmp_path / "trap"),))
+
+    with (tmp_path / "stats.npz").open("wb") as file:
+        np.savez(file, mu=np.array([Trap()], object), sigma=np.eye(1))
+    with pytest.raises(UserError):
+        read_statistics(tmp_path / "stats.npz")
+    assert not (tmp_path / "trap").exists()
+
+
+def test_a_folder_without_images(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match=r"must hold at least 2 images .* it holds 0"):
+        load_reference(str(tmp_path / "empty"), Counting())
+
+
+def test_an_image_that_is_none(folder: Path) -> None:
+    (folder / "broken.png").write_bytes(b"no image")
+    with pytest.raises(UserError, match=r"broken\.png cannot be read as an image"):
+        load_reference(str(folder), Counting())
+
+
+def test_a_cache_that_cannot_be_written(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("AUTODIFFUSION_CACHE", str(tmp_path / "file"))
+    with pytest.raises(UserError, match="AUTODIFFUSION_CACHE"):
+        load_reference(str(folder), Counting())
+
+
+def test_no_images_at_all() -> None:
+    with pytest.raises(UserError, match="no images"):
+        measure(iter(()), Counting())
+
+
+def test_where_the_cache_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("AUTODIFFUSION_CACHE")
+    monkeypatch.setenv("XDG_CACHE_HOME", "/somewhere")
+    assert cache_folder() == Path("/somewhere/autodiffusion-opt")

@@ -1,0 +1,167 @@
+"""What a study's file says: resolved, or refused with all that is wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from autodiffusion_opt import UserError
+from autodiffusion_opt.study.config import differences, load_study_config, stored_config
+
+Write = Callable[..., Path]
+
+
+def refusal(path: Path | str) -> str:
+    with pytest.raises(UserError) as error:
+        load_study_config(str(path))
+    return str(error.value)
+
+
+def test_names_paths_and_tables(study_file: Write, tmp_path: Path) -> None:
+    plan = load_study_config(str(study_file()))
+    assert (plan.name, plan.trials, plan.seed) == ("small", 14, 0)
+    assert (plan.space.kind, plan.objective.images, plan.optimizer.kind) == ("time-steps", 20, "evolution")
+    # The same by name, from the catalogue beside the file, and by path.
+    for folder in ("spaces", "objectives", "studies", "other"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "spaces" / "own.toml").write_text('kind = "time-steps"\nsteps = 4\n[pipeline]\nmodel = "digits"\n')
+    objective = 'kind = "fid"\nimages = 20\nfeatures = "digits"\nreference = "digits"\n'
+    (tmp_path / "other" / "own.toml").write_text(objective)
+    path = tmp_path / "studies" / "named.toml"
+    path.write_text('space = "own"\nobjective = "../other/own.toml"\ntrials = 2\n')
+    named = load_study_config(str(path))
+    assert named.objective == plan.objective
+    assert named.optimizer.kind == "evolution"
+
+
+def test_the_definition_comes_back(study_file: Write) -> None:
+    plan = load_study_config(str(study_file()))
+    again = stored_config(plan.name, plan.path, plan.definition() | {"trials": 14})
+    assert again.definition() == plan.definition()
+    assert again.trials == 14
+
+
+def test_another_seed_is_another_study(study_file: Write) -> None:
+    plan = load_study_config(str(study_file()))
+    assert plan.with_seed(0) is plan
+    other = plan.with_seed(3)
+    assert (other.name, other.seed) == ("small-seed3", 3)
+    assert differences(plan.definition(), other.definition()) == ["seed: 0 -> 3"]
+
+
+def test_where_it_runs_is_not_part_of_what_it_is(study_file: Write) -> None:
+    plan = load_study_config(str(study_file()))
+    assert plan.on_device("cuda:1").space.pipeline.device == "cuda:1"
+    assert plan.on_device("cuda:1").definition() == plan.definition()
+    assert load_study_config(str(study_file(trials="trials = 99"))).definition() == plan.definition()
+
+
+def test_everything_else_is(study_file: Write) -> None:
+    plan = load_study_config(str(study_file()))
+    for key, line in {
+        "steps": "steps = 5",
+        "batch_size": "batch_size = 9",
+        "micro_batch": "micro_batch = 9",
+        "images": "images = 21",
+        "population": "population = 6",
+        "seed": "seed = 1",
+    }.items():
+        (difference,) = differences(plan.definition(), load_study_config(str(study_file(**{key: line}))).definition())
+        assert difference.split(":")[0].split(".")[-1] == key
+
+
+def test_differences() -> None:
+    old, new = {"a": 1, "b": {"c": 2, "d": 3}, "gone": 0}, {"a": 1, "b": {"c": 2, "d": 4}, "new": {"x": 1}}
+    assert differences(old, new) == ["b.d: 3 -> 4", "gone: 0 -> None", "new: None -> {'x': 1}"]
+
+
+WRONG = [
+    ("trials", "trials = 0", "trials: should be greater than or equal to 1; got 0"),
+    ("trials", "trails = 3", "key trails is unknown; it must be one of:"),
+    ("trials", "trails = 3", "Did you mean 'trials'?"),
+    ("trials", "trails = 3", "trials is missing"),
+    ("seed", "seed = -1", "seed: should be greater than or equal to 0; got -1"),
+    ("steps", "steps = 0", "steps: should be greater than or equal to 1; got 0"),
+    ("steps", "step = 4", "Did you mean 'steps'?"),
+    ("steps", 'steps = "four"', "got 'four'"),
+    ("batch_size", "batch_sise = 10", "key pipeline.batch_sise is unknown"),
+    ("batch_size", "batch_sise = 10", "Did you mean 'batch_size'?"),
+    ("batch_size", "batch_size = 0", "pipeline.batch_size: should be greater than or equal to 1; got 0"),
+    ("batch_size", 'dtype = "float31"', "Did you mean 'float32'?"),
+    ("images", "images = 1", "images: should be greater than or equal to 2; got 1"),
+    ("images", "images = nan", "images"),
+    ("features", "feature = 1", "Did you mean 'features'?"),
+    ("population", "population = 3", "mutations + crossovers must be at most population, 3; got 2 + 2"),
+    ("population", "populaton = 5", "Did you mean 'population'?"),
+]
+
+
+@pytest.mark.parametrize(("key", "line", "message"), WRONG)
+def test_messages(key: str, line: str, message: str, study_file: Write) -> None:
+    path = study_file(**{key: line})
+    text = refusal(path)
+    assert message in text
+    assert str(path) in text
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "near"),
+    [("time-steps", "time-step", "time-steps"), ("fid", "fidd", "fid"), ("evolution", "evolutoin", "evolution")],
+)
+def test_a_misspelt_kind(old: str, new: str, near: str, study_file: Write) -> None:
+    path = study_file()
+    path.write_text(path.read_text().replace(f'kind = "{old}"', f'kind = "{new}"'))
+    assert f"got {new!r}. Did you mean {near!r}?" in refusal(path)
+
+
+def test_a_kind_that_is_missing_or_no_text(study_file: Write) -> None:
+    path = study_file()
+    text = path.read_text()
+    path.write_text(text.replace('kind = "fid"\n', ""))
+    assert "objective: kind is missing; it must be one of: fid" in refusal(path)
+    path.write_text(text.replace('kind = "fid"', "kind = [1]"))
+    assert "the kind of objective must be one of: fid" in refusal(path)
+
+
+@pytest.mark.parametrize("name", ["digits-44", "spaces/digits-44.toml"])
+def test_a_misspelt_space(name: str, study_file: Write, tmp_path: Path) -> None:
+    path = tmp_path / "named.toml"
+    path.write_text(f'space = "{name}"\nobjective = "digits-fid"\ntrials = 2\n')
+    assert "Did you mean 'digits-4'?" in refusal(path)
+
+
+def test_all_errors_at_once(tmp_path: Path) -> None:
+    for folder in ("spaces", "objectives", "studies"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "spaces" / "s.toml").write_text('kind = "time-steps"\nstep = 4\nsteps = 0\n[pipeline]\nmodel = ""\n')
+    (tmp_path / "objectives" / "o.toml").write_text('kind = "fid"\nimages = 1\nfeatures = "digits"\n')
+    path = tmp_path / "studies" / "all.toml"
+    path.write_text('space = "s"\nobjective = "o"\ntrails = 5\nseed = -1\n[optimizer]\nkind = "evolutin"\n')
+    text = refusal(path)
+    for part in (
+        "s.toml: key step is unknown",
+        "s.toml: steps: should be",
+        "s.toml: pipeline.model: ",
+        "o.toml: images: should be",
+        "o.toml: reference is missing",
+        "all.toml: optimizer: the kind of optimizer must be one of",
+        "all.toml: key trails is unknown",
+        "all.toml: trials is missing",
+        "all.toml: seed: should be",
+    ):
+        assert part in text
+
+
+@pytest.mark.parametrize("given", ["3", "[1]", "true"])
+def test_a_part_that_is_neither_name_nor_table(given: str, tmp_path: Path) -> None:
+    path = tmp_path / "odd.toml"
+    path.write_text(f'space = {given}\nobjective = "digits-fid"\ntrials = 2\n')
+    assert "space" in refusal(path)
+
+
+def test_a_stored_definition_that_is_none(study_file: Write) -> None:
+    plan = load_study_config(str(study_file()))
+    with pytest.raises(UserError, match="objective is missing"):
+        stored_config("x", Path("x.json"), {"space": plan.definition()["space"]})

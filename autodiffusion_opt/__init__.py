@@ -2,8 +2,9 @@
 
 import autodiffusion_opt as ado
 
-ado.Study.load("studies/digits-4.toml").run()
-pipeline = ado.apply(ado.load_pipeline("digits"), ado.Candidate.from_time_steps([926, 690, 424, 153]))
+study = ado.Study("mine", pipeline="digits", space={"kind": "time-steps", "steps": 4}, objective="digits-fid", trials=40)
+study.run()
+pipeline = ado.apply(ado.load_pipeline("digits"), study.best().candidate)
 """
 
 from __future__ import annotations
@@ -12,27 +13,86 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from autodiffusion_opt.candidate import Candidate, Step
-from autodiffusion_opt.errors import UserError
+from autodiffusion_opt.errors import EvaluationError, UserError
 
 if TYPE_CHECKING:
-    from autodiffusion_opt.sampling.load import load_pipeline
+    from autodiffusion_opt.objective import CandidateMetric, Features, ImageMetric, Metric, MetricConfig
+    from autodiffusion_opt.optimizer import CandidateSampler, OptimizerConfig, Proposal
+    from autodiffusion_opt.plugins import (
+        register_features,
+        register_layer_kind,
+        register_metric,
+        register_optimizer,
+        register_space,
+    )
     from autodiffusion_opt.sampling.apply import apply, install, remove
+    from autodiffusion_opt.sampling.load import load_pipeline
+    from autodiffusion_opt.space import ModelInfo, Space, SpaceConfig
+    from autodiffusion_opt.study.callback import Callback
     from autodiffusion_opt.study.run import Study
 
-__version__ = "0.1.0"
-# Names that need torch or SQL are imported when they are first used.
+__version__ = "0.2.0"
+# Names that need torch, SQL or Optuna are imported when they are first used.
 _LATER = {
-    "Study": "autodiffusion_opt.study.run",
-    "apply": "autodiffusion_opt.sampling.apply",
-    "install": "autodiffusion_opt.sampling.apply",
-    "load_pipeline": "autodiffusion_opt.sampling.load",
-    "remove": "autodiffusion_opt.sampling.apply",
+    "Callback": "study.callback",
+    "CandidateMetric": "objective",
+    "CandidateSampler": "optimizer",
+    "Features": "objective",
+    "ImageMetric": "objective",
+    "Metric": "objective",
+    "MetricConfig": "objective",
+    "ModelInfo": "space",
+    "OptimizerConfig": "optimizer",
+    "Proposal": "optimizer",
+    "Space": "space",
+    "SpaceConfig": "space",
+    "Study": "study.run",
+    "apply": "sampling.apply",
+    "install": "sampling.apply",
+    "load_pipeline": "sampling.load",
+    "register_features": "plugins",
+    "register_layer_kind": "plugins",
+    "register_metric": "plugins",
+    "register_optimizer": "plugins",
+    "register_space": "plugins",
+    "remove": "sampling.apply",
 }
 
-__all__ = ["Candidate", "Step", "Study", "UserError", "apply", "install", "load_pipeline", "remove"]
+__all__ = [
+    "Callback",
+    "Candidate",
+    "CandidateMetric",
+    "CandidateSampler",
+    "EvaluationError",
+    "Features",
+    "ImageMetric",
+    "Metric",
+    "MetricConfig",
+    "ModelInfo",
+    "OptimizerConfig",
+    "Proposal",
+    "Space",
+    "SpaceConfig",
+    "Step",
+    "Study",
+    "UserError",
+    "apply",
+    "install",
+    "load_pipeline",
+    "register_features",
+    "register_layer_kind",
+    "register_metric",
+    "register_optimizer",
+    "register_space",
+    "remove",
+]
 
 
 def __getattr__(name: str) -> Any:
     if name in _LATER:
-        return getattr(importlib.import_module(_LATER[name]), name)
+        return getattr(importlib.import_module(f"{__name__}.{_LATER[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

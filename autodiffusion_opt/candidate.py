@@ -1,7 +1,7 @@
 """The candidate: one way to sample, as a frozen value.
 
 A candidate is a tuple of steps (a time, the layers not run there, full or partial compute) and, where it is
-searched, a guidance scale. It is canonical: two ways to write the same plan are one equal, hashable value.
+searched, a guidance scale. It is canonical: two ways to write the same candidate are one equal, hashable value.
 It knows no model and no optimizer.
 """
 
@@ -19,19 +19,20 @@ from autodiffusion_opt.errors import UserError, unknown_text
 
 Compute = Literal["full", "partial"]
 COMPUTES: tuple[Compute, ...] = ("full", "partial")
-# Times are kept to this many decimals, so that a time that went through JSON, SQL or a hand is the same time.
+# Times are kept to this many decimals, so that a time that was written as text and read again is the same time.
 TIME_DECIMALS = 6
+# The version of the JSON form.
 FORMAT = 1
 
 
 @dataclass(frozen=True)
 class Step:
-    """One call of the denoiser.
+    """One step of the sampler: the denoiser is called once, or twice by solvers that need it.
 
     Attributes:
         time: where in the model's own time steps, 0 (clean) .. T (noise); need not be an integer.
         removed: indices of the layers that are not run at this step, ascending.
-        compute: ``"full"``, or ``"partial"``: deep features of the step before are used again.
+        compute: ``"full"``, or ``"partial"``: the deep features of the step before are used again.
 
     Raises:
         UserError: for a time that is negative or not finite, a layer index below 0, an unknown compute.
@@ -49,17 +50,22 @@ class Step:
 
     def to_dict(self) -> dict[str, Any]:
         """The shortest dict that says the same: defaults are left out."""
-        found: dict[str, Any] = {"time": int(self.time) if self.time.is_integer() else self.time}
+        values: dict[str, Any] = {"time": int(self.time) if self.time.is_integer() else self.time}
         if self.removed:
-            found["removed"] = list(self.removed)
+            values["removed"] = list(self.removed)
         if self.compute != "full":
-            found["compute"] = self.compute
-        return found
+            values["compute"] = self.compute
+        return values
+
+    def __str__(self) -> str:
+        """``690-3L``: at time 690 with 3 layers removed; a ``p`` follows where the compute is partial."""
+        layers = f"-{len(self.removed)}L" if self.removed else ""
+        return f"{self.time:g}{layers}{'' if self.compute == 'full' else 'p'}"
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A plan to sample with: steps from noise to image, and a guidance scale where it is searched.
+    """One way to sample: steps from noise to image, and a guidance scale where it is searched.
 
     Raises:
         UserError: for no steps, two steps at one time, or a guidance scale that is not a finite number.
@@ -73,9 +79,9 @@ class Candidate:
         object.__setattr__(self, "steps", ordered)
         if not ordered:
             raise UserError("a candidate must have at least one step; got none")
-        for one, other in pairwise(ordered):
-            if one.time == other.time:
-                raise UserError(f"a candidate's times must be distinct; got {one.time:g} twice: remove one of them")
+        for step, following in pairwise(ordered):
+            if step.time == following.time:
+                raise UserError(f"a candidate's times must be distinct; got {step.time:g} twice: remove it once")
         if self.guidance_scale is not None:
             object.__setattr__(self, "guidance_scale", _finite(self.guidance_scale, "guidance_scale"))
 
@@ -88,11 +94,10 @@ class Candidate:
     ) -> Candidate:
         """A candidate from its times and, optionally, the layers removed at each (in the same order)."""
         listed = list(times)
-        sets = [()] * len(listed) if removed is None else [tuple(layers) for layers in removed]
-        if len(sets) != len(listed):
-            raise UserError(f"removed must have one entry a time step: {len(listed)} times, {len(sets)} entries")
-        steps = tuple(Step(time, layers) for time, layers in zip(listed, sets, strict=True))
-        return cls(steps, guidance_scale)
+        layer_sets = [()] * len(listed) if removed is None else [tuple(layers) for layers in removed]
+        if len(layer_sets) != len(listed):
+            raise UserError(f"removed must have one entry a time step: {len(listed)} times, {len(layer_sets)} entries")
+        return cls(tuple(map(Step, listed, layer_sets)), guidance_scale)
 
     @property
     def times(self) -> tuple[float, ...]:
@@ -106,33 +111,33 @@ class Candidate:
 
     def to_dict(self) -> dict[str, Any]:
         """A dict of JSON values; :meth:`from_dict` gives an equal candidate back."""
-        found: dict[str, Any] = {"format": FORMAT, "steps": [step.to_dict() for step in self.steps]}
+        values: dict[str, Any] = {"format": FORMAT, "steps": [step.to_dict() for step in self.steps]}
         if self.guidance_scale is not None:
-            found["guidance_scale"] = self.guidance_scale
-        return found
+            values["guidance_scale"] = self.guidance_scale
+        return values
 
     def to_json(self) -> str:
         """The canonical JSON text: equal candidates have equal texts."""
         return json.dumps(self.to_dict(), separators=(",", ":"))
 
     @classmethod
-    def from_dict(cls, found: object) -> Candidate:
+    def from_dict(cls, values: object) -> Candidate:
         """A candidate from JSON values; keys beside the known ones may only be ``source`` and ``comment``."""
-        if isinstance(found, list):
-            found = {"steps": found}
-        if not isinstance(found, dict):
-            raise UserError(f"a candidate must be a JSON object or a list of times; got {type(found).__name__}")
+        if isinstance(values, list):
+            values = {"steps": values}
+        if not isinstance(values, dict):
+            raise UserError(f"a candidate must be a JSON object or a list of times; got {type(values).__name__}")
         allowed = ("format", "steps", "guidance_scale", "source", "comment")
-        errors = [unknown_text("a candidate's key", key, allowed) for key in found if key not in allowed]
-        if found.get("format", FORMAT) != FORMAT:
-            errors.append(f"format must be {FORMAT}; got {found['format']!r}: written by a newer version?")
-        steps = found.get("steps")
+        errors = [unknown_text("a candidate's key", key, allowed) for key in values if key not in allowed]
+        if values.get("format", FORMAT) != FORMAT:
+            errors.append(f"format must be {FORMAT}; got {values['format']!r}: written by a newer version?")
+        steps = values.get("steps")
         if not isinstance(steps, list):
             errors.append("steps must be a list of times or of objects with a time")
         if errors:
             raise UserError("; ".join(errors))
         assert isinstance(steps, list)
-        return cls(tuple(_step_from(entry) for entry in steps), found.get("guidance_scale"))
+        return cls(tuple(_step_from(entry) for entry in steps), values.get("guidance_scale"))
 
     @classmethod
     def from_json(cls, text: str) -> Candidate:
@@ -155,15 +160,14 @@ class Candidate:
             raise UserError(f"{path}: {error}") from None
 
     def __str__(self) -> str:
-        text = "[" + ", ".join(_step_text(step) for step in self.steps) + "]"
-        return text if self.guidance_scale is None else f"{text} at guidance {self.guidance_scale:g}"
+        return self._listed() + ("" if self.guidance_scale is None else f" at guidance {self.guidance_scale:g}")
 
+    def __repr__(self) -> str:
+        scale = "" if self.guidance_scale is None else f", guidance_scale={self.guidance_scale:g}"
+        return f"Candidate({self._listed()}{scale})"
 
-def _step_text(step: Step) -> str:
-    text = f"{step.time:g}"
-    if step.removed:
-        text += f"-{len(step.removed)}L"
-    return text if step.compute == "full" else text + "p"
+    def _listed(self) -> str:
+        return "[" + ", ".join(map(str, self.steps)) + "]"
 
 
 def _step_from(entry: object) -> Step:
@@ -198,9 +202,9 @@ def _canonical_layers(removed: Iterable[int]) -> tuple[int, ...]:
 
 def _finite(value: object, what: str) -> float:
     try:
-        found = math.nan if isinstance(value, bool) or not isinstance(value, (int, float)) else float(value)
+        number = math.nan if isinstance(value, bool) or not isinstance(value, (int, float)) else float(value)
     except OverflowError:  # JSON knows integers of any length
-        found = math.inf
-    if not math.isfinite(found):
+        number = math.inf
+    if not math.isfinite(number):
         raise UserError(f"{what} must be a finite number; got {value!r}")
-    return found
+    return number

@@ -6,7 +6,7 @@ A name is looked up beside the file that uses it, then below the working folder,
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -50,17 +50,12 @@ def roots(near: Path | None = None) -> list[Path]:
 
 
 def entries(sections: Iterable[Section] = SECTIONS, near: Path | None = None) -> list[Entry]:
-    """All files of the sections; of two with one name, the first found."""
-    found: dict[tuple[Section, str], Entry] = {}
+    """All files of the sections; of two with the same name, that of the first folder."""
+    by_name: dict[tuple[Section, str], Entry] = {}
     for section in sections:
-        for path in _files(section, near):
-            found.setdefault((section, path.stem), Entry(section, path.stem, path))
-    return sorted(found.values(), key=lambda entry: (SECTIONS.index(entry.section), entry.name))
-
-
-def _files(section: Section, near: Path | None) -> Iterator[Path]:
-    for root in roots(near):
-        yield from sorted((root / section).glob("*.toml"))
+        for path in (path for root in roots(near) for path in sorted((root / section).glob("*.toml"))):
+            by_name.setdefault((section, path.stem), Entry(section, path.stem, path))
+    return sorted(by_name.values(), key=lambda entry: (SECTIONS.index(entry.section), entry.name))
 
 
 def find(section: Section, name: str, near: Path | None = None) -> Path:

@@ -5,19 +5,17 @@ from __future__ import annotations
 import json
 import math
 import os
+import shlex
 import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import Any, NoReturn
 
 import click
 
 from autodiffusion_opt import __version__
 from autodiffusion_opt.errors import UserError
-
-if TYPE_CHECKING:
-    from autodiffusion_opt.study.config import StudyConfig
 
 storage_option = click.option(
     "--storage", metavar="URL", help="SQL database.  [default: $AUTODIFFUSION_STORAGE or sqlite:///studies/studies.db]"
@@ -43,6 +41,13 @@ def app() -> None:
 @storage_option
 @device_option
 @click.option("--seed", type=click.IntRange(min=0), help="Another seed; the study is then called STUDY-seedN.")
+@click.option(
+    "--set",
+    "overrides",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Another value for any key of the study, space.steps=6 say; the study is then called STUDY+KEY=VALUE.",
+)
 @json_option
 def run(
     study: str,
@@ -51,29 +56,31 @@ def run(
     storage: str | None,
     device: str | None,
     seed: int | None,
+    overrides: tuple[str, ...],
     as_json: bool,
 ) -> None:
     """Run STUDY (a name in the catalogue, or a TOML file) until it has all its trials.
 
     Run it again to continue after an interruption, or with more --trials.
     """
-    from autodiffusion_opt.report import terminal
+    from autodiffusion_opt.report import tables
+    from autodiffusion_opt.study.results import open_study
     from autodiffusion_opt.study.run import Study
 
-    found = Study.load(study, storage=storage, seed=seed, device=device)
-    name = found.plan.name
+    loaded = Study.load(study, storage=storage, seed=seed, device=device, overrides=overrides)
+    name = loaded.config.name
     try:
-        with terminal.LiveWatch() as watch:
-            done = found.run(trials, timeout, watch)
+        complete = loaded.run(trials, timeout, progress=True)
     except KeyboardInterrupt:
-        _say(f"interrupted; all finished trials are kept. Continue with: {_again(study, storage, seed)}")
+        again = _again(study, storage, seed, overrides)
+        _say(f"interrupted; all finished trials are kept. Continue with: {again}")
         raise
-    if not done:
+    if not complete:
         raise UserError(f"the study {name!r} has no complete trial after the timeout; give it more time")
-    everything = found.trials()
-    _print(as_json, {"study": name, **terminal.run_summary(everything)}, terminal.run_table(everything))
+    stored = open_study(name, storage)
+    _print(as_json, tables.run_summary(stored), tables.run_table(stored))
     if not as_json:
-        click.echo(f"next: autodiffusion-opt verify {name}{_storage_words(storage)}")
+        click.echo(f"next: autodiffusion-opt verify {shlex.quote(name)}{_storage_words(storage)}")
 
 
 @app.command(name="ls")
@@ -83,13 +90,14 @@ def list_catalogue(section: Any, as_json: bool) -> None:
     """List the catalogue, or one SECTION of it."""
     from autodiffusion_opt.catalogue import SECTIONS, entries
 
-    found = entries([section] if section else SECTIONS)
+    listed = entries([section] if section else SECTIONS)
     if as_json:
-        click.echo(json.dumps([{"section": e.section, "name": e.name, "description": e.description} for e in found]))
+        rows = [{"section": e.section, "name": e.name, "description": e.description} for e in listed]
+        click.echo(json.dumps(rows))
         return
-    width = max((len(entry.name) for entry in found), default=0)
+    width = max((len(entry.name) for entry in listed), default=0)
     previous = None
-    for entry in found:
+    for entry in listed:
         if entry.section != previous:
             click.echo(f"{entry.section}/")
             previous = entry.section
@@ -115,8 +123,8 @@ def show(name: str, as_json: bool) -> None:
 @click.argument("model")
 @json_option
 def layers(model: str, as_json: bool) -> None:
-    """The layers of MODEL (an embedded name, a folder, a hub id) or of a space's model, in the order they run."""
-    from autodiffusion_opt.report.layers import layer_rows, layer_table
+    """The layers of MODEL (an embedded name, a folder, a hub id) or of a study's model, in the order they run."""
+    from autodiffusion_opt.report.tables import layer_rows, layer_table
     from autodiffusion_opt.study.results import listed_layers
 
     rows = layer_rows(*listed_layers(model))
@@ -128,7 +136,7 @@ def layers(model: str, as_json: bool) -> None:
 @json_option
 def status(storage: str | None, as_json: bool) -> None:
     """Every study in the storage: trials by state, best value, best baseline, optimizer, last activity."""
-    from autodiffusion_opt.report.status import status_rows, status_table
+    from autodiffusion_opt.report.tables import status_rows, status_table
     from autodiffusion_opt.trials.storage import open_storage, storage_url, without_password
 
     url = storage_url(storage)
@@ -147,23 +155,15 @@ def status(storage: str | None, as_json: bool) -> None:
 @json_option
 def best(study: str, count: int, output: Path | None, storage: str | None, as_json: bool) -> None:
     """The best candidates of STUDY; -o writes the best one's file, for sample, verify and apply."""
-    from autodiffusion_opt.report import terminal
-    from autodiffusion_opt.study.results import candidate_file, study_name, top_trials
+    from autodiffusion_opt.report.tables import best_rows, best_table
+    from autodiffusion_opt.study.results import candidate_file, open_study
 
-    trials, definition = top_trials(study, storage, count)
+    stored = open_study(study, storage)
+    top = stored.top(count)
     if output is not None:
-        _write(output, json.dumps(candidate_file(trials[0], study_name(study), definition), indent=2) + "\n")
+        _write(output, json.dumps(candidate_file(top[0], stored.name, stored.definition), indent=2) + "\n")
         _say(f"wrote {output}")
-    rows = [
-        {
-            "rank": rank,
-            "trial": trial.number,
-            "value": trial.values[0],
-            "candidate": json.loads(trial.user_attrs["candidate"]),
-        }
-        for rank, trial in enumerate(trials, 1)
-    ]
-    _print(as_json, rows, terminal.best_table(trials))
+    _print(as_json, best_rows(top), best_table(top))
 
 
 @app.command()
@@ -174,11 +174,17 @@ def best(study: str, count: int, output: Path | None, storage: str | None, as_js
 def export(study: str, output: Path, storage: str | None, as_json: bool) -> None:
     """Write the best candidate of STUDY to DIR: its JSON, a README with the numbers, a script that uses it, and where
     the scheduler takes them, plain timesteps or sigmas for people who do not install this library."""
-    from autodiffusion_opt.export import export_study
-    from autodiffusion_opt.report.tables import Bar
+    from autodiffusion_opt.study.config import stored_config
+    from autodiffusion_opt.study.export import export_study
+    from autodiffusion_opt.study.problem import load_sampler
+    from autodiffusion_opt.study.progress_bar import Bar
+    from autodiffusion_opt.study.results import open_study
 
+    stored = open_study(study, storage)
+    stored.top(1)  # a study without a result is told before its model is loaded
+    config = stored_config(stored.name, Path(stored.name), stored.definition)
     with Bar() as bar:
-        written = export_study(study, storage, output, bar)
+        written = export_study(stored, config, load_sampler(config, bar), output)
     if as_json:
         click.echo(json.dumps({"folder": str(output), "files": [path.name for path in written]}))
     else:
@@ -200,14 +206,14 @@ def sample(
 ) -> None:
     """Images of CANDIDATE (a JSON file, or a study: its best) beside the uniform one's, from the same seeds."""
     from autodiffusion_opt.report.grid import save_grid
-    from autodiffusion_opt.report.tables import Bar
+    from autodiffusion_opt.study.progress_bar import Bar
     from autodiffusion_opt.study.results import resolve, sample_blocks
 
     if not output.parent.is_dir():
         raise UserError(f"-o: the folder {output.parent} must exist")
-    plan, chosen = resolve(candidate, study, storage)
+    config, chosen = resolve(candidate, study, storage)
     with Bar() as bar:
-        blocks = sample_blocks(_on(plan, device), chosen, count, seed, bar)
+        blocks = sample_blocks(config.on_device(device), chosen, count, seed, bar)
     save_grid(blocks, output)
     click.echo(str(output))
 
@@ -224,28 +230,26 @@ def verify(
     candidate: str, images: int, repeats: int, study: str | None, storage: str | None, device: str | None, as_json: bool
 ) -> None:
     """Re-score CANDIDATE (a JSON file, or a study: its best) and the baselines on fresh seeds."""
-    from autodiffusion_opt.study.problem import bind
-    from autodiffusion_opt.report import terminal
+    from autodiffusion_opt.report.tables import rescored_table
+    from autodiffusion_opt.study.problem import load_problem
+    from autodiffusion_opt.study.progress_bar import Bar
     from autodiffusion_opt.study.results import resolve
     from autodiffusion_opt.study.verify import rescore
 
-    plan, chosen = resolve(candidate, study, storage)
-    with terminal.Bar() as bar:
-        problem = bind(_on(plan, device), progress=bar)
+    config, chosen = resolve(candidate, study, storage)
+    with Bar() as bar:
+        problem = load_problem(config.on_device(device), progress=bar)
         candidates = {**problem.space.baselines(), "best": chosen}
-        found = rescore(problem, candidates, images=images, repeats=repeats, progress=bar)
-    scored = {name: one.to_dict() for name, one in found.items()}
+        rescored = rescore(problem, candidates, images=images, repeats=repeats, progress=bar)
+    scored = {name: entry.to_dict() for name, entry in rescored.items()}
     result = {"images": images, "repeats": repeats, "best": scored.pop("best"), "baselines": scored}
-    _print(as_json, result, terminal.rescored_table(found))
+    _print(as_json, result, rescored_table(rescored))
 
 
-def _on(plan: StudyConfig, device: str | None) -> StudyConfig:
-    return plan if device is None else plan.on_device(device)
-
-
-def _again(study: str, storage: str | None, seed: int | None) -> str:
+def _again(study: str, storage: str | None, seed: int | None, overrides: tuple[str, ...]) -> str:
     seeded = "" if seed is None else f" --seed {seed}"
-    return f"autodiffusion-opt run {study}{seeded}{_storage_words(storage)}"
+    changed = "".join(f" --set {shlex.quote(text)}" for text in overrides)
+    return f"autodiffusion-opt run {study}{seeded}{changed}{_storage_words(storage)}"
 
 
 def _storage_words(storage: str | None) -> str:
@@ -275,9 +279,9 @@ def _print(as_json: bool, value: Any, table: Any) -> None:
 def _finite(value: Any) -> Any:
     """JSON has no infinity: null."""
     if isinstance(value, dict):
-        return {key: _finite(one) for key, one in value.items()}
+        return {key: _finite(inner) for key, inner in value.items()}
     if isinstance(value, list):
-        return [_finite(one) for one in value]
+        return [_finite(inner) for inner in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 

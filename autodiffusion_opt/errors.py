@@ -1,4 +1,4 @@
-"""What a user did wrong, said so that it can be put right."""
+"""What went wrong, said so that it can be put right."""
 
 from __future__ import annotations
 
@@ -13,8 +13,15 @@ class UserError(Exception):
     """
 
 
+class EvaluationError(Exception):
+    """A candidate could not be measured: the user's own function raised an error, or gave no number.
+
+    The trial fails with this message, and the study goes on.
+    """
+
+
 def unknown(what: str, came: str, allowed: Iterable[str]) -> UserError:
-    """The error for a name that is not one of those allowed: lists them and the nearest match."""
+    """The error for a name that is not allowed: lists those that are and the nearest match."""
     return UserError(unknown_text(what, came, allowed))
 
 

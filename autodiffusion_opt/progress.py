@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sized
-from typing import TypeVar
+from collections.abc import Iterable, Iterator, Sized
+from typing import Protocol, TypeVar
 
-# Told what is being done, how much of it is done, and of how much (0: nobody knows).
-Progress = Callable[[str, int, int], None]
-
-Block = TypeVar("Block", problem=Sized)
+Block = TypeVar("Block", bound=Sized)
 
 
-def silent(what: str, done: int, of: int) -> None:
-    """Nobody is told."""
+class Progress(Protocol):
+    """Is told of long work, again and again: what is being done, how much of it, of how much (0: unknown)."""
+
+    def __call__(self, what: str, done: int, total: int, /) -> None:
+        """May raise an exception to stop the work."""
+        ...
 
 
-def counted(blocks: Iterable[Block], progress: Progress, what: str, of: int, done: int = 0) -> Iterator[Block]:
-    """The same blocks; tells after each one how many of ``of`` items they held together, beyond ``done``."""
+def silent(what: str, done: int, total: int) -> None:
+    """A :class:`Progress` that shows nothing."""
+
+
+def counted(blocks: Iterable[Block], progress: Progress, what: str, total: int, done: int = 0) -> Iterator[Block]:
+    """The same blocks; tells after each how many of ``total`` items they held together, beyond ``done``."""
     for block in blocks:
         yield block
         done += len(block)
-        progress(what, done, of)
+        progress(what, done, total)

@@ -28,7 +28,7 @@ def candidates(draw: Any) -> Candidate:
 
 
 @given(candidates(), some.randoms())
-def test_json_both_ways_and_canonical(candidate: Candidate, random: Any) -> None:
+def test_json_gives_an_equal_candidate_back_however_it_is_written(candidate: Candidate, random: Any) -> None:
     again = Candidate.from_json(candidate.to_json())
     assert again == candidate
     assert hash(again) == hash(candidate)
@@ -36,10 +36,10 @@ def test_json_both_ways_and_canonical(candidate: Candidate, random: Any) -> None
     shuffled = list(candidate.steps)
     random.shuffle(shuffled)
     shuffled = [dataclasses.replace(step, removed=step.removed[::-1] * 2) for step in shuffled]
-    other = Candidate(tuple(shuffled), candidate.guidance_scale)
-    assert other == candidate
-    assert hash(other) == hash(candidate)
-    assert other.to_json() == candidate.to_json()
+    rewritten = Candidate(tuple(shuffled), candidate.guidance_scale)
+    assert rewritten == candidate
+    assert hash(rewritten) == hash(candidate)
+    assert rewritten.to_json() == candidate.to_json()
 
 
 @given(candidates())
@@ -61,15 +61,15 @@ SAME = [
 ]
 
 
-def test_ways_to_write_one_plan_are_one_value() -> None:
+def test_all_ways_to_write_a_candidate_are_one_value() -> None:
     assert len(set(SAME)) == 1
     assert {candidate.to_json() for candidate in SAME} == {
         '{"format":1,"steps":[{"time":926},{"time":690},{"time":424}]}'
     }
 
 
-def test_what_differs_is_not_equal() -> None:
-    plans = [
+def test_candidates_that_differ_are_not_equal_and_have_different_texts() -> None:
+    candidates = [
         Candidate.from_time_steps([900, 100]),
         Candidate.from_time_steps([900, 101]),
         Candidate.from_time_steps([900, 100.5]),
@@ -78,21 +78,21 @@ def test_what_differs_is_not_equal() -> None:
         Candidate.from_time_steps([900, 100], guidance_scale=7.5),
         Candidate((Step(900), Step(100, compute="partial"))),
     ]
-    assert len(set(plans)) == len(plans)
-    assert len({plan.to_json() for plan in plans}) == len(plans)
+    assert len(set(candidates)) == len(candidates)
+    assert len({candidate.to_json() for candidate in candidates}) == len(candidates)
 
 
 def test_layers_follow_their_time_when_steps_are_sorted() -> None:
-    found = Candidate.from_time_steps([100, 900], removed=[[5, 1, 5], [2]])
-    assert found.times == (900.0, 100.0)
-    assert found.removed == ((2,), (1, 5))
+    candidate = Candidate.from_time_steps([100, 900], removed=[[5, 1, 5], [2]])
+    assert candidate.times == (900.0, 100.0)
+    assert candidate.removed == ((2,), (1, 5))
 
 
-def test_zero_has_no_sign() -> None:
+def test_minus_zero_is_the_time_zero() -> None:
     assert Candidate.from_time_steps([-0.0]).to_json() == Candidate.from_time_steps([0]).to_json()
 
 
-def test_it_cannot_be_changed() -> None:
+def test_a_candidate_cannot_be_changed() -> None:
     candidate = SAME[0]
     with pytest.raises(dataclasses.FrozenInstanceError):
         candidate.guidance_scale = 1.0  # type: ignore[misc]
@@ -100,9 +100,24 @@ def test_it_cannot_be_changed() -> None:
         candidate.steps[0].time = 1.0  # type: ignore[misc]
 
 
-def test_text_for_people() -> None:
+def test_text_has_times_numbers_of_removed_layers_and_the_guidance_scale() -> None:
     steps = (Step(900), Step(500.5, (1, 2)), Step(10, compute="partial"))
     assert str(Candidate(steps, 7.5)) == "[900, 500.5-2L, 10p] at guidance 7.5"
+    assert str(Candidate(steps)) == "[900, 500.5-2L, 10p]"
+
+
+def test_repr_is_readable_in_a_notebook() -> None:
+    removed = [(), (1, 2, 3), (), ()]
+    candidate = Candidate.from_time_steps([926, 690, 424, 153], removed, guidance_scale=7.5)
+    assert repr(candidate) == "Candidate([926, 690-3L, 424, 153], guidance_scale=7.5)"
+    assert repr(Candidate.from_time_steps([500, 1])) == "Candidate([500, 1])"
+
+
+def test_json_text_is_short_and_leaves_defaults_out() -> None:
+    candidate = Candidate((Step(900), Step(10.5, (2, 1), "partial")), 7.5)
+    assert candidate.to_json() == (
+        '{"format":1,"steps":[{"time":900},{"time":10.5,"removed":[1,2],"compute":"partial"}],"guidance_scale":7.5}'
+    )
 
 
 WRONG = [
@@ -133,18 +148,18 @@ WRONG = [
 
 
 @pytest.mark.parametrize(("text", "message"), WRONG)
-def test_messages(text: str, message: str) -> None:
+def test_json_that_is_no_candidate_is_refused_with_the_reason(text: str, message: str) -> None:
     with pytest.raises(UserError) as error:
         Candidate.from_json(text)
     assert message in str(error.value)
 
 
-def test_one_set_of_layers_a_step() -> None:
+def test_removed_layers_must_be_given_for_every_time() -> None:
     with pytest.raises(UserError, match="2 times, 1 entries"):
         Candidate.from_time_steps([900, 100], removed=[[1]])
 
 
-def test_files(tmp_path: Path) -> None:
+def test_a_file_is_read_and_an_unreadable_file_is_named(tmp_path: Path) -> None:
     path = tmp_path / "best.json"
     path.write_text(json.dumps({**SAME[0].to_dict(), "source": {"study": "x"}, "comment": "by hand"}))
     assert Candidate.load(path) == SAME[0]

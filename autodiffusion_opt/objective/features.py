@@ -1,7 +1,7 @@
 """Feature extractors: uint8 images (N, C, H, W) in, float32 features (N, D) out.
 
-``digits`` is the embedded one, ``pixels`` needs no training; the others are torch-fidelity's, imported only when one
-is asked for.
+The embedded models bring their own, ``pixels`` needs no training; the others are torch-fidelity's, imported only when
+one of them is asked for. A registered extractor is a function ``(device, weights) -> Extractor``.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import contextlib
 import hashlib
 import os
 import pickle
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -18,7 +18,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from autodiffusion_opt.config import Registry
 from autodiffusion_opt.errors import UserError, unknown
+from autodiffusion_opt.zoo import EMBEDDED
 
 # torch-fidelity's extractors, and the layer of each that metrics use.
 FIDELITY_LAYERS = {
@@ -36,7 +38,6 @@ FIDELITY_LAYERS = {
 # Other names for the same thing.
 SHORT_NAMES = {"inception": "inception-v3-compat", "dinov2": "dinov2-vit-l-14", "clip": "clip-vit-b-32"}
 FORCE = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
-NAMES = ("digits", "pixels", *FIDELITY_LAYERS)
 
 
 class Extractor(Protocol):
@@ -49,11 +50,15 @@ class Extractor(Protocol):
         ...
 
 
+# Makes an extractor: the device it runs on, and a file of weights or None.
+Loader = Callable[[torch.device, Path | None], Extractor]
+
+
 def load_extractor(name: str, device: torch.device, weights: Path | None = None) -> Extractor:
     """The extractor of a name.
 
     Args:
-        name: one of :data:`NAMES`.
+        name: a name in :data:`FEATURES`, or a short name.
         device: where it runs.
         weights: a file of weights, instead of the download at first use (torch-fidelity's only).
 
@@ -61,32 +66,9 @@ def load_extractor(name: str, device: torch.device, weights: Path | None = None)
         UserError: for an unknown name, or weights that cannot be had.
     """
     full = SHORT_NAMES.get(name, name)
-    if full == "digits":
-        return DigitsFeatures(device)
-    if full == "pixels":
-        return PixelFeatures()
-    if full not in FIDELITY_LAYERS:
-        raise unknown("features", name, [*NAMES, *SHORT_NAMES])
-    return FidelityFeatures(full, device, weights)
-
-
-class DigitsFeatures:
-    """The 64-d penultimate layer of the embedded digits classifier."""
-
-    def __init__(self, device: torch.device) -> None:
-        from autodiffusion_opt.zoo import digits
-
-        self._network = digits.load_classifier().to(device)
-        self._device = device
-        self.identity = "digits-" + hashlib.sha256(digits.FEATURES.read_bytes()).hexdigest()[:16]
-
-    @torch.inference_mode()
-    def __call__(self, images: torch.Tensor) -> NDArray[np.float32]:
-        """Images must be 8×8 and grey."""
-        if tuple(images.shape[1:]) != (1, 8, 8):
-            raise UserError(f"the features digits need grey 8×8 images; got (C, H, W) = {tuple(images.shape[1:])}")
-        found: NDArray[np.float32] = self._network.features(images.to(self._device).float() / 127.5 - 1).cpu().numpy()
-        return found
+    if full not in FEATURES:
+        raise unknown("features", name, [*FEATURES, *SHORT_NAMES])
+    return FEATURES[full](device, weights)
 
 
 class PixelFeatures:
@@ -101,8 +83,8 @@ class PixelFeatures:
     def __call__(self, images: torch.Tensor) -> NDArray[np.float32]:
         """Any size; (N, C, H, W) -> (N, 64 C)."""
         small = torch.nn.functional.adaptive_avg_pool2d(images.float() / 255, 8)
-        found: NDArray[np.float32] = small.flatten(1).cpu().numpy()
-        return found
+        features: NDArray[np.float32] = small.flatten(1).cpu().numpy()
+        return features
 
 
 class FidelityFeatures:
@@ -122,8 +104,8 @@ class FidelityFeatures:
     def __call__(self, images: torch.Tensor) -> NDArray[np.float32]:
         """Each extractor resizes for itself."""
         colour = images if images.shape[1] == 3 else images[:, :1].expand(-1, 3, -1, -1)
-        found: NDArray[np.float32] = self._network(colour.to(self._device))[0].float().cpu().numpy()
-        return found
+        features: NDArray[np.float32] = self._network(colour.to(self._device))[0].float().cpu().numpy()
+        return features
 
 
 @contextlib.contextmanager
@@ -159,3 +141,24 @@ def _fidelity_network(name: str, layer: str, weights: Path | None) -> Any:
             f"features {name!r}: its weights cannot be had ({str(error).splitlines()[0]}). They are downloaded at "
             "first use; without a network, give their file as features_weights"
         ) from None
+
+
+def _embedded_loader(name: str) -> Loader:
+    def load(device: torch.device, weights: Path | None) -> Extractor:
+        extractor: Extractor = EMBEDDED[name].module().Features(device)
+        return extractor
+
+    return load
+
+
+def _fidelity_loader(name: str) -> Loader:
+    return lambda device, weights: FidelityFeatures(name, device, weights)
+
+
+FEATURES: Registry[Loader] = Registry(
+    "features",
+    "features",
+    {name: _embedded_loader(name) for name in EMBEDDED}
+    | {"pixels": lambda device, weights: PixelFeatures()}
+    | {name: _fidelity_loader(name) for name in FIDELITY_LAYERS},
+)

@@ -1,7 +1,7 @@
 """References: the statistics that generated images are compared with, computed once and kept on disk.
 
-A reference is the embedded images (``digits``), a folder of images, or an ``.npz`` file with ``mu`` and ``sigma``, as
-the FID literature exchanges them.
+A reference is an embedded model's real images, a folder of images, or an ``.npz`` file with ``mu`` and ``sigma``, as
+the FID literature exchanges them. What a metric asks for, statistics or features, is computed when it is asked for.
 """
 
 from __future__ import annotations
@@ -12,16 +12,19 @@ import tempfile
 import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import groupby
 from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from autodiffusion_opt.errors import UserError
 from autodiffusion_opt.objective.features import Extractor
 from autodiffusion_opt.objective.statistics import Gaussian, Moments
 from autodiffusion_opt.progress import Progress, counted, silent
+from autodiffusion_opt.zoo import EMBEDDED, Embedded
 
 CACHE_VARIABLE = "AUTODIFFUSION_CACHE"
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
@@ -33,12 +36,22 @@ class Reference:
     """What images are compared with.
 
     Attributes:
-        statistics: of its features.
         identity: changes when its images, its file or its features do.
     """
 
-    statistics: Gaussian
     identity: str
+    _statistics: Callable[[], Gaussian]
+    _features: Callable[[], NDArray[np.float32]]
+
+    @cached_property
+    def statistics(self) -> Gaussian:
+        """Mean and covariance of its features."""
+        return self._statistics()
+
+    @cached_property
+    def features(self) -> NDArray[np.float32]:
+        """Its features, (N, D). Raises UserError for a file of statistics, which holds none."""
+        return self._features()
 
 
 def cache_folder() -> Path:
@@ -50,49 +63,60 @@ def cache_folder() -> Path:
 
 
 def load_reference(name: str, extractor: Extractor, base: Path | None = None, progress: Progress = silent) -> Reference:
-    """The statistics of a reference in an extractor's features.
+    """A reference in an extractor's features.
 
     Args:
-        name: ``digits``, a folder of images, or an ``.npz`` file; relative to ``base``, else to the working folder.
+        name: an embedded model, a folder of images, or an ``.npz`` file; relative to ``base``, else to the working
+            folder.
         extractor: what the features come from.
         base: the folder of the file that named the reference.
         progress: is told of images read and measured.
 
     Raises:
-        UserError: for a reference that does not exist, holds no images, or does not fit the extractor.
+        UserError: for a reference that does not exist or holds no images.
     """
-    if name == "digits":
-        return _cached(_digits_key(), extractor, _digits_batches)
+    if name in EMBEDDED:
+        module = EMBEDDED[name].module()
+        content = hashlib.sha256(module.IMAGES.read_bytes()).hexdigest()
+        return _measured(content, extractor, lambda: _embedded_batches(EMBEDDED[name]))
     path = _find(name, base)
     if path.suffix == ".npz":
-        return Reference(read_statistics(path), _identity(hashlib.sha256(path.read_bytes()).hexdigest(), extractor))
+        statistics = read_statistics(path)
+        identity = _identity(hashlib.sha256(path.read_bytes()).hexdigest(), extractor)
+        return Reference(identity, lambda: statistics, lambda: _no_features(path))
     files = image_files(path)
-    key = _files_key(path, files, progress)
-    return _cached(key, extractor, lambda: counted(_file_batches(files), progress, "measuring reference", len(files)))
+    content = _files_key(path, files, progress)
+    return _measured(
+        content, extractor, lambda: counted(_file_batches(files), progress, "measuring reference", len(files))
+    )
+
+
+def _no_features(path: Path) -> NDArray[np.float32]:
+    raise UserError(f"reference: {path} holds statistics alone; this metric compares features: give a folder of images")
 
 
 def image_files(folder: Path) -> list[Path]:
     """All images below a folder, in the order of their names. Raises UserError if there are none."""
     if not folder.is_dir():
         raise UserError(f"reference: {folder} must be a folder of images or an .npz file")
-    found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
-    if len(found) < 2:
+    files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
+    if len(files) < 2:
         endings = ", ".join(SUFFIXES)
         raise UserError(
-            f"reference: the folder {folder} must hold at least 2 images ({endings}); it holds {len(found)}"
+            f"reference: the folder {folder} must hold at least 2 images ({endings}); it holds {len(files)}"
         )
-    return found
+    return files
 
 
 def read_statistics(path: Path) -> Gaussian:
     """``mu`` (D,) and ``sigma`` (D, D) from an ``.npz`` file; pickled arrays are refused."""
     try:
-        with np.load(path, allow_pickle=False) as found:
-            missing = [key for key in ("mu", "sigma") if key not in found]
+        with np.load(path, allow_pickle=False) as file:
+            missing = [key for key in ("mu", "sigma") if key not in file]
             if missing:
                 raise UserError(f"reference: {path} must hold mu and sigma; {', '.join(missing)} is missing")
-            mean, covariance = found["mu"].astype(np.float64), found["sigma"].astype(np.float64)
-            count = int(found["count"]) if "count" in found else 0
+            mean, covariance = file["mu"].astype(np.float64), file["sigma"].astype(np.float64)
+            count = int(file["count"]) if "count" in file else 0
     except (OSError, EOFError, TypeError, ValueError, zipfile.BadZipFile) as error:  # TypeError: a lone array
         raise UserError(f"reference: {path} must be an .npz file with mu and sigma; {error}") from None
     if mean.ndim != 1 or covariance.shape != (len(mean), len(mean)):
@@ -122,30 +146,36 @@ def _find(name: str, base: Path | None) -> Path:
             return path
     places = ", ".join(str(path) for path in tried)
     raise UserError(
-        f'reference must be "digits", a folder of images, or an .npz file; {name!r} is not there ({places})'
+        f"reference must be an embedded model ({', '.join(EMBEDDED)}), a folder of images, or an .npz file; "
+        f"{name!r} is not there ({places})"
     )
 
 
-def _cached(content: str, extractor: Extractor, batches: Callable[[], Iterator[torch.Tensor]]) -> Reference:
-    key = _identity(content, extractor)
-    path = cache_folder() / f"reference-{key}.npz"
-    if path.is_file():
-        return Reference(read_statistics(path), key)
-    found = measure(batches(), extractor)
-    _write(path, found)
-    return Reference(found, key)
+def _measured(content: str, extractor: Extractor, batches: Callable[[], Iterator[torch.Tensor]]) -> Reference:
+    """A reference whose statistics are kept on disk, under what its images and its features are."""
+    identity = _identity(content, extractor)
+
+    def statistics() -> Gaussian:
+        path = cache_folder() / f"reference-{identity}.npz"
+        if path.is_file():
+            return read_statistics(path)
+        gaussian = measure(batches(), extractor)
+        _write(path, gaussian)
+        return gaussian
+
+    return Reference(identity, statistics, lambda: np.concatenate([extractor(images) for images in batches()]))
 
 
 def _identity(content: str, extractor: Extractor) -> str:
     return hashlib.sha256(f"{content}\n{extractor.identity}".encode()).hexdigest()[:32]
 
 
-def _write(path: Path, found: Gaussian) -> None:
+def _write(path: Path, gaussian: Gaussian) -> None:
     """Written beside and renamed, so that no other process reads half a file."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".tmp", delete=False) as file:
-            np.savez(file, mu=found.mean, sigma=found.covariance, count=np.array(found.count))
+            np.savez(file, mu=gaussian.mean, sigma=gaussian.covariance, count=np.array(gaussian.count))
         os.replace(file.name, path)
     except OSError as error:
         raise UserError(
@@ -154,16 +184,8 @@ def _write(path: Path, found: Gaussian) -> None:
         ) from None
 
 
-def _digits_key() -> str:
-    from autodiffusion_opt.zoo import digits
-
-    return hashlib.sha256(digits.IMAGES.read_bytes()).hexdigest()
-
-
-def _digits_batches() -> Iterator[torch.Tensor]:
-    from autodiffusion_opt.zoo import digits
-
-    images = digits.load_images()
+def _embedded_batches(embedded: Embedded) -> Iterator[torch.Tensor]:
+    images = embedded.module().load_images()
     yield from (images[start : start + 256] for start in range(0, len(images), 256))
 
 

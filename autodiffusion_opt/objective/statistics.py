@@ -30,8 +30,8 @@ class Gaussian:
     def root(self) -> Array:
         """The symmetric square root of the covariance, computed once."""
         values, vectors = np.linalg.eigh(self.covariance)
-        found: Array = (vectors * np.sqrt(np.maximum(values, 0.0))) @ vectors.T
-        return found
+        root: Array = (vectors * np.sqrt(np.maximum(values, 0.0))) @ vectors.T
+        return root
 
 
 class Moments:
@@ -58,17 +58,17 @@ class Moments:
         return Gaussian(mean, covariance, self.count)
 
 
-def frechet_distance(one: Gaussian, reference: Gaussian) -> float:
+def frechet_distance(generated: Gaussian, reference: Gaussian) -> float:
     """|μ₁ - μ₂|² + tr(Σ₁ + Σ₂ - 2 (Σ₁Σ₂)^½) (Heusel et al., 2017, equation 6).
 
     The trace of the root is Σ √eig(R½ Σ₁ R½), R the reference's covariance: symmetric, so that it stays real, and R½
     is computed once. Not a number where features were not finite.
     """
-    difference = one.mean - reference.mean
-    inner = reference.root @ one.covariance @ reference.root
+    difference = generated.mean - reference.mean
+    inner = reference.root @ generated.covariance @ reference.root
     if not np.isfinite(inner).all():
         return math.nan  # LAPACK does not end on these
     values = np.linalg.eigvalsh((inner + inner.T) / 2)
     trace = float(np.sqrt(np.maximum(values, 0.0)).sum())
-    both = float(np.trace(one.covariance) + np.trace(reference.covariance))
+    both = float(np.trace(generated.covariance) + np.trace(reference.covariance))
     return float(difference @ difference) + both - 2 * trace

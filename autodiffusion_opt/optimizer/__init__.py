@@ -1,15 +1,31 @@
 """Optimizers: how the next candidate is chosen. Always an Optuna sampler, so that storage, dashboard and parallel
 workers are the same for all.
 
-Kinds: ``evolution`` (AutoDiffusion's algorithm 1), ``random``. A kind is a definition with a method ``sampler``.
+Kinds: ``evolution`` (AutoDiffusion's algorithm 1), ``random``; Optuna's own ``optuna:tpe``, ``optuna:cmaes``,
+``optuna:random``. A kind is a table with a method ``sampler(space, seed)``. In Python any Optuna sampler will do.
 """
 
 from __future__ import annotations
 
-from autodiffusion_opt.optimizer.base import OptimizerConfig
+from autodiffusion_opt.config import Registry
+from autodiffusion_opt.optimizer.base import CandidateSampler, OptimizerConfig, Proposal
 from autodiffusion_opt.optimizer.evolution import EvolutionConfig
-from autodiffusion_opt.optimizer.random_search import RandomConfig
+from autodiffusion_opt.optimizer.parameters import PREFIX, SAMPLERS, OptunaConfig, ParameterSampler
+from autodiffusion_opt.optimizer.random_search import RandomSearchConfig
 
-KINDS: dict[str, type[OptimizerConfig]] = {"evolution": EvolutionConfig, "random": RandomConfig}
+OPTIMIZERS: Registry[type[OptimizerConfig]] = Registry(
+    "optimizer",
+    "optimizers",
+    {"evolution": EvolutionConfig, "random": RandomSearchConfig} | {PREFIX + name: OptunaConfig for name in SAMPLERS},
+)
 
-__all__ = ["KINDS", "EvolutionConfig", "OptimizerConfig", "RandomConfig"]
+__all__ = [
+    "OPTIMIZERS",
+    "CandidateSampler",
+    "EvolutionConfig",
+    "OptimizerConfig",
+    "OptunaConfig",
+    "ParameterSampler",
+    "Proposal",
+    "RandomSearchConfig",
+]

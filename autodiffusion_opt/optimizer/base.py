@@ -1,4 +1,4 @@
-"""The base of optimizers that choose whole candidates: an Optuna sampler behind one method, ``propose``.
+"""The base of optimizers that propose whole candidates: an Optuna sampler behind one method, ``propose``.
 
 It keeps no state: what it proposes follows from the seed, the position in the study's sequence, and what SQL holds of
 the positions before. The candidate is published in one attribute of the trial before its parameters, which arrive one
@@ -21,10 +21,12 @@ from optuna.trial import FrozenTrial
 from autodiffusion_opt.candidate import Candidate
 from autodiffusion_opt.config import Config
 from autodiffusion_opt.errors import UserError
-from autodiffusion_opt.space import Space
-from autodiffusion_opt.trials.history import CANDIDATE, ORIGIN, STAGE, Observation, candidate_of, history, positions
+from autodiffusion_opt.space import Evolvable, Space
+from autodiffusion_opt.trials.attributes import CANDIDATE, ORIGIN, STAGE, candidate_of, parse_candidate
+from autodiffusion_opt.trials.history import History, Past
+from autodiffusion_opt.trials.storage import set_attributes, user_attributes
 
-# Draws before a maker of candidates is held to be exhausted: all that it makes has been seen.
+# Draws before a maker of candidates is held to be exhausted: all that it makes was proposed before.
 TRIES = 100
 
 
@@ -32,27 +34,31 @@ class OptimizerConfig(Config):
     """The table ``[optimizer]`` of a study."""
 
     kind: str
-    # Whether it chooses whole candidates; one that chooses parameters searches fully_parametric spaces only.
+    # Whether it proposes whole candidates; an optimizer that proposes parameters searches fully parametric spaces only.
     proposes_candidates: ClassVar[bool] = False
-
-    def sampler_of(self, space: Space, seed: int) -> BaseSampler:
-        """:meth:`sampler`, refusing with a UserError a space that this optimizer cannot search."""
-        if not self.proposes_candidates:
-            require_parametric(space, self.kind)
-        return self.sampler(space, seed)
 
     @abstractmethod
     def sampler(self, space: Space, seed: int) -> BaseSampler:
         """The Optuna sampler that searches ``space``. Raises UserError for a space that it cannot search."""
 
 
-def require_parametric(space: Space, name: str) -> None:
+def require_fully_parametric(space: Space, name: str) -> None:
     """Raises UserError where an optimizer of parameters is asked to search what parameters do not say."""
     if not space.fully_parametric:
         raise UserError(
             f'optimizer {name} chooses parameters, and those of a space with layers = "any" do not say which layers '
             'are removed: use layers = "ranked" in the space, or one of the optimizers evolution, random'
         )
+
+
+def require_evolvable(space: Space, name: str) -> Evolvable:
+    """The space, if it can draw, mutate and cross candidates. Raises UserError where it cannot."""
+    if not isinstance(space, Evolvable):
+        raise UserError(
+            f"optimizer {name} needs a space with the methods random, mutate, crossover and with_layer_share; "
+            f"{type(space).__name__} does not have them all: use an optimizer of parameters, optuna:tpe say"
+        )
+    return space
 
 
 @dataclass(frozen=True)
@@ -65,30 +71,33 @@ class Proposal:
 
 
 class CandidateSampler(BaseSampler):
-    """An Optuna sampler that proposes whole candidates of a space."""
+    """An Optuna sampler that proposes whole candidates of a space.
+
+    Attributes:
+        history: of the study that asks; read on first use where nobody sets it.
+    """
 
     def __init__(self, space: Space, seed: int) -> None:
         self.space = space
         self.seed = seed
+        self.history: History | None = None
 
     @abstractmethod
-    def propose(self, seen: Sequence[Observation], position: int, rng: np.random.Generator) -> Proposal:
-        """The candidate for ``position``, given what is known of the positions before it."""
+    def propose(self, past: Past, rng: np.random.Generator) -> Proposal:
+        """The candidate for ``past.position``, given what is known of the positions before it."""
 
     def before_trial(self, study: optuna.Study, trial: FrozenTrial) -> None:
-        """Choose and publish the trial's candidate, unless it came with one (a baseline, a retry)."""
-        storage = study._storage
-        trials = storage.get_all_trials(study._study_id, deepcopy=False)
-        now = trials[trial.number]
-        if candidate_of(now) is not None:
+        """Choose and publish the trial's candidate, unless it came with its own (a baseline, a retry)."""
+        if self.history is None or self.history.study.study_name != study.study_name:
+            self.history = History(study)
+        history = self.history.refresh()
+        if candidate_of(history.trials[trial.number]) is not None:
             return
-        position = positions(trials)[trial.number]
-        rng = np.random.default_rng([self.seed, position])
-        proposal = self.propose(history(trials, position), position, rng)
-        storage.set_trial_user_attr(trial._trial_id, ORIGIN, proposal.origin)
-        if proposal.stage is not None:
-            storage.set_trial_user_attr(trial._trial_id, STAGE, proposal.stage)
-        storage.set_trial_user_attr(trial._trial_id, CANDIDATE, proposal.candidate.to_json())
+        position = history.position(trial.number)
+        proposal = self.propose(history.observations.before(position), np.random.default_rng([self.seed, position]))
+        stage = {} if proposal.stage is None else {STAGE: proposal.stage}
+        published = {ORIGIN: proposal.origin, **stage, CANDIDATE: proposal.candidate.to_json()}
+        set_attributes(study, trial, published)
 
     def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
         """The whole box of the space."""
@@ -98,8 +107,8 @@ class CandidateSampler(BaseSampler):
         self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Any]:
         """The parameters of the published candidate."""
-        candidate = candidate_of(study._storage.get_trial(trial._trial_id))
-        return {} if candidate is None else self.space.encode(candidate)
+        text = user_attributes(study, trial).get(CANDIDATE)
+        return {} if text is None else self.space.encode(parse_candidate(text))
 
     def sample_independent(
         self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
@@ -110,11 +119,11 @@ class CandidateSampler(BaseSampler):
         return sampler.sample_independent(study, trial, param_name, param_distribution)
 
 
-def unseen(makers: Sequence[Callable[[], Proposal]], known: set[Candidate]) -> Proposal:
-    """The first proposal not known yet, trying each maker in turn; the last one made where all are exhausted."""
+def first_new(makers: Sequence[Callable[[], Proposal]], past: Past) -> Proposal:
+    """The first proposal that is new, trying each maker in turn; the last one made where all are exhausted."""
     for make in makers:
         for _ in range(TRIES):
             proposal = make()
-            if proposal.candidate not in known:
+            if proposal.candidate not in past:
                 return proposal
     return proposal

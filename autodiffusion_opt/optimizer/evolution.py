@@ -1,22 +1,30 @@
 """AutoDiffusion's evolutionary search (Li et al., ICCV 2023, algorithm 1), stateless over what SQL holds.
 
-Differences from the authors' script, all of them repairs: a generation's parents are the best of *all* earlier
-generations and of the baselines; crossover works on sorted sequences and never loses a step; layer sets do mutate;
-the budget holds for every child; no candidate is proposed twice.
+As in the authors' script a generation's parents are the best of all candidates measured before it. What differs: the
+baselines are among them; crossover works on sorted sequences and keeps every step; layer sets mutate too; a child over
+the budget is repaired, not drawn again; no candidate is proposed twice. With common noise both find equally good
+candidates, within the noise.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import ClassVar, Literal
 
 import numpy as np
 from pydantic import Field, model_validator
 
 from autodiffusion_opt.candidate import Candidate
-from autodiffusion_opt.optimizer.base import CandidateSampler, OptimizerConfig, Proposal, unseen
-from autodiffusion_opt.space import Space
-from autodiffusion_opt.trials.history import Observation, best_of
+from autodiffusion_opt.optimizer.base import (
+    CandidateSampler,
+    OptimizerConfig,
+    Proposal,
+    first_new,
+    require_evolvable,
+)
+from autodiffusion_opt.space import Evolvable, Space
+from autodiffusion_opt.space.baselines import UNIFORM
+from autodiffusion_opt.trials.history import Past
 
 
 class EvolutionConfig(OptimizerConfig):
@@ -54,83 +62,79 @@ class EvolutionConfig(OptimizerConfig):
         return self
 
     def sampler(self, space: Space, seed: int) -> Evolution:
-        """The Optuna sampler."""
-        return Evolution(space, seed, self)
+        """The Optuna sampler. Raises UserError for a space that is not :class:`~autodiffusion_opt.space.Evolvable`."""
+        return Evolution(require_evolvable(space, self.kind), seed, self)
+
+
+Maker = Callable[[], tuple[Candidate, str]]
 
 
 class Evolution(CandidateSampler):
     """The evolution of one space. Position p is slot ``p % P`` of generation ``p // P``."""
 
-    def __init__(self, space: Space, seed: int, settings: EvolutionConfig) -> None:
+    def __init__(self, space: Evolvable, seed: int, settings: EvolutionConfig) -> None:
         super().__init__(space, seed)
+        self.evolvable = space
         self.settings = settings
 
-    def propose(self, seen: Sequence[Observation], position: int, rng: np.random.Generator) -> Proposal:
+    def propose(self, past: Past, rng: np.random.Generator) -> Proposal:
         """Algorithm 1's child for this slot; a random candidate where its parents have no new one."""
-        generation, slot = divmod(position, self.settings.population)
-        space, stage = self._stage(seen, generation)
-        first = generation == 0
-        make = self._first(space, slot, rng) if first else self._child(space, seen, generation, slot, rng)
-        known = {one.candidate for one in seen}
+        generation, slot = divmod(past.position, self.settings.population)
+        space, stage = self._stage(past, generation)
+        if generation == 0:
+            make = self._first(space, slot, rng)
+        else:
+            make = self._child(space, past, generation, slot, rng)
+        return first_new(
+            [lambda: Proposal(*make(), stage), lambda: Proposal(space.random(rng), "random", stage)],
+            past,
+        )
 
-        def random() -> tuple[Candidate, str]:
-            return space.random(rng), "random"
-
-        makers = [_with_stage(make, stage), _with_stage(random, stage)]
-        return unseen(makers, known)
-
-    def _first(self, space: Space, slot: int, rng: np.random.Generator) -> Maker:
+    def _first(self, space: Evolvable, slot: int, rng: np.random.Generator) -> Maker:
         """The first population: the uniform candidate, half random, the rest mutants of the uniform one."""
-        uniform = next(iter(space.baselines().values()))
+        uniform = space.baselines()[UNIFORM]
         if slot == 0:
             return lambda: (uniform, "uniform")
         if slot <= self.settings.population // 2:
             return lambda: (space.random(rng), "random")
         return lambda: (space.mutate(uniform, rng, self.settings.first_probability), "mutation")
 
-    def _child(self, space: Space, seen: Sequence[Observation], generation: int, slot: int, rng: np.random.Generator) -> Maker:
+    def _child(self, space: Evolvable, past: Past, generation: int, slot: int, rng: np.random.Generator) -> Maker:
         """Mutations first, then crossovers, then random ones (algorithm 1, lines 7 to 10)."""
-        earlier = [one for one in seen if one.position < generation * self.settings.population]
-        parents = [one.candidate for one in best_of(earlier, self.settings.parents)]
+        measured = past.best(self.settings.parents, before=generation * self.settings.population)
+        parents = [observation.candidate for observation in measured]
         if parents and slot < self.settings.mutations:
-            return lambda: (space.mutate(_pick(parents, rng), rng, self.settings.probability), "mutation")
+            return lambda: (
+                space.mutate(parents[int(rng.integers(len(parents)))], rng, self.settings.probability),
+                "mutation",
+            )
         if len(parents) > 1 and slot < self.settings.mutations + self.settings.crossovers:
-            return lambda: (space.crossover(*_pair(parents, rng), rng), "crossover")
+
+            def cross() -> tuple[Candidate, str]:
+                first, second = rng.choice(len(parents), 2, replace=False)
+                return space.crossover(parents[int(first)], parents[int(second)], rng), "crossover"
+
+            return cross
         return lambda: (space.random(rng), "random")
 
-    def _stage(self, seen: Sequence[Observation], generation: int) -> tuple[Space, str | None]:
-        """The space that this generation searches, and its name."""
-        if self.space.with_layer_share(0.0) == self.space:
-            return self.space, None
-        second = self._stage_two_starts(seen, generation)
+    def _stage(self, past: Past, generation: int) -> tuple[Evolvable, str | None]:
+        """The space that this generation searches, and its name (section 3.4: time steps first, then layers too)."""
+        whole = self.evolvable.with_layer_share(0.0)
+        if whole == self.evolvable:  # no layer may be removed: there is one stage
+            return self.evolvable, None
+        second = self._stage_two_starts(past, generation)
         if generation < second:
-            return self.space.with_layer_share(0.0), "times"
+            return whole, "times"
         share = min(1.0, (generation - second + 1) / self.settings.growth)
-        return self.space.with_layer_share(share), f"joint {share:.0%}"
+        return self.evolvable.with_layer_share(share), f"joint {share:.0%}"
 
-    def _stage_two_starts(self, seen: Sequence[Observation], generation: int) -> int:
+    def _stage_two_starts(self, past: Past, generation: int) -> int:
         """The first generation of stage two: after ``stage_one``, or once a generation brought no better best."""
         population = self.settings.population
         before: Candidate | None = None
         for finished in range(min(generation, self.settings.stage_one)):
-            best = best_of((one for one in seen if one.position < (finished + 1) * population), 1)
+            best = past.best(1, before=(finished + 1) * population)
             if best and best[0].candidate == before:
                 return finished + 1
             before = best[0].candidate if best else None
         return self.settings.stage_one
-
-
-Maker = Callable[[], tuple[Candidate, str]]
-
-
-def _with_stage(make: Maker, stage: str | None) -> Callable[[], Proposal]:
-    return lambda: Proposal(*make(), stage)
-
-
-def _pick(parents: Sequence[Candidate], rng: np.random.Generator) -> Candidate:
-    return parents[int(rng.integers(len(parents)))]
-
-
-def _pair(parents: Sequence[Candidate], rng: np.random.Generator) -> tuple[Candidate, Candidate]:
-    one, other = rng.choice(len(parents), 2, replace=False)
-    return parents[int(one)], parents[int(other)]

@@ -2,30 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import ClassVar, Literal
 
 import numpy as np
 
-from autodiffusion_opt.optimizer.base import CandidateSampler, OptimizerConfig, Proposal, unseen
-from autodiffusion_opt.space import Space
-from autodiffusion_opt.trials.history import Observation
+from autodiffusion_opt.optimizer.base import CandidateSampler, OptimizerConfig, Proposal, first_new, require_evolvable
+from autodiffusion_opt.space import Evolvable, Space
+from autodiffusion_opt.trials.history import Past
 
 
-class RandomConfig(OptimizerConfig):
+class RandomSearchConfig(OptimizerConfig):
     """``kind = "random"``: what every other optimizer must beat."""
 
     kind: Literal["random"] = "random"
     proposes_candidates: ClassVar[bool] = True
 
-    def sampler(self, space: Space, seed: int) -> RandomCandidates:
-        """The Optuna sampler."""
-        return RandomCandidates(space, seed)
+    def sampler(self, space: Space, seed: int) -> RandomSearch:
+        """The Optuna sampler. Raises UserError for a space that cannot draw candidates."""
+        return RandomSearch(require_evolvable(space, self.kind), seed)
 
 
-class RandomCandidates(CandidateSampler):
+class RandomSearch(CandidateSampler):
     """Independent draws from the space."""
 
-    def propose(self, seen: Sequence[Observation], position: int, rng: np.random.Generator) -> Proposal:
+    def __init__(self, space: Evolvable, seed: int) -> None:
+        super().__init__(space, seed)
+        self.evolvable = space
+
+    def propose(self, past: Past, rng: np.random.Generator) -> Proposal:
         """A random candidate that was not proposed before."""
-        return unseen([lambda: Proposal(self.space.random(rng), "random")], {one.candidate for one in seen})
+        return first_new([lambda: Proposal(self.evolvable.random(rng), "random")], past)

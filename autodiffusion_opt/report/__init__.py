@@ -1,1 +1,1 @@
-"""Reports: tables and pictures of what a study found."""
+"""Reports: tables and pictures of what a study holds."""

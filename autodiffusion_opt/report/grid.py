@@ -58,7 +58,7 @@ def _tile(images: torch.Tensor) -> Image.Image:
 def _captioned(caption: str, picture: Image.Image) -> Image.Image:
     font = ImageFont.load_default(12)
     width = max(picture.width, math.ceil(font.getlength(caption)))
-    found = Image.new("RGB", (width, picture.height + CAPTION), "white")
-    ImageDraw.Draw(found).text((0, 0), caption, fill="black", font=font)
-    found.paste(picture, (0, CAPTION))
-    return found
+    captioned = Image.new("RGB", (width, picture.height + CAPTION), "white")
+    ImageDraw.Draw(captioned).text((0, 0), caption, fill="black", font=font)
+    captioned.paste(picture, (0, CAPTION))
+    return captioned

@@ -1,219 +1,128 @@
-"""What the terminal shows: tables on stdout, progress on stderr."""
+"""What the terminal shows of studies: tables on stdout."""
 
 from __future__ import annotations
 
 import math
 import sys
-import time
 from collections.abc import Mapping, Sequence
-from types import TracebackType
-from typing import Any, Self, TextIO
+from typing import Any
 
+import optuna
 from optuna.trial import FrozenTrial, TrialState
 from rich.console import Console
-from rich.progress import BarColumn, TaskID, TextColumn
-from rich.progress import Progress as Bars
 from rich.table import Table
 
-from autodiffusion_opt.candidate import Candidate
-from autodiffusion_opt.study.config import StudyConfig
-from autodiffusion_opt.study.run import Watch, baseline_trials
-from autodiffusion_opt.trials.history import STAGE, candidate_of, completed, value_of
+from autodiffusion_opt.sampling.layers.listing import Layer
+from autodiffusion_opt.space.baselines import UNIFORM
+from autodiffusion_opt.study.progress_bar import WIDE
+from autodiffusion_opt.study.results import Result, StoredStudy, stored_study
 from autodiffusion_opt.study.verify import Rescored
-
-UNIFORM = "leading"
-WIDE = 160
+from autodiffusion_opt.trials.attributes import DEFINITION, STAGE, WANTED
+from autodiffusion_opt.trials.storage import Storage
 
 
 def out() -> Console:
-    """The console of results."""
-    return _console(sys.stdout)
+    """The console of results; wide where nobody looks, so that a table in a file or a pipe is not folded."""
+    return Console(file=sys.stdout, highlight=False, width=None if sys.stdout.isatty() else WIDE)
 
 
-def err() -> Console:
-    """The console of progress and status."""
-    return _console(sys.stderr)
-
-
-def _console(file: TextIO) -> Console:
-    """Wide where nobody looks: a table in a file or a pipe is not folded to 80 columns."""
-    return Console(file=file, highlight=False, width=None if file.isatty() else WIDE)
-
-
-class Bar:
-    """Progress on stderr: a bar on a terminal, a line every ten seconds elsewhere. A :data:`Progress` to call."""
-
-    INTERVAL = 10.0
-
-    def __init__(self) -> None:
-        self.console = err()
-        self._bar = Bars(
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=24),
-            TextColumn("{task.fields[text]}"),
-            console=self.console,
-            disable=not self.console.is_terminal,
-            transient=True,
-        )
-        self._task: TaskID | None = None
-        self._what = ""
-        self._began = self._said = time.monotonic()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._bar.stop()
-
-    def __call__(self, what: str, done: int, of: int, text: str | None = None) -> None:
-        """Show it, with the time left unless ``text`` says something else.
-
-        The bar appears at the first call: what others print before that is left alone.
-        """
-        counts = f"{what} {done}/{of}" if of else what
-        text = self._left(what, done, of) if text is None else text
-        if self._task is None:
-            self._bar.start()
-            self._task = self._bar.add_task(counts, total=None, text=text)
-        self._bar.update(self._task, description=counts, completed=done, total=of or None, text=text)
-        if not self.console.is_terminal and time.monotonic() - self._said >= self.INTERVAL:
-            self._said = time.monotonic()
-            self.console.print(f"{counts}  {text}".rstrip())
-
-    def _left(self, what: str, done: int, of: int) -> str:
-        if what != self._what:
-            self._what, self._began = what, time.monotonic()
-        return f"{clock((of - done) * (time.monotonic() - self._began) / done)} left" if done else ""
-
-
-class LiveWatch(Watch):
-    """A study's bar: trial n/N, best, its factor to the uniform baseline, current value, images/s, time left."""
-
-    def __init__(self) -> None:
-        self._bar = Bar()
-        self._best = self._uniform = math.inf
-        self._done = self._start_done = self._wanted = self._images = self._before = 0
-        self._start = time.monotonic()
-        self._value = math.nan
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._bar.__exit__(kind, error, trace)
-
-    def preparing(self, what: str, done: int, of: int) -> None:
-        """What comes before the first trial."""
-        self._bar(what, done, of)
-
-    def started(self, plan: StudyConfig, trials: list[FrozenTrial], wanted: int) -> None:
-        """Take over what SQL holds."""
-        self._take(trials)
-        self._start_done, self._wanted, self._start = self._done, wanted, time.monotonic()
-        if 0 < self._done < wanted:
-            self._bar.console.print(f"{plan.name}: continuing after {self._done} of {wanted} trials")
-        self._show()
-
-    def proposed(self, number: int, candidate: Candidate) -> None:
-        """The trial's images are counted from nothing."""
-        self._before += self._images
-        self._images = 0
-
-    def images(self, done: int, of: int) -> None:
-        """Images of the current trial."""
-        self._images = done
-        self._show()
-
-    def finished(self, trial: FrozenTrial, trials: list[FrozenTrial]) -> None:
-        """One more trial, and those of other workers."""
-        self._take(trials)
-        value = value_of(trial)
-        self._value = math.nan if value is None else value
-        self._show()
-
-    def _take(self, trials: list[FrozenTrial]) -> None:
-        """What SQL holds: how many trials, the best, the uniform baseline."""
-        values = [value_of(trial) for trial in completed(trials)]
-        self._done = len(values)
-        self._best = min((value for value in values if value is not None), default=math.inf)
-        uniform = baseline_trials(trials).get(UNIFORM)
-        value = None if uniform is None else value_of(uniform)
-        self._uniform = math.inf if value is None else value
-
-    def _show(self) -> None:
-        self._bar("trial", self._done, self._wanted, self._text())
-
-    def _text(self) -> str:
-        seconds = max(time.monotonic() - self._start, 1e-9)
-        parts = []
-        if math.isfinite(self._best):
-            parts.append(f"best {self._best:.4g}")
-        if math.isfinite(self._uniform) and math.isfinite(self._best):
-            parts.append(f"({self._best / self._uniform:.2f} of uniform's {self._uniform:.4g})")
-        if math.isfinite(self._value):
-            parts.append(f"now {self._value:.4g}")
-        parts.append(f"{(self._before + self._images) / seconds:.0f} images/s")
-        run = self._done - self._start_done
-        if run:
-            parts.append(f"{clock((self._wanted - self._done) * seconds / run)} left")
-        return "  ".join(parts)
-
-
-def clock(seconds: float) -> str:
-    """m:ss, or h:mm:ss."""
-    whole = max(0, round(seconds))
-    hours, rest = divmod(whole, 3600)
-    return f"{hours}:{rest // 60:02d}:{rest % 60:02d}" if hours else f"{rest // 60}:{rest % 60:02d}"
-
-
-def run_summary(trials: Sequence[FrozenTrial]) -> dict[str, Any]:
-    """What ``run --json`` prints."""
-    ranked, baselines = completed(trials), baseline_trials(list(trials))
-    best = ranked[0]
-    uniform = baselines.get(UNIFORM)
-    reference = None if uniform is None else value_of(uniform)
-    value = value_of(best)
+def run_summary(stored: StoredStudy) -> dict[str, Any]:
+    """What ``run --json`` prints. ``factor`` is the best's first value divided by the uniform baseline's."""
+    results, baselines = stored.complete(), stored.baselines()
+    best, uniform = results[0], baselines.get(UNIFORM)
     return {
-        "trials": len(ranked),
-        "best": {"trial": best.number, "value": value, "candidate": _dict(best)},
-        "baselines": {name: value_of(trial) for name, trial in baselines.items()},
-        "factor": value / reference if reference and value is not None else None,
+        "study": stored.name,
+        "trials": len(results),
+        "best": {**_values(best), "trial": best.trial, "candidate": best.candidate.to_dict()},
+        "baselines": {name: _first(result) for name, result in baselines.items()},
+        "factor": _first(best) / _first(uniform) if uniform is not None and _first(uniform) else None,
     }
 
 
-def run_table(trials: Sequence[FrozenTrial]) -> Table:
-    """Baselines and the best, with each one's share of the uniform baseline's value."""
-    ranked, baselines = completed(trials), baseline_trials(list(trials))
-    uniform = value_of(baselines[UNIFORM]) if UNIFORM in baselines else None
-    table = Table("", "value", "of uniform", "NFE", "time steps")
-    for name, trial in baselines.items():
-        table.add_row(name, *_row(trial, uniform))
-    table.add_row("best", *_row(ranked[0], uniform), style="bold")
+def run_table(stored: StoredStudy) -> Table:
+    """Baselines and the best, with the share of each in the uniform baseline's first value."""
+    baselines, names = stored.baselines(), stored.value_names
+    table = Table("", *names, "of uniform", "NFE", "time steps")
+
+    def add(label: str, result: Result, style: str = "") -> None:
+        uniform = baselines.get(UNIFORM)
+        share = f"{_first(result) / _first(uniform):.3f}" if uniform is not None and _first(uniform) else ""
+        nfe = result.costs["nfe"]
+        values = (number(value) for value in result.values.values())
+        table.add_row(label, *values, share, "" if nfe is None else str(nfe), str(result.candidate), style=style)
+
+    for name, result in baselines.items():
+        add(name, result)
+    add("best", stored.top(1)[0], "bold")
     return table
 
 
-def best_table(trials: Sequence[FrozenTrial]) -> Table:
-    """Rank, value and candidate."""
-    table = Table("rank", "trial", "value", "origin", "time steps")
-    for rank, trial in enumerate(trials, 1):
-        origin = str(trial.user_attrs.get("origin", ""))
-        table.add_row(str(rank), str(trial.number), _number(value_of(trial)), origin, str(candidate_of(trial)))
+def best_rows(results: Sequence[Result]) -> list[dict[str, Any]]:
+    """What ``best --json`` prints."""
+    return [
+        {"rank": rank, "trial": result.trial, **_values(result), "candidate": result.candidate.to_dict()}
+        for rank, result in enumerate(results, 1)
+    ]
+
+
+def best_table(results: Sequence[Result]) -> Table:
+    """Rank, values, origin and candidate."""
+    table = Table("rank", "trial", *results[0].values, "origin", "time steps")
+    for rank, result in enumerate(results, 1):
+        values = (number(value) for value in result.values.values())
+        table.add_row(str(rank), str(result.trial), *values, result.origin, str(result.candidate))
     return table
 
 
-def rescored_table(found: Mapping[str, Rescored]) -> Table:
+def rescored_table(rescored: Mapping[str, Rescored]) -> Table:
     """Mean ± spread of each, and its share of the uniform baseline's mean."""
-    uniform = found[UNIFORM].mean if UNIFORM in found else None
+    uniform = rescored[UNIFORM].mean if UNIFORM in rescored else None
     table = Table("", "mean", "std", "of uniform", "time steps")
-    for name, one in found.items():
-        share = f"{one.mean / uniform:.3f}" if uniform else ""
-        table.add_row(
-            name, _number(one.mean), _number(one.std), share, str(one.candidate), style="bold" if name == "best" else ""
-        )
+    for name, scored in rescored.items():
+        share = f"{scored.mean / uniform:.3f}" if uniform else ""
+        style = "bold" if name == "best" else ""
+        table.add_row(name, number(scored.mean), number(scored.std), share, str(scored.candidate), style=style)
+    return table
+
+
+def status_rows(storage: Storage) -> list[dict[str, Any]]:
+    """A row a study, as ``status --json`` prints it."""
+    return [_status_row(stored_study(name, storage)) for name in sorted(optuna.get_all_study_names(storage))]
+
+
+def _status_row(stored: StoredStudy) -> dict[str, Any]:
+    results = stored.complete()
+    baselines = [result for result in results if result.baseline is not None]  # best first
+    attributes = stored.study.user_attrs
+    return {
+        "study": stored.name,
+        "wanted": attributes.get(WANTED),
+        "trials": states(stored.trials),
+        "best": _first(results[0]) if results else None,
+        "best_baseline": {"name": baselines[0].baseline, "value": _first(baselines[0])} if baselines else None,
+        "optimizer": attributes.get(DEFINITION, {}).get("optimizer", {}).get("kind"),
+        "stage": last_stage(stored.trials),
+        "last_activity": _last_activity(stored.trials),
+    }
+
+
+def _last_activity(trials: Sequence[FrozenTrial]) -> str | None:
+    times = [time for trial in trials for time in (trial.datetime_start, trial.datetime_complete) if time]
+    return max(times).isoformat(timespec="seconds") if times else None
+
+
+def status_table(rows: Sequence[Mapping[str, Any]]) -> Table:
+    """The same for a person."""
+    table = Table("study", "complete", "other", "best", "best baseline", "optimizer", "stage", "last activity")
+    for row in rows:
+        counts = dict(row["trials"])
+        complete = f"{counts.pop('complete')}/{row['wanted'] or '?'}"
+        rest = ", ".join(f"{count} {state}" for state, count in counts.items() if count)
+        baseline = row["best_baseline"]
+        text = "" if baseline is None else f"{baseline['name']} {number(baseline['value'])}"
+        last = (row["last_activity"] or "").replace("T", " ")
+        optimizer, stage = row["optimizer"] or "", row["stage"] or ""
+        table.add_row(row["study"], complete, rest, number(row["best"]), text, optimizer, stage, last)
     return table
 
 
@@ -223,22 +132,52 @@ def states(trials: Sequence[FrozenTrial]) -> dict[str, int]:
 
 
 def last_stage(trials: Sequence[FrozenTrial]) -> str | None:
-    """The stage of the newest trial that has one."""
-    found = [trial.user_attrs[STAGE] for trial in trials if STAGE in trial.user_attrs]
-    return str(found[-1]) if found else None
+    """The stage of the newest trial that has a stage."""
+    stages = [trial.user_attrs[STAGE] for trial in trials if STAGE in trial.user_attrs]
+    return str(stages[-1]) if stages else None
 
 
-def _row(trial: FrozenTrial, uniform: float | None) -> tuple[str, str, str, str]:
-    value = value_of(trial)
-    share = f"{value / uniform:.3f}" if uniform and value is not None else ""
-    nfe = str(trial.user_attrs.get("score", {}).get("nfe", ""))
-    return _number(value), share, nfe, str(candidate_of(trial))
+def layer_rows(layers: Sequence[Layer], total: int) -> list[dict[str, Any]]:
+    """A row a layer, as ``layers --json`` prints it; ``share`` is of the FLOPs of the whole forward pass."""
+    return [
+        {
+            "index": layer.index,
+            "path": layer.path,
+            "kind": layer.kind,
+            "flops": layer.flops,
+            "saved_flops": layer.saved_flops,
+            "share": layer.flops / total,
+            "parameters": layer.parameters,
+            "removable": layer.removable,
+        }
+        for layer in layers
+    ]
 
 
-def _dict(trial: FrozenTrial) -> dict[str, Any] | None:
-    candidate = candidate_of(trial)
-    return None if candidate is None else candidate.to_dict()
+def layer_table(rows: Sequence[Mapping[str, Any]]) -> Table:
+    """The same for a person."""
+    kinds: dict[str, int] = {}
+    for row in rows:
+        kinds[row["kind"]] = kinds.get(row["kind"], 0) + 1
+    listed = " + ".join(f"{count} {kind}" for kind, count in kinds.items())
+    share = sum(row["share"] for row in rows)
+    caption = f"{len(rows)} layers ({listed}), {share:.1%} of the FLOPs of one forward pass of one image"
+    table = Table("index", "path", "kind", "MFLOP", "share", "parameters", "removable", caption=caption)
+    for row in rows:
+        numbers = f"{row['flops'] / 1e6:,.3f}", f"{row['share']:.1%}", f"{row['parameters']:,}"
+        table.add_row(str(row["index"]), row["path"], row["kind"], *numbers, "yes" if row["removable"] else "no")
+    return table
 
 
-def _number(value: float | None) -> str:
+def _first(result: Result) -> float:
+    """The first value: what tables compare."""
+    return next(iter(result.values.values()))
+
+
+def _values(result: Result) -> dict[str, Any]:
+    return {"value": _first(result), "values": dict(result.values)}
+
+
+def number(value: float | None) -> str:
+    """Four digits; nothing for what is not known."""
     return "" if value is None or math.isnan(value) else f"{value:.4g}"

@@ -46,7 +46,7 @@ def check_compatible(pipeline: Any) -> None:
     _check_sigmas(scheduler, name, source)
     takes = inspect.signature(scheduler.step).parameters
     missing = sorted(_step_keywords(kind) - set(takes))
-    if missing and not any(one.kind is one.VAR_KEYWORD for one in takes.values()):
+    if missing and not any(parameter.kind is parameter.VAR_KEYWORD for parameter in takes.values()):
         raise UserError(
             f"{name} gives its scheduler's step {', '.join(missing)}, which {type(scheduler).__name__} does not "
             "take: use ddim or ddpm"
@@ -78,7 +78,7 @@ def _check_sigmas(scheduler: Any, name: str, source: str) -> None:
 def check_replacement(before: Any, after: Any) -> None:
     """Raises UserError where a model made for one kind of noise would be given another by its new scheduler."""
     own, new = _noise(before), _noise(after)
-    if own == "other":
+    if own == "another scale":
         raise UserError(
             f"{type(before).__name__} (consistency models, EDM) counts its times on a noise scale of its own: no "
             "accepted scheduler can run this model"
@@ -94,7 +94,7 @@ def _noise(scheduler: Any) -> str:
     config = scheduler.config
     if "FlowMatch" in type(scheduler).__name__ or config.get("use_flow_sigmas"):
         return "flow matching"
-    return "variance preserving diffusion" if hasattr(scheduler, "alphas_cumprod") else "other"
+    return "variance preserving diffusion" if hasattr(scheduler, "alphas_cumprod") else "another scale"
 
 
 def check_call(pipeline: Any, call: Mapping[str, Any]) -> None:
@@ -110,17 +110,17 @@ def check_call(pipeline: Any, call: Mapping[str, Any]) -> None:
 
 def _classes(kind: type) -> Iterator[type]:
     """The pipeline's class and those above it, below diffusers' common base."""
-    for one in kind.__mro__:
-        if one.__name__ == "DiffusionPipeline":
+    for base in kind.__mro__:
+        if base.__name__ == "DiffusionPipeline":
             return
-        yield one
+        yield base
 
 
 @cache
 def _source(kind: Any) -> str | None:
     """The text of the class that defines the call, with what it inherits; None where there is none to read."""
     try:
-        return "\n".join(inspect.getsource(one) for one in _classes(kind))
+        return "\n".join(inspect.getsource(base) for base in _classes(kind))
     except (OSError, TypeError):
         return None
 

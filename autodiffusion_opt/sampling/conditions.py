@@ -1,5 +1,7 @@
 """What each image is of: image i always of the same prompt or class, whatever the batch.
 
+:func:`load_conditions` makes them from the table ``[conditions]``.
+
 The text encoders run once a study, not once a trial: what a pipeline's ``encode_prompt`` returned for a batch of
 prompts is kept on the CPU and returned again. The pipeline's own call does everything else, so that images are those
 of the prompts themselves, bit for bit, and no list of pipelines and of what each calls its embeddings is needed.
@@ -8,22 +10,59 @@ of the prompts themselves, bit for bit, and no list of pipelines and of what eac
 from __future__ import annotations
 
 import contextlib
+import csv
 import functools
 import hashlib
 import inspect
+import json
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from pathlib import Path
+from typing import Any, Protocol
 
 import torch
 from torch.utils._pytree import tree_map
 
-from autodiffusion_opt.errors import UserError
+from autodiffusion_opt.errors import UserError, unknown
+from autodiffusion_opt.sampling.config import ConditionsConfig
+from autodiffusion_opt.sampling.hooks import before_forward
 from autodiffusion_opt.sampling.load import denoiser_of
-from autodiffusion_opt.sampling.apply import Conditions, Unconditional
 
 # Text encoders of pipelines that have no ``encode_prompt``.
 ENCODERS = ("bert", "text_encoder", "text_encoder_2")
+DELIMITERS = {".csv": ",", ".tsv": "\t"}
+
+
+class Conditions(Protocol):
+    """One condition an image."""
+
+    @property
+    def identity(self) -> str:
+        """Changes when a condition does; empty where there is none."""
+        ...
+
+    def arguments(self, pipeline: Any, indices: Sequence[int]) -> Mapping[str, Any]:
+        """Keyword arguments of the pipeline's call that make it generate these images, one each."""
+        ...
+
+    def around(self, pipeline: Any) -> contextlib.AbstractContextManager[None]:
+        """What all calls of the pipeline are made in. Raises UserError for a pipeline that cannot be called so."""
+        ...
+
+
+class Unconditional:
+    """No condition: the call is told how many images to make."""
+
+    identity = ""
+
+    def arguments(self, pipeline: Any, indices: Sequence[int]) -> Mapping[str, Any]:
+        """``batch_size``."""
+        return {"batch_size": len(indices)}
+
+    def around(self, pipeline: Any) -> contextlib.AbstractContextManager[None]:
+        """Nothing. Raises UserError for a pipeline that needs prompts or labels."""
+        check_conditions(pipeline, self)
+        return contextlib.nullcontext()
 
 
 class Prompts:
@@ -42,10 +81,10 @@ class Prompts:
 
     def arguments(self, pipeline: Any, indices: Sequence[int]) -> Mapping[str, Any]:
         """``prompt``, and ``negative_prompt`` where there is one."""
-        found: dict[str, Any] = {"prompt": [self.prompts[index % len(self.prompts)] for index in indices]}
+        arguments: dict[str, Any] = {"prompt": [self.prompts[index % len(self.prompts)] for index in indices]}
         if self.negative_prompt is not None:
-            found["negative_prompt"] = [self.negative_prompt] * len(indices)
-        return found
+            arguments["negative_prompt"] = [self.negative_prompt] * len(indices)
+        return arguments
 
     def around(self, pipeline: Any) -> contextlib.AbstractContextManager[None]:
         """The pipeline encodes no text that it encoded before under these conditions."""
@@ -77,15 +116,34 @@ class Labels:
             yield
             return
         # First of all hooks, so that whoever watches the denoiser (the ranking of layers) sees the labels.
-        handle = denoiser_of(pipeline).register_forward_pre_hook(self._put, prepend=True, with_kwargs=True)
-        try:
+        with before_forward(denoiser_of(pipeline), self._put, prepend=True):
             yield
-        finally:
-            handle.remove()
 
     def _put(self, _: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         sample = args[0] if args else kwargs["sample"]
         return args, kwargs | {"class_labels": torch.tensor(self._now, device=sample.device)}
+
+
+def load_conditions(table: ConditionsConfig, pipeline: Any, base: Path | None = None) -> Conditions:
+    """The conditions of a table, for a pipeline.
+
+    Args:
+        table: ``[conditions]``.
+        pipeline: what will be called.
+        base: the folder that a relative file starts from; the working folder is tried next.
+
+    Raises:
+        UserError: for a file that is not there or holds no prompts, and for a pipeline that takes no such conditions
+            or needs others.
+    """
+    conditions: Conditions = Unconditional()
+    if table.kind == "prompts":
+        prompts = read_prompts(_find(str(table.file), base), table.column)
+        conditions = Prompts(prompts, table.negative_prompt)
+    elif table.kind == "labels":
+        conditions = Labels(_labels(table.classes, class_count(pipeline)))
+    check_conditions(pipeline, conditions)
+    return conditions
 
 
 def check_conditions(pipeline: Any, conditions: Conditions) -> None:
@@ -123,8 +181,8 @@ def class_count(pipeline: Any) -> int | None:
     config = denoiser_of(pipeline).config
     # DiT's embedding of the norm is of classes; only where the call takes labels.
     names = ("num_class_embeds", *(["num_embeds_ada_norm"] if "class_labels" in call_parameters(pipeline) else []))
-    found = next((config[name] for name in names if config.get(name)), None)
-    return None if found is None else int(found)
+    count = next((config[name] for name in names if config.get(name)), None)
+    return None if count is None else int(count)
 
 
 def call_parameters(pipeline: Any) -> Mapping[str, inspect.Parameter]:
@@ -180,9 +238,9 @@ def _key(value: Any) -> Any:
     if value is None or isinstance(value, str | bytes | bool | int | float | torch.device | torch.dtype):
         return (type(value).__name__, value)
     if isinstance(value, Mapping):
-        return tuple((key, _key(one)) for key, one in sorted(value.items()))
+        return tuple((key, _key(entry)) for key, entry in sorted(value.items()))
     if isinstance(value, list | tuple):
-        return tuple(_key(one) for one in value)
+        return tuple(_key(entry) for entry in value)
     if isinstance(value, torch.Tensor) and not value.is_floating_point():  # token ids and masks
         return (str(value.device), value.dtype, value.shape, value.cpu().numpy().tobytes())
     raise TypeError(type(value).__name__)
@@ -210,3 +268,66 @@ def remembering(pipeline: Any, memory: Memory) -> Iterator[None]:
 
 def _identity(*parts: str) -> str:
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()
+
+
+def read_prompts(path: Path, column: str | None = None) -> tuple[str, ...]:
+    """The prompts in a file, in their order, without empty ones. Raises UserError."""
+    if column is not None and path.suffix.lower() not in DELIMITERS:
+        raise UserError(f"conditions: column is for {', '.join(DELIMITERS)} files; got {path.name}: leave column out")
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"conditions: file {path} cannot be read as UTF-8 text: {error}") from None
+    if path.suffix.lower() == ".json":
+        lines = _captions(text, path)
+    elif path.suffix.lower() in DELIMITERS:
+        lines = _column(text, path, column)
+    else:
+        lines = text.splitlines()
+    prompts = tuple(stripped for line in lines if (stripped := line.strip()))
+    if not prompts:
+        raise UserError(f"conditions: file {path} must hold at least one prompt; it holds none")
+    return prompts
+
+
+def _captions(text: str, path: Path) -> list[str]:
+    """COCO has about five captions an image; the first of each, so that prompts are as varied as images."""
+    try:
+        annotations = json.loads(text)["annotations"]
+        first: dict[object, str] = {}
+        for index, annotation in enumerate(annotations):
+            first.setdefault(annotation.get("image_id", ("none", index)), str(annotation["caption"]))
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise UserError(
+            f'conditions: file {path} must be as COCO\'s captions: {{"annotations": [{{"caption": "..."}}, ...]}}'
+        ) from None
+    return list(first.values())
+
+
+def _column(text: str, path: Path, column: str | None) -> list[str]:
+    rows = csv.DictReader(text.splitlines(keepends=True), delimiter=DELIMITERS[path.suffix.lower()])
+    names = list(rows.fieldnames or [])
+    if column is None or column not in names:
+        raise unknown(f"conditions: column (of {path.name})", str(column or ""), names)
+    return [row[column] or "" for row in rows]
+
+
+def _labels(classes: int | tuple[int, ...] | None, count: int | None) -> tuple[int, ...]:
+    """The labels, within the model's ``count`` classes where that is known. Raises UserError."""
+    if classes is None and count is None:
+        raise UserError("conditions: the model does not say how many classes it has; give classes")
+    labels = tuple(range(classes or count or 0)) if not isinstance(classes, tuple) else classes
+    wrong = [label for label in labels if label < 0 or (count is not None and label >= count)]
+    if wrong:
+        limit = "0 or more" if count is None else f"from 0 to {count - 1}, the model's classes"
+        raise UserError(f"conditions: classes must be {limit}; got {wrong[0]}")
+    return labels
+
+
+def _find(name: str, base: Path | None) -> Path:
+    given = Path(name).expanduser()
+    tried = [given] if given.is_absolute() or base is None else [base / given, given]
+    for path in tried:
+        if path.is_file():
+            return path
+    raise UserError(f"conditions: file {name!r} is not there ({', '.join(str(path) for path in tried)})")

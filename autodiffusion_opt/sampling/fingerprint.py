@@ -7,18 +7,19 @@ import json
 from pathlib import Path
 from typing import Any
 
-from autodiffusion_opt.sampling.load import model_folder
+from autodiffusion_opt.sampling.load import denoiser_of, model_folder
 
 # Of larger files, the first and last part of this size stand for the whole.
 PART = 8 * 2**20
 IGNORED = {".gitattributes", "README.md"}
+# Values of each weight that stand for the whole, where a pipeline was given as an object.
+VALUES = 1024
 
 
 def fingerprint(pipeline: Any, model: str, revision: str | None = None, variant: str | None = None) -> str:
     """SHA-256 over the scheduler's configuration and, for a folder, its files; for a hub id, its resolved commit."""
     total = hashlib.sha256()
-    settings = {key: str(value) for key, value in sorted(pipeline.scheduler.config.items()) if not key.startswith("_")}
-    total.update(json.dumps([type(pipeline.scheduler).__name__, settings, revision, variant]).encode())
+    total.update(json.dumps([*_scheduler_settings(pipeline), revision, variant]).encode())
     folder = model_folder(model)
     if folder is None:
         total.update(f"{model}@{_commit(pipeline)}".encode())
@@ -30,16 +31,34 @@ def fingerprint(pipeline: Any, model: str, revision: str | None = None, variant:
 
 
 def _digest(path: Path) -> bytes:
-    found, size = hashlib.sha256(), path.stat().st_size
-    found.update(str(size).encode())
+    digest, size = hashlib.sha256(), path.stat().st_size
+    digest.update(str(size).encode())
     with path.open("rb") as file:
-        found.update(file.read(PART))
+        digest.update(file.read(PART))
         file.seek(max(PART, size - PART))
-        found.update(file.read())
-    return found.digest()
+        digest.update(file.read())
+    return digest.digest()
 
 
 def _commit(pipeline: Any) -> str:
     """The commit that the hub cache resolved: the folder's name below ``snapshots``."""
     parts = Path(str(pipeline.config.get("_name_or_path", ""))).parts
     return parts[parts.index("snapshots") + 1] if "snapshots" in parts[:-1] else ""
+
+
+def fingerprint_object(pipeline: Any) -> str:
+    """SHA-256 over a pipeline object: class, scheduler's configuration, and up to 1,024 values of every weight.
+
+    For pipelines that were handed over in Python: of these no file is known.
+    """
+    total = hashlib.sha256(json.dumps([type(pipeline).__qualname__, *_scheduler_settings(pipeline)]).encode())
+    for name, weight in sorted(denoiser_of(pipeline).state_dict().items()):
+        flat = weight.detach().reshape(-1)
+        sample = flat[:: max(1, flat.numel() // VALUES)][:VALUES].float().cpu().numpy()
+        total.update(f"{name} {tuple(weight.shape)}".encode() + sample.tobytes())
+    return total.hexdigest()
+
+
+def _scheduler_settings(pipeline: Any) -> list[Any]:
+    config = sorted(pipeline.scheduler.config.items())
+    return [type(pipeline.scheduler).__name__, {key: str(value) for key, value in config if not key.startswith("_")}]

@@ -5,21 +5,28 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from autodiffusion_opt.sampling.layers import list_layers
+from autodiffusion_opt.errors import UserError
+from autodiffusion_opt.sampling.layers import Layer, list_layers, total_flops
 from autodiffusion_opt.sampling.load import denoiser_of
-from autodiffusion_opt.sampling.schedule import calls_per_step, nfe, sigmas_of, takes_continuous, time_range
+from autodiffusion_opt.sampling.schedule import sigmas_of, takes_continuous, time_range
+from autodiffusion_opt.sampling.schedule.specs import spec_of
 from autodiffusion_opt.space.model_info import ModelInfo
 
 FLOW_LOWEST = 1.0  # time 0 is the image itself
-SEVERAL = 10  # steps; from two on, the extra calls do not depend on it
 
 
-def read_model_info(pipeline: Any, *, layers: bool = False, ranking: Sequence[Sequence[int]] = ()) -> ModelInfo:
-    """The time range and, where asked for, the layers of a pipeline (see :class:`ModelInfo`)."""
+def read_model_info(pipeline: Any, *, need_layers: bool = False, ranking: Sequence[Sequence[int]] = ()) -> ModelInfo:
+    """The time range, the solver's calls and the layers of a pipeline (see :class:`ModelInfo`).
+
+    Layers are not counted where the denoiser has none of a known kind, or its inputs cannot be made.
+
+    Raises:
+        UserError: for a scheduler that is not accepted; with ``need_layers``, for layers that cannot be counted.
+    """
     scheduler = pipeline.scheduler
     low, high = time_range(scheduler)
     sigmas = sigmas_of(scheduler)
-    listed = list_layers(denoiser_of(pipeline)) if layers else []
+    layers, flops = _counted(denoiser_of(pipeline), need_layers)
     return ModelInfo(
         train_steps=int(scheduler.config.num_train_timesteps),
         lowest=max(low, FLOW_LOWEST) if sigmas is None else low,
@@ -27,13 +34,24 @@ def read_model_info(pipeline: Any, *, layers: bool = False, ranking: Sequence[Se
         continuous=takes_continuous(scheduler),
         steps_offset=int(scheduler.config.get("steps_offset", 0)),
         sigmas=() if sigmas is None else tuple(float(sigma) for sigma in sigmas),
-        calls_per_step=calls_per_step(scheduler),
-        extra_calls=nfe(scheduler, SEVERAL) - calls_per_step(scheduler) * SEVERAL,
-        layers=len(listed),
-        removable=tuple(layer.index for layer in listed if layer.removable),
+        layout=spec_of(scheduler).layout,
+        layers=len(layers),
+        removable=tuple(layer.index for layer in layers if layer.removable),
+        flops=flops,
+        layer_flops=tuple(layer.saved_flops for layer in layers),
         ranking=tuple(tuple(third) for third in ranking),
         ays=align_your_steps(pipeline) if sigmas is not None else (),
     )
+
+
+def _counted(denoiser: Any, need_layers: bool) -> tuple[list[Layer], int]:
+    """The layers of a denoiser and the FLOPs of a forward pass; none where they cannot be counted."""
+    try:
+        return list_layers(denoiser), total_flops(denoiser)
+    except UserError:
+        if need_layers:
+            raise
+        return [], 0
 
 
 def align_your_steps(pipeline: Any) -> tuple[float, ...]:

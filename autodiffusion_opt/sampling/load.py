@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import inspect
 import io
 import logging
 import warnings
@@ -15,14 +16,11 @@ import torch
 
 from autodiffusion_opt.errors import UserError, nearest, unknown
 from autodiffusion_opt.sampling.compatibility import check_compatible, check_replacement
-from autodiffusion_opt.sampling.schedule import (
-    accepted,
-    check_scheduler,
-)
-from autodiffusion_opt.space.definitions import PipelineConfig
+from autodiffusion_opt.sampling.config import PipelineConfig
+from autodiffusion_opt.sampling.schedule import accepted, check_scheduler
 from autodiffusion_opt.zoo import EMBEDDED
 
-# Short names of schedulers, for definitions.
+# Short names of schedulers, for tables.
 SHORT_NAMES = {
     "ddim": "DDIMScheduler",
     "ddpm": "DDPMScheduler",
@@ -75,15 +73,25 @@ def load_pipeline(
         before = pipeline.scheduler
         pipeline.scheduler = _other_scheduler(before, scheduler, scheduler_settings or {})
         check_replacement(before, pipeline.scheduler)
-    check_scheduler(pipeline.scheduler)
-    check_compatible(pipeline)
-    denoiser_of(pipeline)
+    check_pipeline(pipeline)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline.to(pick_device(device))
 
 
-def load_definition(table: PipelineConfig) -> Any:
-    """The pipeline of a definition's table ``[pipeline]``, with all its settings. Raises UserError."""
+def check_pipeline(pipeline: Any) -> None:
+    """Raises UserError for a pipeline without a denoiser, or whose scheduler is not accepted or does not fit it."""
+    if not hasattr(pipeline, "scheduler") or not callable(pipeline):
+        raise UserError(
+            f"a pipeline must have a scheduler and be called to sample, as diffusers' pipelines are; got "
+            f"{type(pipeline).__name__}"
+        )
+    check_scheduler(pipeline.scheduler)
+    check_compatible(pipeline)
+    denoiser_of(pipeline)
+
+
+def load_configured(table: PipelineConfig) -> Any:
+    """The pipeline of a table ``[pipeline]``, with all its settings. Raises UserError."""
     pipeline = load_pipeline(
         table.model,
         scheduler=table.scheduler,
@@ -120,20 +128,20 @@ def pick_device(device: str) -> torch.device:
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        found = torch.device(device)
-        torch.empty(0, device=found)
+        picked = torch.device(device)
+        torch.empty(0, device=picked)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(
             f"device must be auto, cpu, or a GPU that is there (cuda, cuda:1); got {device!r}: {reason}"
         ) from None
-    return found
+    return picked
 
 
 def model_folder(model: str) -> Path | None:
     """The folder of an embedded model or a local one; None for a hub id. Raises UserError for a path that is wrong."""
     if model in EMBEDDED:
-        return EMBEDDED[model]
+        return EMBEDDED[model].pipeline
     path = Path(model).expanduser()
     if path.is_dir():
         if not (path / "model_index.json").is_file():
@@ -156,11 +164,13 @@ def _read(model: str, revision: str | None, variant: str | None, dtype: torch.dt
     try:
         with _quiet() if folder else contextlib.nullcontext():  # a download shows the hub's own bars
             # use_safetensors: a pickle from a download is never opened.
-            found = DiffusionPipeline.from_pretrained(folder or model, torch_dtype=dtype, use_safetensors=True, **hub)
+            pipeline = DiffusionPipeline.from_pretrained(
+                folder or model, torch_dtype=dtype, use_safetensors=True, **hub
+            )
     except Exception as error:  # of an unknown class, a missing part, broken weights: each has an error of its own
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(f"model {model!r} cannot be loaded: {reason}") from error
-    return _cast(_plain(found), dtype)
+    return _cast(_plain(pipeline), dtype)
 
 
 def _cast(pipeline: Any, dtype: torch.dtype) -> Any:
@@ -198,17 +208,11 @@ def _quiet() -> Iterator[None]:
 
 def _other_scheduler(current: Any, name: str | None, settings: Mapping[str, Any]) -> Any:
     kind: Any = type(current) if name is None else scheduler_class(name)
-    allowed = _config_keys(kind)
+    allowed = [name for name in inspect.signature(kind.__init__).parameters if name != "self"]
     for key in settings:
         if key not in allowed:
             raise unknown(f"a scheduler_settings key of {kind.__name__}", key, allowed)
     return kind.from_config(current.config, **{**IMPLIED.get((name or "").lower(), {}), **settings})
-
-
-def _config_keys(kind: type) -> list[str]:
-    import inspect
-
-    return [name for name in inspect.signature(kind.__init__).parameters if name != "self"]  # type: ignore[misc]
 
 
 def scheduler_class(name: str) -> type:
@@ -216,14 +220,14 @@ def scheduler_class(name: str) -> type:
     full = SHORT_NAMES.get(name.lower(), name)
     if full not in accepted():
         raise unknown("scheduler", name, [*SHORT_NAMES, *accepted()])
-    found: type = getattr(importlib.import_module("diffusers"), full)
-    return found
+    scheduler: type = getattr(importlib.import_module("diffusers"), full)
+    return scheduler
 
 
 def denoiser_of(pipeline: Any) -> Any:
     """The network that is called at each step. Raises UserError for a pipeline without one."""
     for name in DENOISERS:
-        found = getattr(pipeline, name, None)
-        if found is not None:
-            return found
+        denoiser = getattr(pipeline, name, None)
+        if denoiser is not None:
+            return denoiser
     raise UserError(f"a pipeline must have one of {', '.join(DENOISERS)}; {type(pipeline).__name__} has neither")

@@ -8,8 +8,8 @@ the same input: what changes is that layer's doing alone.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -18,12 +18,13 @@ from torch.utils._pytree import tree_map
 from autodiffusion_opt.candidate import Candidate
 from autodiffusion_opt.errors import UserError
 from autodiffusion_opt.progress import Progress, silent
+from autodiffusion_opt.sampling.generate import ImageSampler
+from autodiffusion_opt.sampling.hooks import before_forward
 from autodiffusion_opt.sampling.introspect import read_model_info
 from autodiffusion_opt.sampling.layers import install_bypass
 from autodiffusion_opt.sampling.layers.listing import known_layers
 from autodiffusion_opt.sampling.load import denoiser_of
-from autodiffusion_opt.sampling.apply import Conditions, generate
-from autodiffusion_opt.sampling.schedule.queries import KEY
+from autodiffusion_opt.sampling.schedule.state import KEY
 from autodiffusion_opt.space.model_info import third_of
 
 THIRDS = 3
@@ -36,14 +37,11 @@ Call = tuple[tuple[Any, ...], dict[str, Any]]
 
 @torch.inference_mode()
 def rank_layers(
-    pipeline: Any,
+    sampler: ImageSampler,
     *,
     images: int = 16,
-    micro_batch: int = 16,
     seed: int = 0,
     times_per_third: int = 2,
-    conditions: Conditions | None = None,
-    call: Mapping[str, Any] | None = None,
     progress: Progress = silent,
 ) -> tuple[tuple[int, ...], ...]:
     """For each third of the time range, noise to image, the removable layers from the one that matters least.
@@ -52,26 +50,30 @@ def rank_layers(
     calls of that third. Of equal layers the earlier comes first.
 
     Args:
-        pipeline: is left as it was found, also after an exception.
+        sampler: whose pipeline is left as it was found, also after an exception.
         images: how many are sampled.
-        micro_batch: images that the networks see at once.
         seed: of their noise.
         times_per_third: calls kept in each third.
-        conditions: what each image is of; None: unconditional.
-        call: further arguments of the pipeline's call.
         progress: is told of the steps sampled and of the layers measured.
 
     Raises:
         UserError: for a pipeline with a candidate applied, or whose layers cannot be bypassed; for counts below 1.
     """
-    _check(pipeline, images=images, micro_batch=micro_batch, times_per_third=times_per_third)
+    pipeline = sampler.pipeline
+    for name, value in (("images", images), ("times_per_third", times_per_third)):
+        if value < 1:
+            raise UserError(f"{name} must be 1 or more; got {value}")
+    if KEY in vars(pipeline.scheduler):
+        raise UserError("layers are ranked on a pipeline without a candidate: remove(pipeline) first")
     denoiser = denoiser_of(pipeline)
     layers = [layer.index for layer in known_layers(denoiser) if layer.removable]
 
+    # As few equal parts as the micro batch allows: images that fill up the last call would count twice.
+    size = -(-images // -(-images // sampler.micro_batch))
+    even = replace(sampler, micro_batch=size, batch_size=size)
+
     def sample(candidate: Candidate) -> None:
-        size = _even(images, micro_batch)
-        options: dict[str, Any] = {"batch_size": size, "micro_batch": size, "conditions": conditions, "call": call}
-        for _ in generate(pipeline, candidate, range(images), seed=seed, **options):
+        for _ in even.images(candidate, range(images), seed):
             pass
 
     thirds = _kept_calls(pipeline, sample, times_per_third, progress)
@@ -84,14 +86,6 @@ def rank_layers(
     return tuple(tuple(sorted(layers, key=lambda layer: (changes[layer][third], layer))) for third in range(THIRDS))
 
 
-def _check(pipeline: Any, **counts: int) -> None:
-    for name, value in counts.items():
-        if value < 1:
-            raise UserError(f"{name} must be 1 or more; got {value}")
-    if KEY in vars(pipeline.scheduler):
-        raise UserError("layers are ranked on a pipeline without a candidate: remove(pipeline) first")
-
-
 def _kept_calls(
     pipeline: Any, sample: Callable[[Candidate], None], times_per_third: int, progress: Progress
 ) -> list[list[Call]]:
@@ -99,25 +93,21 @@ def _kept_calls(
     info = read_model_info(pipeline)
     times = _times(info.lowest, info.highest, max(STEPS_PER_THIRD, times_per_third))
     third_at = [third_of(time, info.lowest, info.highest) for time in times]
-    chosen = {step for third in range(THIRDS) for step in _spread(_where(third_at, third), times_per_third)}
-    found: list[list[Call]] = [[] for _ in range(THIRDS)]
+    steps_in = [[step for step, third in enumerate(third_at) if third == wanted] for wanted in range(THIRDS)]
+    chosen = {step for steps in steps_in for step in _spread(steps, times_per_third)}
+    kept: list[list[Call]] = [[] for _ in range(THIRDS)]
 
     def keep(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         step = vars(pipeline.scheduler)[KEY].step
         progress("sampling to rank layers", step, len(times))
         if step in chosen:
-            found[third_at[step]].append((_copied(args), _copied(kwargs)))
+            kept[third_at[step]].append((_copied(args), _copied(kwargs)))
 
-    with _watched(denoiser_of(pipeline), keep):
+    with before_forward(denoiser_of(pipeline), keep):
         sample(Candidate.from_time_steps(times))
     # A denoiser that is not called in some third (there may be two, one for each part) has one ranking for all.
-    every = [kept for calls in found for kept in calls]
-    return [calls or every for calls in found]
-
-
-def _even(images: int, micro_batch: int) -> int:
-    """The size of as few equal parts as ``micro_batch`` allows: what fills up the last one would count twice."""
-    return -(-images // -(-images // micro_batch))
+    every = [call for calls in kept for call in calls]
+    return [calls or every for calls in kept]
 
 
 def _times(lowest: float, highest: float, per_third: int) -> list[float]:
@@ -127,23 +117,10 @@ def _times(lowest: float, highest: float, per_third: int) -> list[float]:
     return sorted({min(max(float(round(time)), math.ceil(lowest)), math.floor(highest)) for time in even}, reverse=True)
 
 
-def _where(third_at: Sequence[int], third: int) -> list[int]:
-    return [step for step, found in enumerate(third_at) if found == third]
-
-
 def _spread(steps: Sequence[int], count: int) -> list[int]:
     """``count`` of ``steps``, evenly, each in the middle of its part; all where there are no more."""
     count = min(count, len(steps))
     return [steps[(2 * i + 1) * len(steps) // (2 * count)] for i in range(count)]
-
-
-@contextmanager
-def _watched(denoiser: torch.nn.Module, keep: Callable[..., None]) -> Iterator[None]:
-    handle = denoiser.register_forward_pre_hook(keep, with_kwargs=True)
-    try:
-        yield
-    finally:
-        handle.remove()
 
 
 def _copied(arguments: Any) -> Any:
@@ -152,8 +129,8 @@ def _copied(arguments: Any) -> Any:
 
 def _output(denoiser: torch.nn.Module, kept: Call) -> torch.Tensor:
     args, kwargs = kept
-    found: torch.Tensor = denoiser(*_copied(args), **_copied(kwargs))[0]  # a tuple, or an output that acts as one
-    return found.double()
+    output: torch.Tensor = denoiser(*_copied(args), **_copied(kwargs))[0]  # a tuple, or an output that acts as one
+    return output.double()
 
 
 def _change(denoiser: torch.nn.Module, calls: Sequence[Call], whole: Sequence[torch.Tensor]) -> float:

@@ -1,24 +1,40 @@
-"""Spaces: what may be chosen. A kind of space is a definition (what TOML may say) and a frozen value (what it means).
+"""A space says what may be chosen: it turns a candidate into named parameters and back, and names no model.
 
-Kinds: ``time-steps`` (K times, the whole network at each), ``joint`` (times and the layers run at each, under a budget
-of layer runs).
+A kind of space is a class of tables (what TOML may say) and a frozen value (what it means for one model's numbers):
+``SPACES[kind]`` builds the table, ``table.space(info)`` gives the :class:`Space`. Kinds:
+
+- ``time-steps``: K distinct times, the whole network at each;
+- ``joint``: times and the layers that run at each, under a budget of layer runs.
+
+To add one: a file with both classes and a line in :data:`SPACES`; a plug-in has an entry point of the group
+``autodiffusion_opt.spaces``.
 """
 
 from __future__ import annotations
 
-from autodiffusion_opt.space.base import Space
-from autodiffusion_opt.space.definitions import KINDS, JointConfig, SpaceConfig, TimeStepsConfig
-from autodiffusion_opt.space.model_info import ModelInfo
-from autodiffusion_opt.space.joint import Joint
-from autodiffusion_opt.space.time_steps import TimeSteps
+from autodiffusion_opt.config import Registry
+from autodiffusion_opt.space.base import Evolvable, Space, SpaceConfig
+from autodiffusion_opt.space.baselines import UNIFORM
+from autodiffusion_opt.space.joint import Joint, JointConfig
+from autodiffusion_opt.space.layer_choice import LayerRanking
+from autodiffusion_opt.space.model_info import Layout, ModelInfo
+from autodiffusion_opt.space.time_grid import TimeGrid
+from autodiffusion_opt.space.time_steps import TimeSteps, TimeStepsConfig
+
+SPACES: Registry[type[SpaceConfig]] = Registry("space", "spaces", {"time-steps": TimeStepsConfig, "joint": JointConfig})
 
 __all__ = [
-    "KINDS",
+    "SPACES",
+    "UNIFORM",
+    "Evolvable",
     "Joint",
     "JointConfig",
+    "LayerRanking",
+    "Layout",
     "ModelInfo",
     "Space",
     "SpaceConfig",
+    "TimeGrid",
     "TimeSteps",
     "TimeStepsConfig",
 ]

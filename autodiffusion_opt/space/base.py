@@ -1,47 +1,66 @@
-"""What every space can do. A space is a frozen value; it knows the model's numbers and nothing of torch."""
+"""What every space can do, what evolution needs beside it, and the keys that every kind of space has.
+
+A space is a frozen value; it knows the model's numbers and nothing of torch.
+"""
 
 from __future__ import annotations
 
+import math
+from abc import abstractmethod
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 from optuna.distributions import BaseDistribution
+from pydantic import field_validator
 
 from autodiffusion_opt.candidate import Candidate
+from autodiffusion_opt.config import Config
+from autodiffusion_opt.errors import UserError
+from autodiffusion_opt.space.model_info import ModelInfo
+from autodiffusion_opt.space.time_grid import CONTINUOUS_RESOLUTION, TimeGrid
 
 
+@runtime_checkable
 class Space(Protocol):
     """What may be chosen: turns a candidate into named parameters and back.
 
-    Every point of the box decodes to a valid candidate, and ``decode(encode(c)) == c`` for every candidate of the
-    space, unless :attr:`fully_parametric` is false.
+    Every point of the box decodes to a valid candidate. ``decode(encode(c)) == c`` for every candidate in the space
+    where :attr:`fully_parametric` is true.
     """
 
     @property
     def fully_parametric(self) -> bool:
-        """Whether the parameters say all of a candidate, so that an optimizer of parameters can search the space."""
+        """Whether the parameters determine the candidate, so that any optimizer of parameters can search the space."""
         ...
 
     def distributions(self) -> dict[str, BaseDistribution]:
-        """The box: Optuna's distribution of every parameter, always the same ones."""
+        """The box: Optuna's distribution of every parameter. It is always the same."""
         ...
 
     def decode(self, parameters: Mapping[str, Any]) -> Candidate:
-        """The candidate of a point of the box. Total and deterministic; what does not fit is repaired."""
+        """The candidate of a point of the box. Deterministic and never an error; what does not fit is repaired."""
         ...
 
     def encode(self, candidate: Candidate) -> dict[str, Any]:
-        """A point of the box that decodes to ``candidate``. Raises UserError if it is not of this space."""
+        """A point of the box that decodes to ``candidate``. Raises UserError if it is not in this space."""
         ...
 
     def check(self, candidate: Candidate) -> None:
-        """Raises UserError, saying why, for a candidate that is not of this space."""
+        """Raises UserError, saying why, for a candidate that is not in this space."""
         ...
 
     def baselines(self) -> dict[str, Candidate]:
-        """The usual choices at the same budget, by name; ``leading`` (uniform) is always there, and first."""
+        """The usual choices at the same budget, by name; the uniform one, ``leading``, always and first."""
         ...
+
+
+@runtime_checkable
+class Evolvable(Space, Protocol):
+    """A space that evolution and random search can walk: they choose whole candidates, not parameters.
+
+    All chance comes from ``rng``; every candidate made is in the space.
+    """
 
     def random(self, rng: np.random.Generator) -> Candidate:
         """A candidate drawn at random."""
@@ -51,10 +70,56 @@ class Space(Protocol):
         """``candidate`` with each of its steps changed with ``probability``."""
         ...
 
-    def crossover(self, one: Candidate, other: Candidate, rng: np.random.Generator) -> Candidate:
+    def crossover(self, first: Candidate, second: Candidate, rng: np.random.Generator) -> Candidate:
         """A child that takes each step from one of two parents."""
         ...
 
-    def with_layer_share(self, share: float) -> Space:
-        """The same space where only ``share`` (0..1) of the layers that may be removed may be; itself if none may."""
+    def with_layer_share(self, share: float) -> Evolvable:
+        """The same space where only ``share`` (0..1) of the layers that a step may remove may be removed.
+
+        A space in which no layer may be removed returns itself.
+        """
         ...
+
+
+class SpaceConfig(Config):
+    """The keys that every kind of space has.
+
+    Attributes:
+        kind: the name of the kind in ``SPACES``.
+        times: ``integer`` times, or ``continuous`` ones, a hundredth apart.
+        guidance_scale: a number: fixed; ``[low, high]``: searched; absent: the pipeline's own default.
+    """
+
+    kind: str
+    times: Literal["integer", "continuous"] = "integer"
+    guidance_scale: float | tuple[float, float] | None = None
+
+    @field_validator("guidance_scale")
+    @classmethod
+    def _range_in_order(cls, value: float | tuple[float, float] | None) -> float | tuple[float, float] | None:
+        if isinstance(value, tuple) and not 0 <= value[0] < value[1]:
+            raise ValueError("must be a number or a range [low, high] with 0 <= low < high")
+        return value
+
+    @property
+    def needs_layers(self) -> bool:
+        """Whether the denoiser's layers must be counted."""
+        return False
+
+    @property
+    def needs_ranking(self) -> bool:
+        """Whether the layers must be ranked by how much their removal changes the denoiser's output."""
+        return False
+
+    @abstractmethod
+    def space(self, info: ModelInfo) -> Space:
+        """The space for a model's numbers. Raises UserError where the model does not allow it."""
+
+    def time_grid(self, info: ModelInfo) -> TimeGrid:
+        """The grid of times. Raises UserError for continuous times on a scheduler that takes integers only."""
+        if self.times == "integer":
+            return TimeGrid(float(math.ceil(info.lowest)), float(math.floor(info.highest)))
+        if not info.continuous:
+            raise UserError('times = "continuous": this scheduler takes integer times only; use times = "integer"')
+        return TimeGrid(info.lowest, info.highest, CONTINUOUS_RESOLUTION)

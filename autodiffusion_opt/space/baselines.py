@@ -4,33 +4,35 @@ All give ``steps`` times, noise to image. ``leading``, ``linspace`` and ``traili
 ``timestep_spacing`` (Lin et al., 2024, Table 2), ``quadratic`` is DDIM's (Song et al., 2021, appendix D.2),
 ``karras`` is EDM's (Karras et al., 2022, equation 5), ``exponential`` is uniform in log σ, ``beta`` follows
 quantiles of Beta(0.6, 0.6) (Lee et al., 2024), ``log-snr`` is uniform in log(α²/σ²) (Lu et al., 2022, section 3.3).
-``ays`` is there for the models that it was made for.
+``ays`` exists for the models that it was made for.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import numpy as np
 
 from autodiffusion_opt.space.model_info import ModelInfo
 
 Times = tuple[float, ...]
+# The uniform baseline: where evolution starts, and what results are divided by.
+UNIFORM = "leading"
 
 
 def leading(info: ModelInfo, steps: int) -> Times:
-    """i·⌊T/K⌋ + offset: what diffusers does unless told; never starts at the last time."""
+    """i·⌊T/K⌋ + offset, i from K-1 to 0: diffusers' default; never starts at the last time."""
     stride = info.train_steps // steps
     return tuple(float(i * stride + info.steps_offset) for i in reversed(range(steps)))
 
 
 def linspace(info: ModelInfo, steps: int) -> Times:
-    """Both ends and even steps between."""
+    """From T-1 to 0 in even steps."""
     return tuple(float(t) for t in np.linspace(0, info.train_steps - 1, steps).round()[::-1])
 
 
 def trailing(info: ModelInfo, steps: int) -> Times:
-    """Starts at the last time; never ends at 0."""
+    """T - i·T/K - 1: starts at the last time; never ends at 0."""
     stride = info.train_steps / steps
     return tuple(float(t) for t in (np.round(info.train_steps - stride * np.arange(steps)) - 1))
 
@@ -41,10 +43,9 @@ def quadratic(info: ModelInfo, steps: int) -> Times:
 
 
 def karras(info: ModelInfo, steps: int, rho: float = 7.0) -> Times:
-    """Even steps in σ^(1/ρ), ρ = 7."""
+    """Even steps in σ^(1/ρ), ρ = 7, from the greatest training noise level to the least."""
     low, high = info.sigma_range
-    ramp = np.linspace(high ** (1 / rho), low ** (1 / rho), steps) ** rho
-    return info.times_of_sigmas(ramp)
+    return info.times_of_sigmas(np.linspace(high ** (1 / rho), low ** (1 / rho), steps) ** rho)
 
 
 def exponential(info: ModelInfo, steps: int) -> Times:
@@ -54,8 +55,8 @@ def exponential(info: ModelInfo, steps: int) -> Times:
 
 
 def beta(info: ModelInfo, steps: int, alpha: float = 0.6) -> Times:
-    """σ at the quantiles of Beta(0.6, 0.6): denser at both ends."""
-    from scipy.stats import beta as distribution
+    """σ_min + q·(σ_max - σ_min), q the quantiles of Beta(0.6, 0.6): denser at both ends."""
+    from scipy.stats import beta as distribution  # scipy takes a second to import
 
     low, high = info.sigma_range
     quantiles = distribution.ppf(1 - np.linspace(0, 1, steps), alpha, alpha)
@@ -63,35 +64,27 @@ def beta(info: ModelInfo, steps: int, alpha: float = 0.6) -> Times:
 
 
 def log_snr(info: ModelInfo, steps: int) -> Times:
-    """Even steps in λ = log(α/σ), the last one included: DPM-Solver's own choice."""
+    """Even steps in λ = -log σ, the last of which ends in the least noise level: DPM-Solver's own choice."""
     low, high = info.sigma_range
-    return info.times_of_sigmas(np.exp(np.linspace(np.log(high), np.log(low), steps + 1)[:-1]))
+    return info.times_of_sigmas(np.exp(np.linspace(np.log(high), np.log(low), steps + 1)[:-1]))  # K steps, K+1 ends
 
 
 def ays(info: ModelInfo, steps: int) -> Times:
     """Align Your Steps (Sabour et al., 2024): its ten noise levels, log σ linear between them for other lengths."""
+    # info.ays falls, np.interp wants ascending positions: reversed on the way in and out.
     sigmas = np.interp(info.ays[::-1], np.arange(len(info.sigmas)), np.asarray(info.sigmas))[::-1]
-    places = np.linspace(0, 1, len(sigmas))
-    return info.times_of_sigmas(np.exp(np.interp(np.linspace(0, 1, steps), places, np.log(sigmas))))
+    positions = np.linspace(0, 1, len(sigmas))
+    return info.times_of_sigmas(np.exp(np.interp(np.linspace(0, 1, steps), positions, np.log(sigmas))))
 
 
-ALWAYS: dict[str, Callable[[ModelInfo, int], Times]] = {
-    "leading": leading,
-    "linspace": linspace,
-    "trailing": trailing,
-    "quadratic": quadratic,
-}
-WITH_SIGMAS: dict[str, Callable[[ModelInfo, int], Times]] = {
-    "karras": karras,
-    "exponential": exponential,
-    "beta": beta,
-    "log-snr": log_snr,
-}
+Schedule = Callable[[ModelInfo, int], Times]
+ALWAYS: dict[str, Schedule] = {UNIFORM: leading, "linspace": linspace, "trailing": trailing, "quadratic": quadratic}
+WITH_SIGMAS: dict[str, Schedule] = {"karras": karras, "exponential": exponential, "beta": beta, "log-snr": log_snr}
 
 
-def named_times(info: ModelInfo, steps: int, names: Sequence[str] | None = None) -> dict[str, Times]:
-    """Every baseline that applies to the model, by name; times may still have to be settled on a space's grid."""
-    if steps == 1:  # every one of them is a single point; the noisiest is the only sensible one
-        return {"leading": leading(info, 1), "trailing": trailing(info, 1)}
-    makers = {**ALWAYS, **(WITH_SIGMAS if info.sigmas else {}), **({"ays": ays} if info.ays else {})}
-    return {name: maker(info, steps) for name, maker in makers.items() if names is None or name in names}
+def named_times(info: ModelInfo, steps: int) -> dict[str, Times]:
+    """Every baseline that applies to the model, the uniform one first; times need not be on a space's grid."""
+    if steps == 1:  # the others give the same two times
+        return {UNIFORM: leading(info, 1), "trailing": trailing(info, 1)}
+    schedules = {**ALWAYS, **(WITH_SIGMAS if info.sigmas else {}), **({"ays": ays} if info.ays and info.sigmas else {})}
+    return {name: times(info, steps) for name, times in schedules.items()}

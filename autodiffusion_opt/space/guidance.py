@@ -9,7 +9,7 @@ from optuna.distributions import BaseDistribution, FloatDistribution
 
 from autodiffusion_opt.errors import UserError
 
-NAME = "guidance_scale"
+GUIDANCE_SCALE = "guidance_scale"
 DECIMALS = 3
 # Standard deviation of a mutation, as a share of the range.
 MUTATION_SHARE = 0.1
@@ -23,8 +23,8 @@ class Guidance:
     high: float | None = None
 
     @classmethod
-    def of(cls, setting: float | tuple[float, float] | None) -> Guidance:
-        """From a definition's value: nothing, a number, or a pair ``[low, high]``."""
+    def from_setting(cls, setting: float | tuple[float, float] | None) -> Guidance:
+        """From what a table says: nothing, a number, or a pair ``[low, high]``."""
         if isinstance(setting, tuple):
             return cls(float(setting[0]), float(setting[1]))
         return cls(setting, setting)
@@ -35,17 +35,21 @@ class Guidance:
         return self.low != self.high
 
     def distributions(self) -> dict[str, BaseDistribution]:
-        """One parameter, or none."""
+        """A parameter where the scale is searched, else none."""
         if self.low is None or self.high is None or not self.searched:
             return {}
-        return {NAME: FloatDistribution(self.low, self.high)}
+        return {GUIDANCE_SCALE: FloatDistribution(self.low, self.high)}
+
+    def parameters(self, value: float | None) -> dict[str, float | None]:
+        """A scale as a value of :meth:`distributions`."""
+        return {GUIDANCE_SCALE: value} if self.searched else {}
 
     def settle(self, value: float | None) -> float | None:
-        """The nearest allowed value, rounded to 3 decimals."""
+        """The nearest allowed value with 3 decimals; the middle of the range for None."""
         if self.low is None or self.high is None:
             return None
-        middle = (self.low + self.high) / 2 if value is None else value
-        return min(max(round(middle, DECIMALS), self.low), self.high)
+        middle = (self.low + self.high) / 2
+        return min(max(round(middle if value is None else value, DECIMALS), self.low), self.high)
 
     def random(self, rng: np.random.Generator) -> float | None:
         """A uniform draw; draws nothing from ``rng`` where there is nothing to choose."""
@@ -61,11 +65,11 @@ class Guidance:
             return value
         return self.settle(value + float(rng.normal(0, MUTATION_SHARE * (self.high - self.low))))
 
-    def crossover(self, one: float | None, other: float | None, rng: np.random.Generator) -> float | None:
-        """From one of two parents."""
+    def crossover(self, first: float | None, second: float | None, rng: np.random.Generator) -> float | None:
+        """From either of two parents, with equal chance."""
         if not self.searched:
-            return self.settle(one)
-        return self.settle(one if rng.random() < 0.5 else other)
+            return self.settle(first)
+        return self.settle(first if rng.random() < 0.5 else second)
 
     def check(self, value: float | None) -> None:
         """Raises UserError for a value that is not allowed."""

@@ -1,35 +1,131 @@
-"""The joint space: times, and the layers run at each, under a budget of layer runs (AutoDiffusion, 2023, section 3.3).
+"""The joint space: times, and the layers that run at each, under a budget of layer runs (AutoDiffusion, 2023, section
+3.3).
 
-A candidate is of the space if its times are distinct and on the grid, each step removes at most ``most`` of the
-removable layers, and ``sum(L - |removed_i|) <= n_max`` over its steps. Their number is not fixed: fewer layers a step
-buy more steps.
+A candidate is in the space if its times are distinct and on the grid, each step removes at most ``max_removed`` of
+the removable layers, and Σ calls_i · (L - |removed_i|) <= n_max over its steps (``cost.layer_runs``). The number of
+steps is not fixed: fewer layers a step pay for more steps.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from optuna.distributions import BaseDistribution, IntDistribution
+from pydantic import Field, model_validator
 
 from autodiffusion_opt.candidate import Candidate, Step
+from autodiffusion_opt.config import combine
 from autodiffusion_opt.errors import UserError
+from autodiffusion_opt.space import cost
+from autodiffusion_opt.space.base import SpaceConfig
 from autodiffusion_opt.space.baselines import named_times
+from autodiffusion_opt.space.guidance import GUIDANCE_SCALE, Guidance
+from autodiffusion_opt.space.layer_choice import AnyLayers, LayerChoice, LayerRanking, Layers, RankedLayers
+from autodiffusion_opt.space.model_info import THIRDS, ModelInfo
 from autodiffusion_opt.space.time_grid import TimeGrid
-from autodiffusion_opt.space.model_info import ModelInfo
-from autodiffusion_opt.space.guidance import NAME as GUIDANCE
-from autodiffusion_opt.space.guidance import Guidance
-from autodiffusion_opt.space.layer_choice import Layers, LayerChoice
-from autodiffusion_opt.space.time_steps import check_times
 
-# A step in the making: its time, not settled yet, and what it removes.
+# A step in the making: its time, which may be taken or off the grid, and the layers it removes.
 Draft = tuple[float, Layers]
 STEPS = "steps"
-# The number of steps changes so much more often than one step does: more steps are what removed layers buy.
+# The number of steps changes twice as often as each step does: more steps are what removed layers pay for.
 STEP_CHANGE = 2.0
+
+
+class JointConfig(SpaceConfig):
+    """``kind = "joint"``: times, and the layers run at each, under a budget of layer runs.
+
+    Attributes:
+        n_max: the budget: how many layers all steps together may run; with L layers, 4·L is four whole networks. Every
+            call of a solver that makes two a step (Heun) counts.
+        steps_min: the least number of steps.
+        steps_max: the greatest. Lowered to what ``n_max`` allows when each step removes all it may; absent: that.
+        layers: ``any`` subset at any step, for optimizers of candidates (evolution, random); or ``ranked``: only how
+            many, and which follows a ranking measured once, for every optimizer.
+        draw: how ``any`` draws layers at random: ``ranked``, the less a layer matters the more often it is removed;
+            or ``uniform``, as in the paper. Either way every subset can come up.
+        removable: indices of the layers that may be removed; absent: every one whose bypass keeps shapes.
+        max_removed_share: the share of the network's layers that a step may remove at most.
+    """
+
+    kind: Literal["joint"] = "joint"
+    n_max: int = Field(ge=1)
+    steps_min: int = Field(default=1, ge=1)
+    steps_max: int | None = Field(default=None, ge=1)
+    layers: Literal["any", "ranked"] = "any"
+    draw: Literal["ranked", "uniform"] = "ranked"
+    removable: tuple[int, ...] | None = None
+    max_removed_share: float = Field(default=0.5, ge=0, le=1)
+
+    @model_validator(mode="after")
+    def _steps_in_order(self) -> JointConfig:
+        if self.steps_max is not None and self.steps_max < self.steps_min:
+            raise ValueError(f"steps_max must be at least steps_min, {self.steps_min}; got {self.steps_max}")
+        return self
+
+    @property
+    def needs_layers(self) -> bool:
+        """True."""
+        return True
+
+    @property
+    def needs_ranking(self) -> bool:
+        """Unless layers are drawn uniformly."""
+        return "ranked" in (self.layers, self.draw)
+
+    def space(self, info: ModelInfo) -> Joint:
+        """The space for a model's numbers."""
+        if info.layers < 1:
+            raise UserError("a joint space needs the number of the model's layers; they were not counted")
+        grid = self.time_grid(info)
+        removable = self._removable(info)
+        # 1e-9: a share of 0.29 of 100 layers is 28.999999999999996 in floats.
+        max_removed = min(math.floor(self.max_removed_share * info.layers + 1e-9), len(removable))
+        for key, steps in (("steps_min", self.steps_min), ("steps_max", self.steps_max or self.steps_min)):
+            grid.check_count(key, steps)
+        least = cost.layer_runs_of(info, [max_removed] * self.steps_min)
+        if self.n_max < least:
+            raise UserError(
+                f"n_max must be at least {least}: steps_min = {self.steps_min} steps, each running at least "
+                f"{info.layers - max_removed} of {info.layers} layers; got {self.n_max}"
+            )
+        steps_max = _affordable(info, self.n_max, max_removed, self.steps_max or grid.points)
+        choice, guidance = self._layer_choice(info, removable), Guidance.from_setting(self.guidance_scale)
+        return Joint(info, grid, self.steps_min, steps_max, self.n_max, max_removed, choice, guidance)
+
+    def _removable(self, info: ModelInfo) -> Layers:
+        """The layers that may be removed, ascending. Raises UserError for any that cannot."""
+        if self.removable is None:
+            return tuple(sorted(info.removable))
+        errors = []
+        unknown = sorted(layer for layer in set(self.removable) if not 0 <= layer < info.layers)
+        fixed = sorted(set(self.removable) - set(info.removable) - set(unknown))
+        if unknown:
+            allowed = f"0 to {info.layers - 1}, the model's layers"
+            errors.append(UserError(f"removable must be indices from {allowed}; got {unknown}"))
+        if fixed:
+            errors.append(UserError(f"removable: layers {fixed} cannot be bypassed in this model; take them out"))
+        combine(errors)
+        return tuple(sorted(set(self.removable)))
+
+    def _layer_choice(self, info: ModelInfo, removable: Layers) -> LayerChoice:
+        """Raises UserError where ``layers = "ranked"`` has no ranking of all removable layers."""
+        orders = tuple(tuple(layer for layer in order if layer in removable) for order in info.ranking)
+        # Of a ranking of more layers, what is left of it ranks those that are removable here.
+        complete = len(orders) == THIRDS and all(len(order) == len(removable) for order in orders)
+        ranking = LayerRanking(orders, info.lowest, info.highest) if complete and self.needs_ranking else None
+        if self.layers == "any":
+            return AnyLayers(removable, ranking)
+        if ranking is None:
+            raise UserError(
+                'layers = "ranked" needs a ranking of the removable layers for each third of the time range; '
+                f"got {len(info.ranking)} rankings: measure it with rank_layers"
+            )
+        return RankedLayers(ranking)
 
 
 @dataclass(frozen=True)
@@ -38,16 +134,16 @@ class Joint:
     ``r1`` .. ``rM``; M is ``steps_max``.
 
     Any values decode. The first ``steps`` pairs (t, r) count, the rest is ignored. The times are put on the grid and
-    made distinct as in :class:`~autodiffusion_opt.space.time_grid.TimeGrid`; r goes along with its t. While the budget is
-    exceeded, the step that removes fewest layers (of several the noisiest) removes one more. Which layers, says
-    :attr:`sets`.
+    made distinct as in :class:`~autodiffusion_opt.space.time_grid.TimeGrid`; r goes along with its t. While the
+    budget is exceeded, the step that removes fewest layers (of several the noisiest) removes one more.
+    :attr:`layer_choice` says which layers.
 
     Attributes:
         steps_min: the least number of steps.
-        steps_max: the greatest; ``steps_max * (L - most) <= n_max``, so every number between can be afforded.
+        steps_max: the greatest; the budget allows that many steps if each removes ``max_removed`` layers.
         n_max: the budget: layer runs over all steps.
-        most: how many layers one step may remove.
-        sets: which they may be.
+        max_removed: how many layers a step may remove.
+        layer_choice: which they may be.
     """
 
     info: ModelInfo
@@ -55,90 +151,94 @@ class Joint:
     steps_min: int
     steps_max: int
     n_max: int
-    most: int
-    sets: LayerChoice
+    max_removed: int
+    layer_choice: LayerChoice
     guidance: Guidance = field(default_factory=Guidance)
 
     @property
     def fully_parametric(self) -> bool:
         """Whether the numbers of layers say which layers."""
-        return self.sets.counted
+        return self.layer_choice.fully_parametric
 
     def distributions(self) -> dict[str, BaseDistribution]:
         """2 M + 1 parameters, and the guidance scale where it is searched."""
-        found: dict[str, BaseDistribution] = {STEPS: IntDistribution(self.steps_min, self.steps_max)}
-        found |= {name: self.grid.distribution() for name in _names("t", self.steps_max)}
-        found |= {name: IntDistribution(0, self.most) for name in _names("r", self.steps_max)}
-        return found | self.guidance.distributions()
+        box: dict[str, BaseDistribution] = {STEPS: IntDistribution(self.steps_min, self.steps_max)}
+        box |= {name: self.grid.distribution() for name in _names("t", self.steps_max)}
+        box |= {name: IntDistribution(0, self.max_removed) for name in _names("r", self.steps_max)}
+        return box | self.guidance.distributions()
 
     def decode(self, parameters: Mapping[str, Any]) -> Candidate:
-        """Settled times, the budget kept. Of ``layers = "any"``, the layers are evenly spread ones."""
+        """Times made distinct, the budget kept. Of ``layers = "any"``, the layers are evenly spread ones."""
         count = int(parameters[STEPS])
         times = [float(parameters[name]) for name in _names("t", count)]
         removed = [int(parameters[name]) for name in _names("r", count)]
-        return self._plain(times, removed, parameters.get(GUIDANCE))
+        return self._without_chance(times, removed, parameters.get(GUIDANCE_SCALE))
 
     def encode(self, candidate: Candidate) -> dict[str, Any]:
         """t1 is the highest time; what decode ignores is the lowest time, and 0."""
         self.check(candidate)
         missing = self.steps_max - len(candidate.steps)
+        # Optuna's samplers work best on a box of fixed length, so the tail that decode ignores has values too.
         times = [*candidate.times, *[self.grid.time(0)] * missing]
         counts = [*(len(removed) for removed in candidate.removed), *[0] * missing]
-        found: dict[str, Any] = {STEPS: len(candidate.steps)}
-        found |= zip(_names("t", self.steps_max), map(self.grid.parameter, times), strict=True)
-        found |= zip(_names("r", self.steps_max), counts, strict=True)
-        return found | ({GUIDANCE: candidate.guidance_scale} if self.guidance.searched else {})
+        point: dict[str, Any] = {STEPS: len(candidate.steps)}
+        point |= zip(_names("t", self.steps_max), map(self.grid.parameter, times), strict=True)
+        point |= zip(_names("r", self.steps_max), counts, strict=True)
+        return point | self.guidance.parameters(candidate.guidance_scale)
 
     def check(self, candidate: Candidate) -> None:
         """Number of steps, grid, layers of each step, budget, guidance scale."""
         if not self.steps_min <= len(candidate.steps) <= self.steps_max:
             allowed = f"{self.steps_min} to {self.steps_max}"
-            raise UserError(f"a candidate of this space must have {allowed} steps; got {len(candidate.steps)}")
-        check_times(self.grid, candidate)
+            raise UserError(f"a candidate in this space must have {allowed} steps; got {len(candidate.steps)}")
+        self.grid.check(candidate.times)
         for step in candidate.steps:
             self._check_step(step)
-        runs = sum(self.info.layers - len(removed) for removed in candidate.removed)
+        runs = cost.layer_runs(self.info, candidate)
         if runs > self.n_max:
             raise UserError(f"a candidate must run at most n_max = {self.n_max} layers over all steps; got {runs}")
         self.guidance.check(candidate.guidance_scale)
 
     def _check_step(self, step: Step) -> None:
         if step.compute != "full":
-            raise UserError(f"a step of a joint space must be computed in full; got {step.compute!r} at {step.time:g}")
-        if len(step.removed) > self.most:
+            raise UserError(f"a step in a joint space must be computed in full; got {step.compute!r} at {step.time:g}")
+        if len(step.removed) > self.max_removed:
             raise UserError(
-                f"a step must remove at most {self.most} of {self.info.layers} layers; "
+                f"a step must remove at most {self.max_removed} of {self.info.layers} layers; "
                 f"got {len(step.removed)} at time {step.time:g}"
             )
-        self.sets.check(step.time, step.removed)
+        self.layer_choice.check(step.time, step.removed)
 
     def baselines(self) -> dict[str, Candidate]:
         """The usual schedules of as many steps as the budget allows with the whole network at each.
 
         Where it does not allow ``steps_min`` of these, ``steps_min`` steps that remove as little as they must. They
-        are the same in every with_layer_share space, and valid there.
+        are the same for every layer share, and valid there.
         """
-        steps = min(max(self.n_max // self.info.layers, self.steps_min), self.steps_max)
-        named = named_times(self.info, steps)
-        return {name: self._plain(times, [0] * steps, None) for name, times in named.items()}
+        # nfe · L <= n_max
+        whole = cost.steps_within(self.info.layout, self.n_max // self.info.layers)
+        steps = min(max(whole, self.steps_min), self.steps_max)
+        schedules = named_times(self.info, steps)
+        return {name: self._without_chance(times, [0] * steps, None) for name, times in schedules.items()}
 
     def random(self, rng: np.random.Generator) -> Candidate:
-        """Number of steps and set of times uniform; up to r layers removed at each step, r uniform in 0 .. ``most``.
+        """Number of steps and set of times uniform; up to r layers removed a step, r uniform in 0 .. ``max_removed``.
 
-        One r for all steps, so that little removal and much removal are both tried.
+        The same r for all steps, so that little removal and much removal are both tried.
         """
         count = int(rng.integers(self.steps_min, self.steps_max + 1))
-        up_to = int(rng.integers(self.most + 1))
-        counts = self._afforded(rng.integers(up_to + 1, size=count), rng)
+        up_to = int(rng.integers(self.max_removed + 1))
+        # counts: shape (steps,), layers removed at each, noise to image
+        counts = self._afforded(rng.integers(up_to + 1, size=count), np.arange(count), rng)
         times = self.grid.random(count, rng)
         steps = [
-            Step(time, self.sets.resized(time, (), int(number), rng))
+            Step(time, self.layer_choice.resized(time, (), int(number), rng))
             for time, number in zip(times, counts, strict=True)
         ]
         return Candidate(tuple(steps), self.guidance.random(rng))
 
     def mutate(self, candidate: Candidate, rng: np.random.Generator, probability: float) -> Candidate:
-        """Each step's time, and each step's layers, changed with ``probability``; one more or fewer with twice it."""
+        """Each step's time, and each step's layers, changed with ``probability``; a step more or fewer, with twice."""
         drafts = [self._mutated(step, rng, probability) for step in candidate.steps]
         if rng.random() < STEP_CHANGE * probability:
             drafts = self._inserted(drafts, rng) if rng.random() < 0.5 else self._deleted(drafts, rng)
@@ -147,7 +247,7 @@ class Joint:
     def _mutated(self, step: Step, rng: np.random.Generator, probability: float) -> Draft:
         time = self.grid.mutate([step.time], rng, probability)[0]
         if rng.random() < probability:
-            return time, self.sets.changed(time, step.removed, self.most, rng)
+            return time, self.layer_choice.changed(time, step.removed, self.max_removed, rng)
         return time, step.removed
 
     def _inserted(self, drafts: list[Draft], rng: np.random.Generator) -> list[Draft]:
@@ -159,66 +259,69 @@ class Joint:
         return [*drafts, (time, nearest[1])]
 
     def _deleted(self, drafts: list[Draft], rng: np.random.Generator) -> list[Draft]:
-        """One step fewer; the others get back a random part of the layer runs that become free."""
+        """A step fewer; the rest gets back a random part of the layer runs that become free."""
         if len(drafts) <= self.steps_min:
             return drafts
-        gone = int(rng.integers(len(drafts)))
-        rest = drafts[:gone] + drafts[gone + 1 :]
+        deleted = int(rng.integers(len(drafts)))
+        rest = drafts[:deleted] + drafts[deleted + 1 :]
         counts = np.array([len(removed) for _, removed in rest])
-        spare = min(self.n_max - len(rest) * self.info.layers + counts.sum(), counts.sum())
+        free = -self._excess(counts[_noise_to_image([time for time, _ in rest])])
+        # In layers that run again, even if all are at steps with most calls.
+        spare = min(free // max(cost.calls(self.info.layout, len(rest))), counts.sum())
         if spare > 0:
             counts -= rng.multivariate_hypergeometric(counts, int(rng.integers(spare + 1)))
         return [
-            (time, self.sets.resized(time, removed, int(count), rng))
+            (time, self.layer_choice.resized(time, removed, int(count), rng))
             for (time, removed), count in zip(rest, counts, strict=True)
         ]
 
-    def crossover(self, one: Candidate, other: Candidate, rng: np.random.Generator) -> Candidate:
-        """As many steps as one of the parents has, each position of the sorted steps from either.
+    def crossover(self, first: Candidate, second: Candidate, rng: np.random.Generator) -> Candidate:
+        """As many steps as either parent has, each position of the sorted steps from either.
 
         Where a parent has another number of steps, its own are spread evenly over the positions; a position at which
-        it has none comes from the other parent. A step keeps its layers; a repeated time is repaired, never dropped.
+        it has none comes from the other parent. A step keeps its layers; a repeated time moves, none is lost.
         """
-        length = len((one if rng.random() < 0.5 else other).steps)
+        length = len((first if rng.random() < 0.5 else second).steps)
         length = min(max(length, self.steps_min), self.steps_max)
         drafts = []
-        for mine, theirs in zip(_spread(one, length), _spread(other, length), strict=True):
-            chosen = (mine, theirs) if rng.random() < 0.5 else (theirs, mine)
-            drafts += [(step.time, step.removed) for step in chosen if step is not None][:1]
-        return self._child(drafts, self.guidance.crossover(one.guidance_scale, other.guidance_scale, rng), rng)
+        # pair: the step of each parent at a position, None where it has none; never both
+        for pair in zip(_spread(first, length), _spread(second, length), strict=True):
+            preferred = pair if rng.random() < 0.5 else pair[::-1]
+            drafts += [(step.time, step.removed) for step in preferred if step is not None][:1]
+        return self._child(drafts, self.guidance.crossover(first.guidance_scale, second.guidance_scale, rng), rng)
 
     def with_layer_share(self, share: float) -> Joint:
-        """At most ``share`` of :attr:`most` layers removed at a step; but as many as ``steps_min`` steps must remove.
+        """At most ``share`` of :attr:`max_removed` at a step; but as many as ``steps_min`` steps must remove.
 
         At 0 that is the whole network at every step, wherever the budget allows ``steps_min`` such steps.
         """
-        least = max(self.info.layers - self.n_max // self.steps_min, 0)
-        most = max(int(share * self.most), least)
-        return replace(self, most=most, steps_max=affordable(self.info.layers, self.n_max, most, self.steps_max))
+        # steps_min steps make c calls; c · (L - r) <= n_max gives the least r that each of them must remove.
+        calls = sum(cost.calls(self.info.layout, self.steps_min))
+        least = max(self.info.layers - self.n_max // calls, 0)
+        max_removed = max(int(share * self.max_removed), least)
+        steps_max = _affordable(self.info, self.n_max, max_removed, self.steps_max)
+        return replace(self, max_removed=max_removed, steps_max=steps_max)
 
-    def _plain(self, times: Sequence[float], counts: Sequence[int], scale: float | None) -> Candidate:
-        """A candidate made without chance."""
+    def _without_chance(self, times: Sequence[float], counts: Sequence[int], scale: float | None) -> Candidate:
         pairs = sorted(zip(self.grid.place(times), counts, strict=True), reverse=True)
-        levelled = self._levelled([count for _, count in pairs])
-        steps = [Step(time, self.sets.chosen(time, count)) for (time, _), count in zip(pairs, levelled, strict=True)]
+        counts = [count for _, count in pairs]
+        # Ends: max_removed at every step is within the budget.
+        while self._excess(counts) > 0:
+            counts[counts.index(min(counts))] += 1
+        steps = [Step(time, self.layer_choice.chosen(time, n)) for (time, _), n in zip(pairs, counts, strict=True)]
         return Candidate(tuple(steps), self.guidance.settle(scale))
 
-    def _levelled(self, counts: list[int]) -> list[int]:
-        """Layers removed where fewest are, the noisiest step first, until the budget holds."""
-        counts = list(counts)
-        for _ in range(self._over(counts)):
-            counts[counts.index(min(counts))] += 1
-        return counts
-
     def _child(self, drafts: Sequence[Draft], scale: float | None, rng: np.random.Generator) -> Candidate:
-        """A candidate of this space from steps of any: the number of steps, times, fraction and budget repaired."""
+        """A candidate in this space from any drafts: number of steps, times, layers and budget are repaired."""
         drafts = self._numbered(drafts, rng)
+        # All in the order of the drafts: of two at the same time, the first keeps it.
         times = self.grid.place([time for time, _ in drafts])
-        allowed = set(self.sets.removable)
-        removed = [allowed.intersection(layers) for _, layers in drafts]
-        counts = self._afforded(np.array([min(len(layers), self.most) for layers in removed]), rng)
+        allowed = set(self.layer_choice.removable)
+        removed = [allowed.intersection(layers) for _, layers in drafts]  # parents may be from a wider space
+        counts = np.array([min(len(layers), self.max_removed) for layers in removed])
+        counts = self._afforded(counts, _noise_to_image(times), rng)
         steps = [
-            Step(time, self.sets.resized(time, layers, int(count), rng))
+            Step(time, self.layer_choice.resized(time, layers, int(count), rng))
             for time, layers, count in zip(times, removed, counts, strict=True)
         ]
         return Candidate(tuple(steps), self.guidance.settle(scale))
@@ -233,20 +336,28 @@ class Joint:
             return list(drafts)
         return [drafts[int(i)] for i in sorted(rng.choice(len(drafts), self.steps_max, replace=False))]
 
-    def _afforded(self, counts: NDArray[np.int64], rng: np.random.Generator) -> NDArray[np.int64]:
-        """Layers removed at random, each that may still be removed equally likely, until the budget holds."""
-        over = self._over(counts)
-        return counts + rng.multivariate_hypergeometric(self.most - counts, over) if over else counts
+    def _afforded(
+        self, counts: NDArray[np.int64], order: NDArray[np.intp], rng: np.random.Generator
+    ) -> NDArray[np.int64]:
+        """Layers removed at random, each that may still be removed equally likely, until the budget holds.
 
-    def _over(self, counts: Sequence[int] | NDArray[np.int64]) -> int:
-        """By how many layer runs the budget is exceeded."""
-        return max(len(counts) * self.info.layers - int(sum(counts)) - self.n_max, 0)
+        ``counts[order]`` go from noise to image, as the calls of the denoiser do; ``counts`` need not.
+        """
+        while (excess := self._excess(counts[order])) > 0:
+            # As many as are needed even if all are at steps with most calls; again where some were at cheaper ones.
+            number = -(-excess // max(cost.calls(self.info.layout, len(counts))))
+            counts = counts + rng.multivariate_hypergeometric(self.max_removed - counts, number)
+        return counts
+
+    def _excess(self, counts: Sequence[int] | NDArray[np.int64]) -> int:
+        """By how many layer runs the budget is exceeded; negative where some are left."""
+        return cost.layer_runs_of(self.info, [int(count) for count in counts]) - self.n_max
 
 
-def affordable(layers: int, n_max: int, most: int, steps_max: int) -> int:
+def _affordable(info: ModelInfo, n_max: int, max_removed: int, steps_max: int) -> int:
     """``steps_max``, lowered to the number of steps that the budget allows if each removes all that it may."""
-    least = layers - most
-    return steps_max if least <= 0 else min(steps_max, n_max // least)
+    least = info.layers - max_removed
+    return steps_max if least <= 0 else min(steps_max, cost.steps_within(info.layout, n_max // least))
 
 
 def _spread(candidate: Candidate, length: int) -> list[Step | None]:
@@ -254,15 +365,20 @@ def _spread(candidate: Candidate, length: int) -> list[Step | None]:
     steps = candidate.steps
     if len(steps) >= length:
         return [steps[i] for i in _even(length, len(steps))]
-    found: list[Step | None] = [None] * length
+    spread: list[Step | None] = [None] * length
     for position, step in zip(_even(len(steps), length), steps, strict=True):
-        found[position] = step
-    return found
+        spread[position] = step
+    return spread
 
 
-def _even(count: int, of: int) -> list[int]:
-    """``count`` different, evenly spread ones of 0 .. ``of`` - 1."""
-    return [round(i * (of - 1) / (count - 1)) for i in range(count)] if count > 1 else [(of - 1) // 2]
+def _even(count: int, total: int) -> list[int]:
+    """``count`` different, evenly spread numbers in 0 .. ``total`` - 1."""
+    return [round(i * (total - 1) / (count - 1)) for i in range(count)] if count > 1 else [(total - 1) // 2]
+
+
+def _noise_to_image(times: Sequence[float]) -> NDArray[np.intp]:
+    """The indices that sort times as they are run."""
+    return np.argsort([-time for time in times], kind="stable")
 
 
 def _names(letter: str, count: int) -> list[str]:

@@ -1,6 +1,6 @@
-"""Which layers a step leaves out: any subset, or the first of a ranking. One frozen value each, of the same methods.
+"""Which layers a step leaves out: any subset, or the first of a ranking. A frozen value each, with the same methods.
 
-Both are told how many layers may go; the budget over all steps is the joint space's affair.
+Both are told how many layers may go; the budget over all steps is the joint space's part.
 """
 
 from __future__ import annotations
@@ -18,12 +18,31 @@ from autodiffusion_opt.space.model_info import third_of
 Layers = tuple[int, ...]
 # A mutation changes 1, 2, 3 ... layers of a step with chances 1/2, 1/4, 1/8 ...
 STOP = 0.5
-# Of a ranking, the layer that matters least is drawn e⁴ times as often as the one that matters most.
+# Of a ranking, the layer that matters least is drawn about e⁴ times as often as the layer that matters most.
 SKEW = 4.0
 
 
+@dataclass(frozen=True)
+class LayerRanking:
+    """The removable layers by how little their removal changes the output, in an order for each third of the times.
+
+    Attributes:
+        orders: three orders of the same layers, noise to image, the least important layer first.
+        lowest: the end of the time range near the image.
+        highest: the end near the noise.
+    """
+
+    orders: tuple[Layers, ...]
+    lowest: float
+    highest: float
+
+    def at(self, time: float) -> Layers:
+        """The layers at a time, least important first."""
+        return self.orders[third_of(time, self.lowest, self.highest)]
+
+
 class LayerChoice(Protocol):
-    """What may be left out at one step."""
+    """What may be left out at a step."""
 
     @property
     def removable(self) -> Layers:
@@ -31,20 +50,20 @@ class LayerChoice(Protocol):
         ...
 
     @property
-    def counted(self) -> bool:
-        """Whether the number of layers says which: the set is a function of time and number."""
+    def fully_parametric(self) -> bool:
+        """Whether the set of layers is a function of the time and the number of layers."""
         ...
 
     def chosen(self, time: float, count: int) -> Layers:
-        """``count`` layers, without chance."""
+        """``count`` layers, without chance, ascending."""
         ...
 
     def resized(self, time: float, removed: Collection[int], count: int, rng: np.random.Generator) -> Layers:
-        """``count`` layers that share with ``removed`` what they can."""
+        """``count`` layers that have as many as possible in common with ``removed``."""
         ...
 
-    def changed(self, time: float, removed: Layers, most: int, rng: np.random.Generator) -> Layers:
-        """Another set than ``removed``, of at most ``most`` layers; the same where there is no other."""
+    def changed(self, time: float, removed: Layers, max_removed: int, rng: np.random.Generator) -> Layers:
+        """Another set than ``removed``, of at most ``max_removed`` layers; the same where there is no other."""
         ...
 
     def check(self, time: float, removed: Layers) -> None:
@@ -54,26 +73,22 @@ class LayerChoice(Protocol):
 
 @dataclass(frozen=True)
 class AnyLayers:
-    """``layers = "any"``: any subset of the removable layers, the space of the paper (section 3.3).
+    """``layers = "any"``: any subset of the removable layers, the space of the paper (AutoDiffusion, section 3.3).
 
     Every subset can come up. Where there is a ranking, the layers that matter less are removed more often, and given
     back less often.
 
     Attributes:
         removable: the layers, ascending.
-        ranking: three orders as of :class:`RankedLayers`; empty: every layer is equally likely.
-        lowest: the end of the time range near the image.
-        highest: the end near the noise.
+        ranking: how much each matters; None: every layer is equally likely.
     """
 
     removable: Layers
-    ranking: tuple[Layers, ...] = ()
-    lowest: float = 0.0
-    highest: float = 0.0
+    ranking: LayerRanking | None = None
 
     @property
-    def counted(self) -> bool:
-        """False."""
+    def fully_parametric(self) -> bool:
+        """False: of as many layers there are many sets."""
         return False
 
     def chosen(self, time: float, count: int) -> Layers:
@@ -82,106 +97,97 @@ class AnyLayers:
 
     def resized(self, time: float, removed: Collection[int], count: int, rng: np.random.Generator) -> Layers:
         """Layers added or given back at random."""
-        own, free = self._split(removed)
-        if count <= len(own):
-            return _draw(own, count, rng, self._weights(time, own))
-        return tuple(sorted(own + list(_draw(free, count - len(own), rng, self._weights(time, free)))))
+        gone, kept = self._split(removed)
+        if count <= len(gone):
+            return _draw(gone, count, rng, self._weights(time, gone))
+        return tuple(sorted(gone + list(_draw(kept, count - len(gone), rng, self._weights(time, kept)))))
 
-    def changed(self, time: float, removed: Layers, most: int, rng: np.random.Generator) -> Layers:
-        """Some layers added, dropped, or exchanged for others: one of the three, of those that are possible."""
-        own, free = self._split(removed)
-        room = min(most - len(own), len(free))
-        # (how many at most leave the set, how many at most come in)
-        kinds = [(0, room), (len(own), 0), (min(len(own), len(free)),) * 2]
-        possible = [kind for kind in kinds if max(kind) > 0]
+    def changed(self, time: float, removed: Layers, max_removed: int, rng: np.random.Generator) -> Layers:
+        """Some layers added, given back, or exchanged: a uniform choice of those of the three that are possible."""
+        gone, kept = self._split(removed)
+        # How many layers can be given back at most, and how many added at most.
+        add = (0, min(max_removed - len(gone), len(kept)))
+        give_back = (len(gone), 0)
+        exchange = (min(len(gone), len(kept)),) * 2
+        possible = [limits for limits in (add, give_back, exchange) if max(limits) > 0]
         if not possible:
             return removed
-        leave, enter = possible[int(rng.integers(len(possible)))]
+        most_back, most_added = possible[int(rng.integers(len(possible)))]
         number = int(rng.geometric(STOP))
-        stay = _draw(own, len(own) - min(leave, number), rng, self._weights(time, own))
-        return tuple(sorted(stay + _draw(free, min(enter, number), rng, self._weights(time, free))))
+        # What stays removed is drawn, and so weighted as what is added: the layers that matter less.
+        stay = _draw(gone, len(gone) - min(most_back, number), rng, self._weights(time, gone))
+        return tuple(sorted(stay + _draw(kept, min(most_added, number), rng, self._weights(time, kept))))
 
     def check(self, time: float, removed: Layers) -> None:
         """Removable ones only."""
         wrong = sorted(set(removed) - set(self.removable))
         if wrong:
-            raise UserError(f"only the layers {_listed(self.removable)} may be removed; got {_listed(wrong)}")
+            raise UserError(f"only the layers {list(self.removable)} may be removed; got {wrong}")
 
     def _weights(self, time: float, layers: Sequence[int]) -> NDArray[np.float64] | None:
-        """Chances, up to a factor, of each of ``layers`` to be among those removed; None: all alike."""
-        if not self.ranking or not layers:
+        """Relative chances exp(-4 · rank / n), summing to 1, of each of ``layers``; None: all equal."""
+        if self.ranking is None or not layers:
             return None
-        order = self.ranking[third_of(time, self.lowest, self.highest)]
+        order = self.ranking.at(time)
+        # ranks: shape (len(layers),), 0 for the least important layer to (n - 1) / n for the most important
         ranks = np.array([order.index(layer) for layer in layers]) / len(order)
         weights = np.exp(-SKEW * ranks)
         chances: NDArray[np.float64] = weights / weights.sum()
         return chances
 
     def _split(self, removed: Collection[int]) -> tuple[list[int], list[int]]:
-        gone = set(removed)
-        own = [layer for layer in self.removable if layer in gone]
-        return own, [layer for layer in self.removable if layer not in gone]
+        """The removable layers that are in ``removed``, and those that are not; both ascending."""
+        gone = set(removed).intersection(self.removable)
+        return sorted(gone), [layer for layer in self.removable if layer not in gone]
 
 
 @dataclass(frozen=True)
 class RankedLayers:
-    """``layers = "ranked"``: the first of a ranking, one ranking for each third of the time range, noise to image.
+    """``layers = "ranked"``: the least important layers of a ranking, so that their number says which."""
 
-    Attributes:
-        ranking: three orders of the removable layers, from the one whose removal changes the output least.
-        lowest: the end of the time range near the image.
-        highest: the end near the noise.
-    """
-
-    ranking: tuple[Layers, ...]
-    lowest: float
-    highest: float
+    ranking: LayerRanking
 
     @property
     def removable(self) -> Layers:
         """The layers ranked."""
-        return tuple(sorted(self.ranking[0]))
+        return tuple(sorted(self.ranking.orders[0]))
 
     @property
-    def counted(self) -> bool:
+    def fully_parametric(self) -> bool:
         """True."""
         return True
 
     def chosen(self, time: float, count: int) -> Layers:
-        """The first ``count`` of the third in which ``time`` lies, ascending."""
-        return tuple(sorted(self.ranking[third_of(time, self.lowest, self.highest)][:count]))
+        """The ``count`` least important ones at this time, ascending."""
+        return tuple(sorted(self.ranking.at(time)[:count]))
 
     def resized(self, time: float, removed: Collection[int], count: int, rng: np.random.Generator) -> Layers:
-        """The first ``count``; there is no choice."""
+        """The ``count`` least important ones; there is no choice."""
         return self.chosen(time, count)
 
-    def changed(self, time: float, removed: Layers, most: int, rng: np.random.Generator) -> Layers:
-        """Some layers more or fewer."""
+    def changed(self, time: float, removed: Layers, max_removed: int, rng: np.random.Generator) -> Layers:
+        """Some layers more or fewer, with equal chance; fewer where no more may go, more where none is removed."""
+        # Both are drawn always, so that what follows in the generator does not depend on `removed`.
         number, up = int(rng.geometric(STOP)), bool(rng.integers(2))
-        if not removed or (up and len(removed) < most):
-            return self.chosen(time, min(len(removed) + number, most))
+        if not removed or (up and len(removed) < max_removed):
+            return self.chosen(time, min(len(removed) + number, max_removed))
         return self.chosen(time, max(len(removed) - number, 0))
 
     def check(self, time: float, removed: Layers) -> None:
-        """Exactly the first of the ranking."""
+        """Exactly the least important ones."""
         wanted = self.chosen(time, len(removed))
         if wanted != removed:
+            count = f"{len(removed)} layer{'' if len(removed) == 1 else 's'} removed"
             raise UserError(
-                f'layers = "ranked": at time {time:g} a step with {len(removed)} layers removed must remove '
-                f"{_listed(wanted)}; got {_listed(removed)}"
+                f'layers = "ranked": at time {time:g} a step with {count} must remove '
+                f"{list(wanted)}; got {list(removed)}"
             )
 
 
-def _draw(
-    layers: Sequence[int], count: int, rng: np.random.Generator, weights: NDArray[np.float64] | None = None
-) -> Layers:
+def _draw(layers: Sequence[int], count: int, rng: np.random.Generator, weights: NDArray[np.float64] | None) -> Layers:
     """``count`` of ``layers``, ascending where these are; draws nothing from ``rng`` where there is no choice."""
     if count >= len(layers):
         return tuple(layers)
     if count <= 0:
         return ()
     return tuple(layers[int(i)] for i in sorted(rng.choice(len(layers), count, replace=False, p=weights)))
-
-
-def _listed(layers: Sequence[int]) -> str:
-    return "[" + ", ".join(str(layer) for layer in layers) + "]"

@@ -3,48 +3,73 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from autodiffusion_opt.errors import UserError
+
+# How often each step calls the denoiser; `cost.calls` has the numbers.
+Layout = Literal["once", "heun", "plms"]
+THIRDS = 3
+# A noise level below this is taken as this, so that its logarithm is finite.
+LEAST_SIGMA = 1e-10
+
 
 @dataclass(frozen=True)
 class ModelInfo:
-    """Attributes of a pipeline that problem what may be chosen.
+    """The numbers of a model that bound what may be chosen.
+
+    ``ModelInfo(train_steps=1000)`` is enough for a space of integer time steps, without any pipeline.
 
     Attributes:
         train_steps: T, the number of time steps the model was trained with.
         lowest: the lowest time that its scheduler accepts.
-        highest: the highest.
+        highest: the highest time; ``train_steps - 1`` where it is not given.
         continuous: whether times between the integers may be given.
-        steps_offset: what the scheduler's own "leading" spacing adds.
-        sigmas: noise levels σ = sqrt((1-ā)/ā) of times 0 .. T-1, ascending; empty where the model has none
-            (flow matching).
-        calls_per_step: calls of the denoiser that one step makes (2 for Heun).
-        extra_calls: calls beyond that, over all steps: -1 for Heun, whose last step makes one; 1 for PNDM.
-        layers: L, the number of layers of the denoiser; 0 where nobody counted.
+        steps_offset: what the scheduler's own "leading" spacing adds to each time.
+        sigmas: noise levels σ = √((1-ᾱ)/ᾱ) at times 0 .. T-1, ascending; empty where the model has none
+            (flow matching). With them, the baselines that are defined by noise levels exist.
+        layout: how often each step calls the denoiser: ``once``, or as the solvers ``heun`` and ``plms`` do.
+        layers: L, the number of layers of the denoiser; 0 where they were not counted.
         removable: indices of the layers that may be left out.
         ranking: for each third of the time range, noise to image, the removable layers from the one whose removal
             changes the denoiser's output least; empty where it was not measured.
+        flops: FLOPs of one whole forward pass for one image; 0 where they were not counted.
+        layer_flops: FLOPs that are saved when layer i is removed; empty where they were not counted.
         ays: the ten times of "Align Your Steps" for this model, noise to image; empty where it has none.
+
+    Raises:
+        UserError: for numbers that contradict each other.
     """
 
     train_steps: int
     lowest: float = 0.0
-    highest: float = 999.0
+    highest: float = -1.0
     continuous: bool = False
     steps_offset: int = 0
     sigmas: tuple[float, ...] = ()
-    calls_per_step: int = 1
-    extra_calls: int = 0
+    layout: Layout = "once"
     layers: int = 0
     removable: tuple[int, ...] = ()
     ranking: tuple[tuple[int, ...], ...] = ()
+    flops: int = 0
+    layer_flops: tuple[int, ...] = ()
     ays: tuple[float, ...] = ()
 
-    def steps_of_nfe(self, nfe: int) -> int:
-        """How many steps that many calls of the denoiser allow."""
-        return (nfe - self.extra_calls) // self.calls_per_step
+    def __post_init__(self) -> None:
+        if self.train_steps < 1:
+            raise UserError(f"train_steps must be 1 or more; got {self.train_steps}")
+        if self.highest < 0:
+            object.__setattr__(self, "highest", float(self.train_steps - 1))
+        if not 0 <= self.lowest <= self.highest:
+            raise UserError(f"lowest must be from 0 to highest, {self.highest:g}; got {self.lowest:g}")
+        outside = [layer for layer in self.removable if not 0 <= layer < self.layers]
+        if outside:
+            raise UserError(f"removable must be indices of the {self.layers} layers; got {outside}")
+        if len(self.layer_flops) not in (0, self.layers):
+            raise UserError(f"layer_flops must have {self.layers} entries, one a layer; got {len(self.layer_flops)}")
 
     @property
     def sigma_range(self) -> tuple[float, float]:
@@ -53,13 +78,13 @@ class ModelInfo:
         return positive[0], positive[-1]
 
     def times_of_sigmas(self, sigmas: NDArray[np.float64]) -> tuple[float, ...]:
-        """Times at which the model was trained with these noise levels, log σ linear between integer times."""
-        known = np.log(np.maximum(np.asarray(self.sigmas), 1e-10))
-        return tuple(float(t) for t in np.interp(np.log(sigmas), known, np.arange(len(known))))
+        """Times at which the model was trained with these noise levels; log σ is linear between integer times."""
+        log_sigmas = np.log(np.maximum(np.asarray(self.sigmas), LEAST_SIGMA))
+        return tuple(float(t) for t in np.interp(np.log(sigmas), log_sigmas, np.arange(len(log_sigmas))))
 
 
 def third_of(time: float, lowest: float, highest: float) -> int:
-    """In which third of the time range a time lies: 0 near the noise, 2 near the image."""
+    """In which third of the time range a time lies: 0 near the noise, 2 near the image; a boundary is the later's."""
     if highest <= lowest:
         return 0
-    return min(max(int(3 * (highest - time) / (highest - lowest)), 0), 2)
+    return min(max(int(THIRDS * (highest - time) / (highest - lowest)), 0), THIRDS - 1)

@@ -3,20 +3,51 @@ section 3.2)."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from optuna.distributions import BaseDistribution
+from pydantic import Field, model_validator
 
 from autodiffusion_opt.candidate import Candidate
 from autodiffusion_opt.errors import UserError
+from autodiffusion_opt.space.base import SpaceConfig
 from autodiffusion_opt.space.baselines import named_times
-from autodiffusion_opt.space.time_grid import TimeGrid
+from autodiffusion_opt.space.cost import steps_within
+from autodiffusion_opt.space.guidance import GUIDANCE_SCALE, Guidance
 from autodiffusion_opt.space.model_info import ModelInfo
-from autodiffusion_opt.space.guidance import NAME as GUIDANCE
-from autodiffusion_opt.space.guidance import Guidance
+from autodiffusion_opt.space.time_grid import TimeGrid
+
+
+class TimeStepsConfig(SpaceConfig):
+    """``kind = "time-steps"``: distinct times, the whole network at each.
+
+    Attributes:
+        steps: how many.
+        nfe: instead of ``steps``: how many calls of the denoiser there may be, so that solvers which call it twice a
+            step (Heun) are compared at equal cost.
+    """
+
+    kind: Literal["time-steps"] = "time-steps"
+    steps: int | None = Field(default=None, ge=1)
+    nfe: int | None = Field(default=None, ge=1)
+
+    @model_validator(mode="after")
+    def _steps_or_nfe(self) -> TimeStepsConfig:
+        if (self.steps is None) == (self.nfe is None):
+            given = "steps is missing" if self.steps is None else f"got both, steps = {self.steps}, nfe = {self.nfe}"
+            raise ValueError(f"a time-steps space must have steps, or nfe instead; {given}")
+        return self
+
+    def space(self, info: ModelInfo) -> TimeSteps:
+        """The space for a model's numbers."""
+        grid = self.time_grid(info)
+        steps = self.steps if self.nfe is None else steps_within(info.layout, self.nfe)
+        assert steps is not None  # _steps_or_nfe
+        grid.check_count("steps", steps)
+        return TimeSteps(info, steps, grid, Guidance.from_setting(self.guidance_scale))
 
 
 @dataclass(frozen=True)
@@ -34,7 +65,7 @@ class TimeSteps:
 
     @property
     def fully_parametric(self) -> bool:
-        """True: the times are the candidate."""
+        """True: the times, and the guidance scale where it is searched, are the candidate."""
         return True
 
     @property
@@ -43,32 +74,30 @@ class TimeSteps:
         return tuple(f"t{i + 1}" for i in range(self.steps))
 
     def distributions(self) -> dict[str, BaseDistribution]:
-        """One distribution a step, and the guidance scale's where it is searched."""
+        """A distribution for each step, and the guidance scale's where it is searched."""
         return {name: self.grid.distribution() for name in self.names} | self.guidance.distributions()
 
     def decode(self, parameters: Mapping[str, Any]) -> Candidate:
-        """The settled times."""
-        return self._candidate([parameters[name] for name in self.names], parameters.get(GUIDANCE))
+        """The times, distinct and on the grid."""
+        return self._candidate([parameters[name] for name in self.names], parameters.get(GUIDANCE_SCALE))
 
     def encode(self, candidate: Candidate) -> dict[str, Any]:
         """t1 is the highest time."""
         self.check(candidate)
-        found: dict[str, Any] = dict(
-            zip(self.names, (self.grid.parameter(time) for time in candidate.times), strict=True)
-        )
-        return found | ({GUIDANCE: candidate.guidance_scale} if self.guidance.searched else {})
+        times = map(self.grid.parameter, candidate.times)
+        return dict(zip(self.names, times, strict=True)) | self.guidance.parameters(candidate.guidance_scale)
 
     def check(self, candidate: Candidate) -> None:
         """Exactly K times on the grid, nothing removed, all steps full."""
         if len(candidate.steps) != self.steps:
-            raise UserError(f"a candidate of this space must have {self.steps} steps; got {len(candidate.steps)}")
-        check_times(self.grid, candidate)
+            raise UserError(f"a candidate in this space must have {self.steps} steps; got {len(candidate.steps)}")
+        self.grid.check(candidate.times)
         if any(step.removed or step.compute != "full" for step in candidate.steps):
-            raise UserError("a candidate of a time-steps space must run every layer at every step")
+            raise UserError("a candidate in a time-steps space must run every layer at every step")
         self.guidance.check(candidate.guidance_scale)
 
     def baselines(self) -> dict[str, Candidate]:
-        """The usual schedules of K steps, settled on this space's grid."""
+        """The usual schedules of K steps, moved to this space's grid."""
         return {name: self._candidate(times, None) for name, times in named_times(self.info, self.steps).items()}
 
     def random(self, rng: np.random.Generator) -> Candidate:
@@ -80,25 +109,16 @@ class TimeSteps:
         times = self.grid.mutate(candidate.times, rng, probability)
         return self._candidate(times, self.guidance.mutate(candidate.guidance_scale, rng, probability))
 
-    def crossover(self, one: Candidate, other: Candidate, rng: np.random.Generator) -> Candidate:
-        """Each position of the two sorted sequences from one parent; a repeated time is repaired, never dropped."""
-        from_one = rng.random(self.steps) < 0.5
-        times = np.where(from_one, one.times, other.times)
-        scale = self.guidance.crossover(one.guidance_scale, other.guidance_scale, rng)
+    def crossover(self, first: Candidate, second: Candidate, rng: np.random.Generator) -> Candidate:
+        """Each position of the two sorted sequences from either parent; a repeated time moves, none is lost."""
+        from_first = rng.random(self.steps) < 0.5
+        times = np.where(from_first, first.times, second.times)
+        scale = self.guidance.crossover(first.guidance_scale, second.guidance_scale, rng)
         return self._candidate([float(time) for time in times], scale)
 
     def with_layer_share(self, share: float) -> TimeSteps:
         """Itself: no layer may be removed here."""
         return self
 
-    def _candidate(self, times: Any, scale: float | None) -> Candidate:
+    def _candidate(self, times: Sequence[float], scale: float | None) -> Candidate:
         return Candidate.from_time_steps(self.grid.settle(times), guidance_scale=self.guidance.settle(scale))
-
-
-def check_times(grid: TimeGrid, candidate: Candidate) -> None:
-    """Raises UserError for times that are not on the grid."""
-    wrong = [time for time in candidate.times if grid.time(grid.point(time)) != time]
-    if wrong:
-        kind = "integers" if grid.resolution == 1 else f"multiples of {grid.resolution:g}"
-        listed = ", ".join(f"{time:g}" for time in wrong)
-        raise UserError(f"times must be {kind} from {grid.low:g} to {grid.high:g}; got {listed}")

@@ -1,65 +1,94 @@
-"""What a study's file says, with the files that it names: read, validated, resolved. No torch, no SQL."""
+"""What a study says: its file, the files that it names, or what Python handed over. Resolved; no torch, no SQL."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+import tomllib
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, is_dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+from optuna.samplers import BaseSampler
 from pydantic import Field
 
 from autodiffusion_opt.catalogue import Section, find, read_toml
-from autodiffusion_opt.config import Config, build, build_kind, combine
-from autodiffusion_opt.errors import UserError
-from autodiffusion_opt.objective import KINDS as OBJECTIVES
-from autodiffusion_opt.objective import ObjectiveConfig
-from autodiffusion_opt.optimizer import KINDS as OPTIMIZERS
-from autodiffusion_opt.optimizer import OptimizerConfig
-from autodiffusion_opt.space import KINDS as SPACES
-from autodiffusion_opt.space import SpaceConfig
+from autodiffusion_opt.config import Config, build, combine, kind_in
+from autodiffusion_opt.errors import UserError, unknown_text
+from autodiffusion_opt.objective import METRICS, CandidateMetric, ImageMetric, Objective, ObjectiveConfig
+from autodiffusion_opt.optimizer import OPTIMIZERS, OptimizerConfig
+from autodiffusion_opt.optimizer.parameters import describe_sampler
+from autodiffusion_opt.sampling.config import PipelineConfig
+from autodiffusion_opt.space import SPACES, Space, SpaceConfig
+from autodiffusion_opt.space.model_info import ModelInfo
 
-# Keys that say where something runs, not what: they may change between two runs of a study.
-NOT_PART = {"pipeline": {"device", "offload"}}
+# Keys of [pipeline] that say where something runs, not what: they may change between two runs of a study.
+WHERE_KEYS = {"device", "offload"}
+# Keys of [pipeline] that may be set beside a pipeline object; the others say how one is loaded.
+OBJECT_KEYS = {"batch_size", "micro_batch", "call"}
+PYTHON = "python"
+Result = TypeVar("Result")
 
 
 class StudyFile(Config):
     """A file under ``studies/``.
 
     Attributes:
+        pipeline: the table ``[pipeline]``, the path of a file that holds it, or the name of a model.
         space: a name in ``spaces/``, a path, or a table.
         objective: a name in ``objectives/``, a path, or a table.
-        optimizer: the table ``[optimizer]``.
+        optimizer: the table ``[optimizer]``, the path of a file that holds it, or the name of a kind.
         trials: the total wanted, baselines included.
         seed: of the optimizer.
     """
 
+    pipeline: str | dict[str, Any]
     space: str | dict[str, Any]
     objective: str | dict[str, Any]
-    optimizer: dict[str, Any] = Field(default_factory=lambda: {"kind": "evolution"})
+    optimizer: str | dict[str, Any] = "evolution"
     trials: int = Field(ge=1)
     seed: int = Field(default=0, ge=0)
 
 
 @dataclass(frozen=True)
 class StudyConfig:
-    """A study, resolved: everything that decides its results, and how many trials are wanted."""
+    """A study, resolved: everything that decides its results, and how many trials are wanted.
+
+    Attributes:
+        name: of the study in SQL.
+        path: its file, or where it was made, for messages.
+        base: the folder that relative paths in its tables start from.
+        pipeline: its table; None for an objective that needs no pipeline.
+        pipeline_object: a pipeline handed over in Python, in place of one that is loaded.
+        space: its table, or a space made in Python.
+        objective: its table, or an objective made in Python.
+        optimizer: its table, or an Optuna sampler.
+        trials: how many are wanted.
+        seed: of the optimizer.
+        ranking: of layers, where a stored definition has it: it is not measured again.
+        model_info: the model's numbers, where there is no pipeline to read them from.
+    """
 
     name: str
     path: Path
-    space: SpaceConfig
-    objective: ObjectiveConfig
-    optimizer: OptimizerConfig
+    base: Path
+    pipeline: PipelineConfig | None
+    space: SpaceConfig | Space
+    objective: ObjectiveConfig | ImageMetric | CandidateMetric | Objective
+    optimizer: OptimizerConfig | BaseSampler
     trials: int
     seed: int
-    ranking: tuple[tuple[int, ...], ...] = ()  # of layers, where a stored definition has it: not measured again
+    pipeline_object: Any = None
+    ranking: tuple[tuple[int, ...], ...] = ()
+    model_info: ModelInfo | None = None
 
     def definition(self) -> dict[str, Any]:
         """What must not change under the study's name, as JSON values."""
+        pipeline = None if self.pipeline is None else self.pipeline.model_dump(mode="json", exclude=WHERE_KEYS)
         return {
-            "space": self.space.model_dump(mode="json", exclude=NOT_PART),
-            "objective": self.objective.model_dump(mode="json"),
-            "optimizer": self.optimizer.model_dump(mode="json"),
+            "pipeline": pipeline,
+            "space": _described(self.space),
+            "objective": _described(self.objective),
+            "optimizer": _described(self.optimizer),
             "seed": self.seed,
         }
 
@@ -67,97 +96,328 @@ class StudyConfig:
         """The same study with another seed; it gets a name of its own, since it is another sequence of trials."""
         return self if seed == self.seed else replace(self, seed=seed, name=f"{self.name}-seed{seed}")
 
-    def on_device(self, device: str) -> StudyConfig:
-        """The same study on another device."""
-        pipeline = self.space.pipeline.model_copy(update={"device": device})
-        return replace(self, space=self.space.model_copy(update={"pipeline": pipeline}))
+    def on_device(self, device: str | None) -> StudyConfig:
+        """The same study on another device; None: on its own."""
+        if device is None or self.pipeline is None:
+            return self
+        return replace(self, pipeline=self.pipeline.model_copy(update={"device": device}))
 
 
-def load_study_config(name: str) -> StudyConfig:
+def _described(part: Any) -> Any:
+    """A part of a study as JSON values. Raises UserError for an object that cannot be compared when it is resumed."""
+    if isinstance(part, Config):
+        return part.model_dump(mode="json")
+    if isinstance(part, BaseSampler):
+        return {PYTHON: "sampler", **describe_sampler(part)}
+    if hasattr(part, "definition"):
+        return part.definition()
+    name = type(part).__qualname__
+    identity = getattr(part, "identity", "") or (repr(part) if is_dataclass(part) else "")
+    if not identity:
+        raise UserError(
+            f"{name} needs an attribute identity: text that changes whenever it would give other results, so that a "
+            "resumed study knows that it is the same"
+        )
+    return {PYTHON: name, "identity": identity}
+
+
+def load_study_config(name: str, overrides: Iterable[str] = ()) -> StudyConfig:
     """The study of a catalogue name or a path.
+
+    Args:
+        name: of the study's file.
+        overrides: ``key=value`` in place of what the file says; dotted keys, values as in TOML. A study whose
+            definition they change is called ``NAME+key=value``.
 
     Raises:
         UserError: all that is wrong with the study's file and those that it names, at once.
     """
     path = find("studies", name)
-    table = {"optimizer": {"kind": "evolution"}} | read_toml(path)
+    tables: dict[str, Any] = {"optimizer": {"kind": "evolution"}} | read_toml(path)
+    changes = [_parsed(text) for text in overrides]
     errors: list[UserError] = []
-    study = _try(errors, lambda: build(StudyFile, table, str(path)))
-    space = _part(SPACES, "spaces", "space", table.get("space"), path, errors)
-    objective = _part(OBJECTIVES, "objectives", "objective", table.get("objective"), path, errors)
-    optimizer = _try(errors, lambda: build_kind(OPTIMIZERS, "optimizer", table["optimizer"], f"{path}: optimizer"))
-    combine(errors)
-    return StudyConfig(path.stem, path, space, objective, optimizer, study.trials, study.seed)
+    if not changes:
+        return _resolved(path.stem, path, tables, errors)
+    original = _resolved(path.stem, path, tables, errors)
+    changed = _resolved(path.stem, path, tables, errors, changes)
+    if changed.definition() == original.definition():
+        return changed
+    return replace(changed, name="+".join([path.stem, *(f"{'.'.join(keys)}={text}" for keys, _, text in changes)]))
 
 
-def load_space(name: str) -> SpaceConfig:
-    """The space of a catalogue name or a path. Raises UserError."""
-    path = find("spaces", name)
-    return build_kind(SPACES, "space", read_toml(path), str(path))
+# A dotted key, its value, and the value's text.
+Change = tuple[list[str], Any, str]
 
 
-def _part(
-    kinds: Mapping[str, Any],
-    section: Section,
-    what: str,
-    given: object,
-    path: Path,
-    errors: list[UserError],
-) -> Any:
-    """The part that a study's file names or holds; None where it does neither, which is told with the file."""
-
-    def load() -> Any:
-        if isinstance(given, dict):
-            return build_kind(kinds, what, given, f"{path}: {what}")
-        if not isinstance(given, str):
-            return None
-        file = _beside(path, given) or find(section, given, near=path)
-        return build_kind(kinds, what, read_toml(file), str(file))
-
-    return _try(errors, load)
-
-
-def _beside(path: Path, given: str) -> Path | None:
-    """A path is meant from the folder of the file that names it."""
-    found = path.parent / given
-    return found if given.endswith(".toml") and found.is_file() else None
-
-
-def _try(errors: list[UserError], load: Any) -> Any:
+def _parsed(text: str) -> Change:
+    """``space.steps=6`` as keys and a value: TOML's, or text where it is none."""
+    key, separator, value = text.partition("=")
+    keys = [part.strip() for part in key.split(".")]
+    if not separator or not all(keys):
+        raise UserError(f"--set must be key=value, such as space.steps=6; got {text!r}")
+    if keys[0] not in StudyFile.model_fields:
+        raise UserError(f"--set: {unknown_text('the first key', keys[0], StudyFile.model_fields)}")
+    value = value.strip()
     try:
-        return load()
-    except UserError as error:
-        errors.append(error)
-        return None
+        return keys, tomllib.loads(f"value = {value}")["value"], value
+    except tomllib.TOMLDecodeError:
+        return keys, value, value
+
+
+def _changed(tables: dict[str, Any], changes: Iterable[Change]) -> dict[str, Any]:
+    """The tables with the changes made in copies; the tables that they reach into are written out already."""
+    for keys, value, text in changes:
+        tables = dict(tables)
+        table = tables
+        for key in keys[:-1]:
+            inner = table.get(key, {})
+            if not isinstance(inner, Mapping):
+                raise UserError(f"--set {'.'.join(keys)}={text}: {key} is no table; it is {inner!r}")
+            table[key] = dict(inner)
+            table = table[key]
+        table[keys[-1]] = value
+    return tables
+
+
+def _resolved(
+    name: str, path: Path, tables: dict[str, Any], errors: list[UserError], changes: Iterable[Change] = ()
+) -> StudyConfig:
+    """A study's file with the files that it names read, the changes made, and everything checked."""
+    changes = list(changes)
+    sections: dict[str, Section | None] = {"pipeline": None, "space": "spaces", "objective": "objectives"}
+    where = {part: f"{path}: {part}" for part in (*sections, "optimizer")}
+    # A change of a whole part comes before its name is looked up, a change inside it after.
+    tables = _try(errors, lambda: _changed(tables, (change for change in changes if len(change[0]) == 1))) or tables
+    for part, section in (*sections.items(), ("optimizer", None)):
+        if isinstance(tables.get(part), str):
+            given = tables[part]
+            written = _try(
+                errors,
+                lambda part=part, section=section, given=given: _written_out(
+                    part, section, given, path.parent, where[part], near=path
+                ),
+            )
+            if written is not None:
+                tables = {**tables, part: written[0]}
+                where[part] = written[1]
+    tables = _try(errors, lambda: _changed(tables, (change for change in changes if len(change[0]) > 1))) or tables
+    study = _try(errors, lambda: build(StudyFile, tables, str(path)))
+    pipeline = _table_of(errors, tables, "pipeline", lambda table: build(PipelineConfig, table, where["pipeline"]))
+    space = _table_of(errors, tables, "space", lambda table: build_space(table, where["space"]))
+    objective = _table_of(errors, tables, "objective", lambda table: build_objective(table, where["objective"]))
+    optimizer = _table_of(errors, tables, "optimizer", lambda table: build_optimizer(table, where["optimizer"]))
+    combine(dict.fromkeys(errors))
+    base = path.resolve().parent
+    return StudyConfig(name, path, base, pipeline, space, objective, optimizer, study.trials, study.seed)
+
+
+def _table_of(errors: list[UserError], tables: Mapping[str, Any], part: str, make: Callable[[Any], Result]) -> Any:
+    """The part of a study's file; None where it is no table, which :class:`StudyFile` tells."""
+    table = tables.get(part)
+    return _try(errors, lambda: make(table)) if isinstance(table, Mapping) else None
+
+
+def _written_out(
+    part: str, section: Section | None, name: str, folder: Path, where: str, near: Path | None = None
+) -> tuple[dict[str, Any], str]:
+    """The table that a name stands for, and where it stands, for messages. Raises UserError.
+
+    Args:
+        part: of the study.
+        section: of the catalogue, in which the name is looked up; None: the part has no section.
+        name: in the section; or the path of a file, from ``folder``; without a section, a model or a kind.
+        folder: that of the file that gives the name.
+        where: the part, for messages.
+        near: that file; the sections beside it are looked up first.
+    """
+    beside = folder / name
+    if name.endswith(".toml") and beside.is_file():
+        return read_toml(beside), str(beside)
+    if section is not None:
+        file = find(section, name, near=near)
+        return read_toml(file), str(file)
+    if name.endswith(".toml"):
+        raise UserError(f"{where}: there is no file {beside}")
+    return {"model" if part == "pipeline" else "kind": name}, where
+
+
+def build_space(table: object, where: str) -> SpaceConfig:
+    """A table ``[space]``. Raises UserError."""
+    if isinstance(table, Mapping) and "pipeline" in table:
+        raise UserError(f"{where}: [pipeline] is a table of the study, beside [space], and not of the space")
+    space: SpaceConfig = build(kind_in(table, SPACES, where), table, where)
+    return space
+
+
+def build_objective(table: object, where: str) -> ObjectiveConfig:
+    """A table ``[objective]``. Raises UserError."""
+    objective: ObjectiveConfig = build(kind_in(table, METRICS, where).Config, table, where)
+    return objective
+
+
+def build_optimizer(table: object, where: str) -> OptimizerConfig:
+    """A table ``[optimizer]``. Raises UserError."""
+    optimizer: OptimizerConfig = build(kind_in(table, OPTIMIZERS, where), table, where)
+    return optimizer
+
+
+def python_study_config(
+    name: str,
+    *,
+    pipeline: Any,
+    space: Any,
+    objective: Any,
+    optimizer: Any,
+    trials: int,
+    seed: int,
+    model_info: ModelInfo | None,
+) -> StudyConfig:
+    """A study whose parts were handed over in Python: each a name, a table, or an object. Raises UserError."""
+    where = f"Study({name!r})"
+    if not isinstance(name, str) or not name:
+        raise UserError(f"a study must have a name; got {name!r}")
+    errors: list[UserError] = []
+    for key, number, least in (("trials", trials, 1), ("seed", seed, 0)):
+        if isinstance(number, bool) or not isinstance(number, int) or number < least:
+            errors.append(UserError(f"{where}: {key} must be a whole number of at least {least}; got {number!r}"))
+
+    def part(key: str, section: Section | None, given: Any, make: Callable[[Any, str], Any]) -> Any:
+        if isinstance(given, str):
+            table, place = _written_out(key, section, given, Path.cwd(), f"{where}: {key}")
+            return make(table, place)
+        return make(given, f"{where}: {key}") if isinstance(given, Mapping) else given
+
+    def pipeline_part() -> tuple[PipelineConfig | None, Any]:
+        if pipeline is None:
+            return None, None
+        if isinstance(pipeline, str | Mapping) and not (
+            isinstance(pipeline, Mapping) and not isinstance(pipeline.get("model", ""), str)
+        ):
+            return part("pipeline", None, pipeline, lambda table, at: build(PipelineConfig, table, at)), None
+        return _pipeline_object(pipeline, f"{where}: pipeline")
+
+    table, pipeline_object = _try(errors, pipeline_part) or (None, None)
+    space = _try(errors, lambda: part("space", "spaces", space, build_space))
+    objective = _try(errors, lambda: part("objective", "objectives", objective, build_objective))
+    optimizer = _try(errors, lambda: part("optimizer", None, optimizer, build_optimizer))
+    combine(errors)
+    _check_parts(where, space, objective, optimizer)
+    if pipeline is None and not isinstance(objective, CandidateMetric) and not isinstance(objective, Objective):
+        raise UserError(f"{where}: pipeline must be given: this objective generates images")
+    return StudyConfig(
+        name,
+        Path(where),
+        Path.cwd(),
+        table,
+        space,
+        objective,
+        optimizer,
+        trials,
+        seed,
+        pipeline_object,
+        model_info=model_info,
+    )
+
+
+def _pipeline_object(given: Any, where: str) -> tuple[PipelineConfig, Any]:
+    """A pipeline object, alone or as the ``model`` of a table, and the table that goes with it."""
+    settings = dict(given) if isinstance(given, Mapping) else {"model": given}
+    pipeline = settings.pop("model")
+    wrong = sorted(set(settings) - OBJECT_KEYS)
+    if wrong:
+        raise UserError(
+            f"{where}: beside a pipeline object only {', '.join(sorted(OBJECT_KEYS))} may be set; got "
+            f"{', '.join(wrong)}: set it on the pipeline itself"
+        )
+    return build(PipelineConfig, {**settings, "model": f"{PYTHON}:{type(pipeline).__name__}"}, where), pipeline
+
+
+def _check_parts(where: str, space: Any, objective: Any, optimizer: Any) -> None:
+    """Raises UserError for objects that are none of what a study is made of."""
+    if not isinstance(space, SpaceConfig | Space):
+        raise UserError(f"{where}: space must be a name, a table or a Space; got {space!r}")
+    if not isinstance(objective, ObjectiveConfig | ImageMetric | CandidateMetric | Objective):
+        hint = (
+            ": wrap the function, ado.ImageMetric(f, images=200, identity=...) or ado.CandidateMetric(f, identity=...)"
+            if callable(objective)
+            else ""
+        )
+        raise UserError(f"{where}: objective must be a name, a table or an objective; got {objective!r}{hint}")
+    if not isinstance(optimizer, OptimizerConfig | BaseSampler):
+        raise UserError(f"{where}: optimizer must be a name, a table or an Optuna sampler; got {optimizer!r}")
+
+
+def stored_config(name: str, path: Path, definition: Mapping[str, Any]) -> StudyConfig:
+    """The study of a stored definition (:meth:`StudyConfig.definition`).
+
+    Args:
+        name: of the study.
+        path: where the definition was read, for messages. Relative paths in it start from the folder of its key
+            ``file``, else from this one's.
+        definition: JSON values.
+
+    Raises:
+        UserError: for a definition of another version or from Python, or what is none.
+    """
+    check_version(path, definition)
+    missing = [key for key in ("pipeline", "space", "objective") if key not in definition]
+    if missing:
+        raise UserError(f"{path}: the definition must have {', '.join(missing)}; it has not")
+    python = [key for key in ("pipeline", "space", "objective", "optimizer") if made_in_python(definition.get(key))]
+    if python:
+        raise UserError(
+            f"{path}: the {' and the '.join(python)} of this study came from Python, and cannot be made from what SQL "
+            "holds: use the methods of ado.Study in Python, verify and export say"
+        )
+    file = Path(str(definition.get("file", path)))
+    return StudyConfig(
+        name,
+        file,
+        file.resolve().parent,
+        build(PipelineConfig, definition["pipeline"], f"{path}: pipeline"),
+        build_space(definition["space"], f"{path}: space"),
+        build_objective(definition["objective"], f"{path}: objective"),
+        build_optimizer(definition.get("optimizer", {"kind": "random"}), f"{path}: optimizer"),
+        int(definition.get("trials", 1)),
+        int(definition.get("seed", 0)),
+        ranking=tuple(tuple(third) for third in definition.get("ranking", ())),
+    )
+
+
+def made_in_python(part: Any) -> bool:
+    """Whether a part of a stored definition was an object, of which SQL holds a description only."""
+    if not isinstance(part, Mapping):
+        return part is None
+    if PYTHON in part or str(part.get("model", "")).startswith(f"{PYTHON}:"):
+        return True
+    return any(isinstance(value, Mapping) and PYTHON in value for value in part.values())
+
+
+def check_version(path: Path, definition: Mapping[str, Any]) -> None:
+    """Raises UserError for a definition that version 0.1.0 stored: its space held the pipeline."""
+    space = definition.get("space")
+    if isinstance(space, Mapping) and "pipeline" in space:
+        raise UserError(
+            f"{path}: this study was stored by version 0.1.0, in which [pipeline] was a part of the space; this "
+            "version cannot continue it. Run it under another name, or with another --storage"
+        )
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
     """``key: old -> new`` for every value that differs, nested keys with dots."""
     lines = []
     for key in sorted({*old, *new}):
-        one, other = old.get(key), new.get(key)
-        if isinstance(one, Mapping) and isinstance(other, Mapping):
-            lines += differences(one, other, f"{prefix}{key}.")
-        elif one != other:
-            lines.append(f"{prefix}{key}: {one!r} -> {other!r}")
+        before, after = old.get(key), new.get(key)
+        if isinstance(before, Mapping) and isinstance(after, Mapping):
+            lines += differences(before, after, f"{prefix}{key}.")
+        elif before != after:
+            lines.append(f"{prefix}{key}: {before!r} -> {after!r}")
     return lines
 
 
-def stored_config(name: str, path: Path, definition: Mapping[str, Any]) -> StudyConfig:
-    """The plan of a stored definition (:meth:`StudyConfig.definition`). Raises UserError for one that is none.
-
-    Relative paths in it start from the folder of ``path``, or of its key ``file``, where it has one.
-    """
-    missing = [key for key in ("space", "objective") if key not in definition]
-    if missing:
-        raise UserError(f"{path}: the definition must have space and objective; {', '.join(missing)} is missing")
-    return StudyConfig(
-        name,
-        Path(str(definition.get("file", path))),
-        build_kind(SPACES, "space", definition["space"], f"{path}: space"),
-        build_kind(OBJECTIVES, "objective", definition["objective"], f"{path}: objective"),
-        build_kind(OPTIMIZERS, "optimizer", definition.get("optimizer", {"kind": "random"}), f"{path}: optimizer"),
-        int(definition.get("trials", 1)),
-        int(definition.get("seed", 0)),
-        tuple(tuple(third) for third in definition.get("ranking", ())),
-    )
+def _try(errors: list[UserError], load: Callable[[], Result]) -> Any:
+    try:
+        return load()
+    except UserError as error:
+        errors.append(error)
+        return None

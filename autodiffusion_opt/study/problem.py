@@ -1,4 +1,4 @@
-"""Binds a plan's space and objective to its model: what a trial needs."""
+"""A study's space and objective with the model loaded: what a trial needs."""
 
 from __future__ import annotations
 
@@ -8,34 +8,45 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from autodiffusion_opt.errors import UserError
-from autodiffusion_opt.study.config import StudyConfig
+from autodiffusion_opt.objective import CandidateMetric, ImageMetric, Objective, ObjectiveConfig
 from autodiffusion_opt.progress import Progress, silent
+from autodiffusion_opt.sampling.config import ConditionsConfig, PipelineConfig
+from autodiffusion_opt.space import ModelInfo, Space, SpaceConfig
+from autodiffusion_opt.study.config import StudyConfig
 
 if TYPE_CHECKING:
-    from autodiffusion_opt.objective.fid import FidObjective
-    from autodiffusion_opt.space import ModelInfo, Space
+    from autodiffusion_opt.sampling.generate import ImageSampler
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Problem:
-    """A study's parts with the model loaded.
+    """What is searched, and by which measure.
 
     Attributes:
-        fingerprint: of what the definitions only name: ``model``, ``conditions``, ``reference``.
+        info: the model's numbers.
+        space: what may be chosen.
+        objective: what is minimised.
+        sampler: makes images; None where the objective needs no pipeline.
+        fingerprint: of what the definition only names: ``model``, ``conditions``, ``reference``.
     """
 
-    pipeline: Any
     info: ModelInfo
     space: Space
-    objective: FidObjective
+    objective: Objective
+    sampler: ImageSampler | None
     fingerprint: dict[str, str]
 
+    def __repr__(self) -> str:
+        pipeline = "no pipeline" if self.sampler is None else type(self.sampler.pipeline).__name__
+        values = ", ".join(f"{direction} {name}" for name, direction in self.objective.directions.items())
+        return f"Problem({pipeline}, {type(self.space).__name__} of {len(self.space.distributions())}, {values})"
 
-def bind(plan: StudyConfig, ranking: Any = None, progress: Progress = silent) -> Problem:
-    """Load a plan's model, and bind its space and objective to it.
+
+def load_problem(config: StudyConfig, ranking: Any = None, progress: Progress = silent) -> Problem:
+    """Load a study's model, and make its space and objective for it.
 
     Args:
-        plan: the resolved definitions.
+        config: the resolved study.
         ranking: the layer ranking that SQL holds; None: measured where the space needs one.
         progress: is told of what takes long: model, layers, reference.
 
@@ -43,73 +54,106 @@ def bind(plan: StudyConfig, ranking: Any = None, progress: Progress = silent) ->
         UserError: for a model, scheduler, device, features or reference that cannot be had, or a space that does not
             fit the model.
     """
-    from autodiffusion_opt.objective.conditions import bind_conditions
-    from autodiffusion_opt.objective.fid import FidObjective
+    if config.pipeline is None:
+        return _without_pipeline(config)
     from autodiffusion_opt.sampling.introspect import read_model_info
-    from autodiffusion_opt.sampling.fingerprint import fingerprint
-    from autodiffusion_opt.sampling.compatibility import check_call
 
-    table, base = plan.space.pipeline, plan.path.resolve().parent
-    with _named(plan, "space.pipeline"):
-        pipeline = load(plan, progress)
-        check_call(pipeline, table.call)
-    with _named(plan, "objective.conditions"):
-        conditions = bind_conditions(plan.objective.conditions, pipeline, base)
-    info = read_model_info(pipeline, layers=True, ranking=_ranking(plan, pipeline, conditions, ranking, progress))
-    with _named(plan, "space"):
-        space = plan.space.bind(info)
-    with _named(plan, "objective"):
-        objective = FidObjective(
-            plan.objective,
-            pipeline,
-            batch_size=table.batch_size,
-            micro_batch=table.micro_batch,
-            call=table.call,
-            conditions=conditions,
-            layers=info.layers,
-            base=base,
-            progress=progress,
+    sampler = load_sampler(config, progress)
+    needs_layers = isinstance(config.space, SpaceConfig) and config.space.needs_layers
+    with _told_of(config, "pipeline"):
+        info = read_model_info(
+            sampler.pipeline, need_layers=needs_layers, ranking=_ranking(config, sampler, ranking, progress)
         )
-    found = {
-        "model": fingerprint(pipeline, table.model, table.revision, table.variant),
-        "conditions": getattr(conditions, "identity", ""),
+    with _told_of(config, "space"):
+        space = config.space.space(info) if isinstance(config.space, SpaceConfig) else config.space
+    with _told_of(config, "objective"):
+        objective = _objective(config, sampler, info, progress)
+    fingerprint = {
+        "model": _fingerprint(config, sampler.pipeline),
+        "conditions": sampler.conditions.identity,
         "reference": objective.identity,
     }
-    return Problem(pipeline, info, space, objective, found)
+    return Problem(info, space, objective, sampler, fingerprint)
+
+
+def load_sampler(config: StudyConfig, progress: Progress = silent) -> ImageSampler:
+    """A study's pipeline with its conditions. A pipeline from a hub is downloaded under the hub's own progress bars.
+
+    Raises:
+        UserError: for a pipeline or conditions that cannot be had.
+    """
+    from autodiffusion_opt.sampling.compatibility import check_call
+    from autodiffusion_opt.sampling.conditions import load_conditions
+    from autodiffusion_opt.sampling.generate import ImageSampler
+
+    table = config.pipeline
+    if table is None:
+        raise UserError(f"{config.path}: this study has no pipeline to make images with")
+    with _told_of(config, "pipeline"):
+        pipeline = _pipeline(config, table, progress)
+        check_call(pipeline, table.call)
+    with _told_of(config, "objective.conditions"):
+        described = getattr(config.objective, "conditions", ConditionsConfig())
+        conditions = load_conditions(described, pipeline, config.base)
+    return ImageSampler(pipeline, conditions, table.call, table.micro_batch, table.batch_size)
+
+
+def _pipeline(config: StudyConfig, table: PipelineConfig, progress: Progress) -> Any:
+    from autodiffusion_opt.sampling.load import check_pipeline, load_configured, model_folder
+
+    if config.pipeline_object is not None:
+        check_pipeline(config.pipeline_object)
+        return config.pipeline_object
+    if model_folder(table.model) is not None:
+        progress(f"loading {table.model}", 0, 0)
+    return load_configured(table)
+
+
+def _fingerprint(config: StudyConfig, pipeline: Any) -> str:
+    from autodiffusion_opt.sampling.fingerprint import fingerprint, fingerprint_object
+
+    if config.pipeline_object is not None or config.pipeline is None:
+        return fingerprint_object(pipeline)
+    return fingerprint(pipeline, config.pipeline.model, config.pipeline.revision, config.pipeline.variant)
+
+
+def _ranking(config: StudyConfig, sampler: ImageSampler, stored: Any, progress: Progress) -> Any:
+    """The layer ranking: as stored, or measured under the study's own conditions; none where no space needs it."""
+    if not (isinstance(config.space, SpaceConfig) and config.space.needs_ranking):
+        return ()
+    if stored or config.ranking:
+        return stored or config.ranking
+    from autodiffusion_opt.sampling.ranking import rank_layers
+
+    return rank_layers(sampler, seed=getattr(config.objective, "seed", 0), progress=progress)
+
+
+def _objective(config: StudyConfig, sampler: ImageSampler, info: ModelInfo, progress: Progress) -> Objective:
+    if isinstance(config.objective, ObjectiveConfig | ImageMetric):
+        return config.objective.objective(sampler, info, config.base, progress)
+    if isinstance(config.objective, CandidateMetric):
+        return config.objective.bound_to(info)
+    return config.objective
+
+
+def _without_pipeline(config: StudyConfig) -> Problem:
+    info = config.model_info or getattr(config.space, "info", None)
+    if isinstance(config.space, SpaceConfig) and info is None:
+        raise UserError(
+            f"{config.path}: without a pipeline the space needs the model's numbers: give "
+            "model_info=ado.ModelInfo(train_steps=1000), or a pipeline"
+        )
+    space = config.space.space(info) if isinstance(config.space, SpaceConfig) else config.space
+    info = info or ModelInfo(train_steps=1000)
+    objective = config.objective.bound_to(info) if isinstance(config.objective, CandidateMetric) else config.objective
+    assert isinstance(objective, Objective)  # the others need a pipeline, which was checked
+    return Problem(info, space, objective, None, {"model": repr(info), "reference": objective.identity})
 
 
 @contextmanager
-def _named(plan: StudyConfig, table: str) -> Iterator[None]:
-    """A user's mistake found here is one in this table of the study."""
+def _told_of(config: StudyConfig, table: str) -> Iterator[None]:
+    """A user's mistake that shows here is a mistake in this table of the study."""
     try:
         yield
     except UserError as error:
-        raise UserError(f"{plan.path}: {table}: {error}") from None
-
-
-def load(plan: StudyConfig, progress: Progress = silent) -> Any:
-    """The pipeline that a plan's space names. One from a hub is downloaded under the hub's own progress bars."""
-    from autodiffusion_opt.sampling.load import load_definition, model_folder
-
-    table = plan.space.pipeline
-    if model_folder(table.model) is not None:
-        progress(f"loading {table.model}", 0, 0)
-    return load_definition(table)
-
-
-def _ranking(plan: StudyConfig, pipeline: Any, conditions: Any, stored: Any, progress: Progress) -> Any:
-    if not plan.space.needs_ranking:
-        return ()
-    if stored or plan.ranking:
-        return stored or plan.ranking
-    from autodiffusion_opt.sampling.ranking import rank_layers
-
-    table = plan.space.pipeline
-    return rank_layers(
-        pipeline,
-        micro_batch=table.micro_batch,
-        seed=plan.objective.seed,
-        conditions=conditions,
-        call=table.call,
-        progress=progress,
-    )
+        raise UserError(f"{config.path}: {table}: {error}") from None

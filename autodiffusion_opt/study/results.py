@@ -1,117 +1,256 @@
-"""What comes out of a study: its best candidates, as files, and as images."""
+"""What comes out of a study: its best candidates, as values, as files, and as images."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import optuna
 from optuna.trial import FrozenTrial
 
-from autodiffusion_opt.study.problem import load
 from autodiffusion_opt.candidate import Candidate
 from autodiffusion_opt.catalogue import entries, find_candidate
 from autodiffusion_opt.errors import UserError
-from autodiffusion_opt.study.config import StudyConfig, load_study_config, load_space, stored_config
 from autodiffusion_opt.progress import Progress, counted, silent
-from autodiffusion_opt.trials.storage import open_storage, storage_url, without_password
-from autodiffusion_opt.study.run import DEFINITION, FILE, RANKING, WANTED, best_trials, need_study
-from autodiffusion_opt.trials.history import value_of
+from autodiffusion_opt.space.baselines import UNIFORM, leading
+from autodiffusion_opt.study.config import StudyConfig, load_study_config, stored_config
+from autodiffusion_opt.study.problem import load_sampler
+from autodiffusion_opt.trials.attributes import (
+    BASELINE,
+    DEFINITION,
+    ERROR,
+    FILE,
+    ORIGIN,
+    RANKING,
+    SCORE,
+    STAGE,
+    WANTED,
+    candidate_of,
+    values_of,
+)
+from autodiffusion_opt.trials.history import best_first
+from autodiffusion_opt.trials.storage import (
+    Storage,
+    need_study,
+    open_storage,
+    storage_url,
+    value_names,
+    without_password,
+)
 
 if TYPE_CHECKING:
+    import pandas
     import torch
 
     from autodiffusion_opt.sampling.layers import Layer
 
-
-def top_trials(study: str, storage: str | None, count: int) -> tuple[list[FrozenTrial], dict[str, Any]]:
-    """The best trials of a study in SQL, and its definition. Raises UserError where there is none."""
-    url = storage_url(storage)
-    found = need_study(open_storage(url, create=False), study_name(study), url)
-    trials = best_trials(found.get_trials(deepcopy=False), found.study_name, count)
-    more = {key: found.user_attrs[key] for key in (WANTED, FILE, RANKING) if key in found.user_attrs}
-    return trials, more | found.user_attrs.get(DEFINITION, {})
+# Costs in a score, as tables and frames show them.
+COSTS = ("images", "nfe", "layer_runs", "flops", "seconds")
 
 
-def candidate_file(trial: FrozenTrial, study: str, definition: Mapping[str, Any]) -> dict[str, Any]:
-    """The JSON file of a trial's candidate: itself, and where it comes from."""
-    source = {"study": study, "trial": trial.number, "value": value_of(trial), "definition": dict(definition)}
-    return {**json.loads(trial.user_attrs["candidate"]), "source": source}
+@dataclass(frozen=True)
+class Result:
+    """A complete trial.
+
+    Attributes:
+        trial: its number.
+        candidate: what it sampled with.
+        values: by name; the values that the study optimises.
+        origin: how the candidate came about: ``baseline``, ``random``, ``mutation`` ...
+        baseline: the name of the usual schedule that it is; None for others.
+        costs: ``images``, ``nfe``, ``layer_runs``, ``flops``, ``seconds``, as far as they are known.
+    """
+
+    trial: int
+    candidate: Candidate
+    values: Mapping[str, float]
+    origin: str
+    baseline: str | None
+    costs: Mapping[str, float | None]
+
+    @property
+    def value(self) -> float:
+        """The only value. Raises ValueError for a study with several."""
+        (value,) = self.values.values()
+        return value
+
+
+@dataclass(frozen=True)
+class StoredStudy:
+    """A study as SQL holds it.
+
+    Attributes:
+        study: the Optuna study.
+        trials: all of them, by number.
+    """
+
+    study: optuna.Study
+    trials: Sequence[FrozenTrial]
+
+    @property
+    def name(self) -> str:
+        """Of the study."""
+        return self.study.study_name
+
+    @property
+    def value_names(self) -> list[str]:
+        """The names of its values, in the order of its directions."""
+        return value_names(self.study)
+
+    @property
+    def definition(self) -> dict[str, Any]:
+        """What it was started with, with the file, the number of trials and the ranking beside it."""
+        attributes = self.study.user_attrs
+        more = {key: attributes[key] for key in (WANTED, FILE, RANKING) if key in attributes}
+        return more | attributes.get(DEFINITION, {})
+
+    def complete(self) -> list[Result]:
+        """The complete trials, best first."""
+        names = self.value_names
+        return [_result(trial, names) for trial in best_first(self.trials, self.study.directions)]
+
+    def top(self, count: int) -> list[Result]:
+        """The best ``count`` different candidates, best first. Raises UserError where no trial is complete."""
+        chosen: dict[Candidate, Result] = {}
+        for result in self.complete():
+            chosen.setdefault(result.candidate, result)
+        if not chosen:
+            raise UserError(
+                f"the study {self.name!r} has no complete trial yet; run it first: autodiffusion-opt run {self.name}"
+            )
+        return list(chosen.values())[:count]
+
+    def baselines(self) -> dict[str, Result]:
+        """The complete baselines, by name, in the order in which they were run."""
+        results = sorted(self.complete(), key=lambda result: result.trial)
+        return {result.baseline: result for result in results if result.baseline is not None}
+
+
+def stored_study(name: str, storage: Storage) -> StoredStudy:
+    """The study of a name. Raises UserError, listing those there are, where it was never run."""
+    return _stored(need_study(storage, name))
+
+
+def _stored(study: optuna.Study) -> StoredStudy:
+    return StoredStudy(study, study.get_trials(deepcopy=False))
+
+
+def complete(study: optuna.Study) -> list[Result]:
+    """The complete trials of an Optuna study, best first."""
+    return _stored(study).complete()
+
+
+def _result(trial: FrozenTrial, names: Sequence[str]) -> Result:
+    candidate, values = candidate_of(trial), values_of(trial)
+    if candidate is None or values is None:
+        raise UserError(f"trial {trial.number} has no candidate: was it made by another program?")
+    score = trial.user_attrs.get(SCORE, {})
+    return Result(
+        trial=trial.number,
+        candidate=candidate,
+        values=dict(zip(names, values, strict=True)),
+        origin=str(trial.user_attrs.get(ORIGIN, "")),
+        baseline=trial.user_attrs.get(BASELINE),
+        costs={cost: score.get(cost) for cost in COSTS},
+    )
+
+
+def dataframe(stored: StoredStudy) -> pandas.DataFrame:
+    """A row a trial. Raises UserError where pandas is not installed."""
+    try:
+        import pandas
+    except ImportError:
+        raise UserError("a data frame needs pandas: pip install pandas") from None
+    rows = []
+    for trial in stored.trials:
+        candidate, values, score = candidate_of(trial), values_of(trial), trial.user_attrs.get(SCORE, {})
+        rows.append(
+            {
+                "trial": trial.number,
+                "state": trial.state.name.lower(),
+                **dict(zip(stored.value_names, values or [None] * len(stored.value_names), strict=True)),
+                "origin": trial.user_attrs.get(ORIGIN),
+                "baseline": trial.user_attrs.get(BASELINE),
+                "stage": trial.user_attrs.get(STAGE),
+                **{cost: score.get(cost) for cost in COSTS},
+                "candidate": None if candidate is None else str(candidate),
+                "error": trial.user_attrs.get(ERROR),
+            }
+        )
+    return pandas.DataFrame(rows)
+
+
+def candidate_file(result: Result, study: str, definition: Mapping[str, Any]) -> dict[str, Any]:
+    """The JSON file of a result's candidate: itself, and where it comes from."""
+    source = {"study": study, "trial": result.trial, "values": dict(result.values), "definition": dict(definition)}
+    return {**result.candidate.to_dict(), "source": source}
+
+
+def study_name(study: str) -> str:
+    """The name of a study that is given by name or by its file."""
+    return Path(study).stem if study.endswith(".toml") else study
+
+
+def open_study(study: str, storage: str | None) -> StoredStudy:
+    """A study in SQL, given by name or by its file. Raises UserError where there is none."""
+    return stored_study(study_name(study), open_storage(storage_url(storage), create=False))
 
 
 def resolve(given: str, study: str | None, storage: str | None) -> tuple[StudyConfig, Candidate]:
-    """The candidate of a JSON file or of a study (its best), and the plan that it belongs to.
+    """The candidate of a JSON file or of a study (its best), and the study that it belongs to.
 
-    A candidate's name in ``studies/candidates/`` does for its file. A file says where it comes from,
-    unless ``study`` names another.
-    Raises UserError for a file that is no candidate, or a study that is not in SQL.
+    A candidate's name in ``studies/candidates/`` does for its file. A file says where it comes from, unless ``study``
+    names another.
+
+    Raises:
+        UserError: for a file that is no candidate, or a study that is not in SQL.
     """
     path = find_candidate(given)
     if path is not None:
         candidate = Candidate.load(path)
-        return (load_study_config(study) if study else _plan_in(path)), candidate
-    trials, definition = top_trials(given, storage, 1)
-    name = study_name(given)
-    where = Path(f"{name} in {without_password(storage_url(storage))}")
-    return stored_config(name, where, definition), _candidate(trials[0])
+        return (load_study_config(study) if study else _config_in(path)), candidate
+    stored = open_study(given, storage)
+    where = Path(f"{stored.name} in {without_password(storage_url(storage))}")
+    return stored_config(stored.name, where, stored.definition), stored.top(1)[0].candidate
 
 
-def _plan_in(path: Path) -> StudyConfig:
-    source = json.loads(path.read_text(encoding="utf-8"))
-    source = source.get("source") if isinstance(source, dict) else None
+def _config_in(path: Path) -> StudyConfig:
+    content = json.loads(path.read_text(encoding="utf-8"))
+    source = content.get("source") if isinstance(content, dict) else None
     if not isinstance(source, dict) or "definition" not in source:
         raise UserError(f"{path}: does not say which model it is for; name a study that does with --study")
     return stored_config(str(source.get("study", path.stem)), path, source["definition"])
 
 
 def listed_layers(name: str) -> tuple[list[Layer], int]:
-    """The layers of a model or of a space's model, and the FLOPs of its denoiser's whole forward pass."""
+    """The layers of a model or of a study's model, and the FLOPs of its denoiser's whole forward pass."""
     from autodiffusion_opt.sampling.layers import list_layers, total_flops
-    from autodiffusion_opt.sampling.load import denoiser_of, load_definition, load_pipeline
+    from autodiffusion_opt.sampling.load import denoiser_of, load_configured, load_pipeline
 
-    is_space = name.endswith(".toml") or name in {entry.name for entry in entries(["spaces"])}
-    pipeline = load_definition(load_space(name).pipeline) if is_space else load_pipeline(name, device="cpu")
+    is_study = name.endswith(".toml") or name in {entry.name for entry in entries(["studies"])}
+    table = load_study_config(name).pipeline if is_study else None
+    pipeline = load_pipeline(name, device="cpu") if table is None else load_configured(table)
     denoiser = denoiser_of(pipeline)
     return list_layers(denoiser), total_flops(denoiser)
 
 
 def sample_blocks(
-    plan: StudyConfig, candidate: Candidate, count: int, seed: int, progress: Progress = silent
+    config: StudyConfig, candidate: Candidate, count: int, seed: int, progress: Progress = silent
 ) -> dict[str, torch.Tensor]:
     """Caption -> images, of the candidate and of the uniform one, from the same noise."""
     import torch
 
-    from autodiffusion_opt.objective.conditions import bind_conditions
     from autodiffusion_opt.sampling.introspect import read_model_info
-    from autodiffusion_opt.sampling.apply import generate
-    from autodiffusion_opt.space.baselines import leading
 
-    pipeline, table = load(plan, progress), plan.space.pipeline
-    steps = leading(read_model_info(pipeline), len(candidate.steps))
-    uniform = Candidate.from_time_steps(steps, guidance_scale=candidate.guidance_scale)
-    conditions = bind_conditions(plan.objective.conditions, pipeline, plan.path.resolve().parent)
-    found: dict[str, torch.Tensor] = {}
-    for name, one in (("best", candidate), ("uniform", uniform)):
-        batches = generate(
-            pipeline,
-            one,
-            range(count),
-            seed=seed,
-            batch_size=table.batch_size,
-            micro_batch=table.micro_batch,
-            conditions=conditions,
-            call=table.call,
-        )
-        told = counted((batch.cpu() for batch in batches), progress, "sampling images", 2 * count, count * len(found))
-        found[f"{name} {one}"] = torch.cat(list(told))
-    return found
-
-
-def _candidate(trial: FrozenTrial) -> Candidate:
-    return Candidate.from_json(trial.user_attrs["candidate"])
-
-
-def study_name(study: str) -> str:
-    """The name of a study that is given by name or by its file."""
-    return Path(study).stem if study.endswith(".toml") else study
+    sampler = load_sampler(config, progress)
+    times = leading(read_model_info(sampler.pipeline), len(candidate.steps))
+    uniform = Candidate.from_time_steps(times, guidance_scale=candidate.guidance_scale)
+    blocks: dict[str, torch.Tensor] = {}
+    for name, sampled in (("best", candidate), (f"uniform ({UNIFORM})", uniform)):
+        images = (block.cpu() for block in sampler.images(sampled, range(count), seed))
+        told = counted(images, progress, "sampling images", 2 * count, count * len(blocks))
+        blocks[f"{name} {sampled}"] = torch.cat(list(told))
+    return blocks

@@ -11,17 +11,17 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from autodiffusion_opt.study.problem import Problem
 from autodiffusion_opt.candidate import Candidate
 from autodiffusion_opt.progress import Progress, silent
+from autodiffusion_opt.study.problem import Problem
 
-# Seeds of re-scoring start here, far from those that definitions use.
+# Seeds of re-scoring start here, far from those that tables use.
 FRESH_SEED = 1_000_000_007
 
 
 @dataclass(frozen=True)
 class Rescored:
-    """The values of one candidate over repeats, each with noise of its own."""
+    """The first value of a candidate over repeats, each with noise of its own."""
 
     candidate: Candidate
     values: tuple[float, ...]
@@ -33,7 +33,7 @@ class Rescored:
 
     @property
     def std(self) -> float:
-        """The standard deviation over repeats (n - 1); not a number for one repeat."""
+        """The standard deviation over repeats (n - 1); not a number for a single repeat."""
         return float(np.std(self.values, ddof=1)) if len(self.values) > 1 else math.nan
 
     def to_dict(self) -> dict[str, object]:
@@ -54,7 +54,7 @@ def rescore(
 
     Args:
         problem: a study's model and objective.
-        candidates: by name; equal ones are scored once.
+        candidates: by name; equal candidates are scored once.
         images: a repeat.
         repeats: how often.
         progress: is told of the images of all candidates and repeats together.
@@ -62,19 +62,21 @@ def rescore(
     Raises:
         UserError: for a candidate that does not fit the model, before any is scored.
     """
-    from autodiffusion_opt.sampling.apply import install
-
     distinct = list(dict.fromkeys(candidates.values()))
-    for candidate in distinct:
-        with install(problem.pipeline, candidate):
-            pass
+    if problem.sampler is not None:
+        from autodiffusion_opt.sampling.apply import install
+
+        for candidate in distinct:
+            with install(problem.sampler.pipeline, candidate):
+                pass
     runs = [(candidate, repeat) for candidate in distinct for repeat in range(repeats)]
     values: dict[Candidate, list[float]] = {candidate: [] for candidate in distinct}
+    name = next(iter(problem.objective.directions))
     for index, (candidate, repeat) in enumerate(runs):
 
-        def tell(now: int, before: int = index * images) -> None:
-            progress("re-scoring images", before + now, len(runs) * images)
+        def tell(what: str, done: int, total: int, before: int = index * images) -> None:
+            progress("re-scoring images", before + done, len(runs) * images)
 
-        score = problem.objective.score(candidate, images=images, seed=FRESH_SEED + repeat, progress=tell)
-        values[candidate].append(score.value)
+        *_, score = problem.objective.measure(candidate, images=images, seed=FRESH_SEED + repeat, progress=tell)
+        values[candidate].append(score.values[name])
     return {name: Rescored(candidate, tuple(values[candidate])) for name, candidate in candidates.items()}

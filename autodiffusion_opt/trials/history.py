@@ -1,108 +1,225 @@
-"""What SQL holds of a trial, and a trial's position in its study's sequence of candidates.
-
-A trial that died is retried by a new one, with a new number. Proposals depend on the *position*: the number less the
-retries before it; a retry has the position of the trial that it retries. So an interrupted study, resumed, proposes
-what the uninterrupted one proposes.
-"""
+"""Trials as positions and observations: read once, then only what is new."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from bisect import insort
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 
+import optuna
+from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from autodiffusion_opt.candidate import Candidate
+from autodiffusion_opt.trials.attributes import BASELINE, EVALUATION_FAILED, RETRY_OF, candidate_of, values_of
+from autodiffusion_opt.trials.storage import new_trials
 
-# User attributes of a trial.
-CANDIDATE = "candidate"  # its canonical JSON, published before the parameters
-BASELINE = "baseline"  # the name of the usual schedule that this is
-RETRY_OF = "retry_of"  # the position of the trial that died
-WORKER = "worker"  # host, process and start of the process that runs it
-REUSED_FROM = "reused_from"  # the number of the trial whose value was taken over
-STAGE = "stage"  # of a search in stages
-ORIGIN = "origin"  # how the optimizer made it: random, mutation, crossover ...
-SCORE = "score"  # images, seconds, NFE, layer runs ...
-ERROR = "error"  # why it died
+Directions = Sequence[StudyDirection]
+MINIMIZE = (StudyDirection.MINIMIZE,)
+
+
+def losses_of(values: Sequence[float], directions: Directions) -> tuple[float, ...]:
+    """The values with their signs turned where more is better: the smaller, the better."""
+    return tuple(
+        -value if direction == StudyDirection.MAXIMIZE else value
+        for value, direction in zip(values, directions, strict=True)
+    )
+
+
+def best_first(trials: Iterable[FrozenTrial], directions: Directions = MINIMIZE) -> list[FrozenTrial]:
+    """Complete trials, best first by the first value; of equal ones the earlier first."""
+    complete = [(values, trial) for trial in trials if (values := values_of(trial)) is not None]
+    complete.sort(key=lambda pair: (losses_of(pair[0], directions), pair[1].number))
+    return [trial for _, trial in complete]
 
 
 @dataclass(frozen=True)
 class Observation:
-    """One position of the sequence: its candidate, and its value once it has one."""
+    """A position of the sequence: its candidate, and its losses (smaller is better) once it has been measured."""
 
     position: int
     candidate: Candidate
-    value: float | None
+    losses: tuple[float, ...] | None = None
+
+    @property
+    def loss(self) -> float | None:
+        """The only loss. Raises ValueError for a study with several objectives."""
+        if self.losses is None:
+            return None
+        (loss,) = self.losses
+        return loss
 
 
-@lru_cache(maxsize=65536)
-def parse_candidate(text: str) -> Candidate:
-    """The candidate of a JSON text, parsed once."""
-    return Candidate.from_json(text)
+class Observations:
+    """All observations of a study, by position, with an index by candidate and one by loss."""
+
+    def __init__(self, observations: Iterable[Observation] = ()) -> None:
+        self._at: dict[int, Observation] = {}
+        self._first_position: dict[Candidate, int] = {}
+        self._ranked: list[tuple[tuple[float, ...], int]] = []  # ascending (losses, position); finite losses only
+        for observation in observations:
+            self.put(observation)
+
+    def put(self, observation: Observation) -> None:
+        """Add what is known of a position, or replace it by what is known now; a measured one stays as it is."""
+        before = self._at.get(observation.position)
+        if before is not None and before.losses is not None:
+            return
+        self._at[observation.position] = observation
+        first = self._first_position.get(observation.candidate, observation.position)
+        self._first_position[observation.candidate] = min(first, observation.position)
+        if observation.losses is not None and all(map(math.isfinite, observation.losses)):
+            insort(self._ranked, (observation.losses, observation.position))
+
+    def before(self, position: int) -> Past:
+        """What an optimizer may know when it proposes for ``position``."""
+        return Past(self, position)
 
 
-def candidate_of(trial: FrozenTrial) -> Candidate | None:
-    """The trial's candidate; None where it died before it had one."""
-    text = trial.user_attrs.get(CANDIDATE)
-    return None if text is None else parse_candidate(text)
+@dataclass(frozen=True)
+class Past:
+    """The positions before one: all that a proposal for it may depend on.
 
-
-def value_of(trial: FrozenTrial) -> float | None:
-    """The trial's value if it completed."""
-    return trial.values[0] if trial.state == TrialState.COMPLETE and trial.values else None
-
-
-def positions(trials: Sequence[FrozenTrial]) -> dict[int, int]:
-    """Trial number -> position, for all trials of a study.
-
-    A baseline that two workers enqueued, since both saw an empty study, counts as a retry of the first.
+    Attributes:
+        position: the position that a candidate is wanted for.
     """
-    found: dict[int, int] = {}
-    baselines: dict[str | None, int] = {}
-    new = 0
-    for trial in sorted(trials, key=lambda trial: trial.number):
+
+    _all: Observations
+    position: int
+
+    def __iter__(self) -> Iterator[Observation]:
+        at = self._all._at
+        return (at[position] for position in range(self.position) if position in at)
+
+    def __contains__(self, candidate: object) -> bool:
+        """Whether an equal candidate was proposed before."""
+        first = self._all._first_position.get(candidate)  # type: ignore[call-overload]
+        return first is not None and bool(first < self.position)
+
+    def best(self, count: int, before: int | None = None) -> list[Observation]:
+        """The ``count`` best different candidates with finite losses at positions below ``before``, best first."""
+        limit = self.position if before is None else min(before, self.position)
+        chosen: dict[Candidate, Observation] = {}
+        for _, position in self._all._ranked:
+            if position < limit:
+                observation = self._all._at[position]
+                chosen.setdefault(observation.candidate, observation)
+                if len(chosen) == count:
+                    break
+        return list(chosen.values())
+
+
+class History:
+    """The trials of a study as SQL holds them; :meth:`refresh` reads what is new since the last time.
+
+    Attributes:
+        study: the Optuna study.
+        directions: of its values.
+        trials: all trials, by number.
+        observations: what is known of each position.
+    """
+
+    def __init__(self, study: optuna.Study) -> None:
+        self.study = study
+        self.directions: Directions = study.directions
+        self.trials: dict[int, FrozenTrial] = {}
+        self.observations = Observations()
+        self._position: dict[int, int] = {}  # trial number -> position
+        self._numbers: dict[int, list[int]] = {}  # position -> the numbers of its trials
+        self._baselines: dict[str, int] = {}  # name -> position
+        self._next_position = 0
+        self._unfinished: dict[int, int] = {}  # trial id -> number
+        self._last_id = -1
+        self._complete: dict[Candidate, int] = {}  # candidate -> number of the first complete trial that has it
+        self._settled: set[int] = set()  # positions that need no further trial
+        self._open: set[int] = set()  # positions whose every trial lost its worker
+
+    def refresh(self) -> History:
+        """Read the trials that are new or were not finished; returns itself."""
+        fresh = new_trials(self.study, set(self._unfinished), self._last_id)
+        for trial in sorted(fresh, key=lambda trial: trial.number):
+            self._take(trial)
+        return self
+
+    def _take(self, trial: FrozenTrial) -> None:
+        self.trials[trial.number] = trial
+        self._last_id = max(self._last_id, trial._trial_id)
+        if trial.state.is_finished():
+            self._unfinished.pop(trial._trial_id, None)
+        else:
+            self._unfinished[trial._trial_id] = trial.number
+        if trial.number not in self._position:
+            self._place(trial)
+        position, candidate = self._position[trial.number], candidate_of(trial)
+        if candidate is not None:
+            values = values_of(trial)
+            losses = None if values is None else losses_of(values, self.directions)
+            self.observations.put(Observation(position, candidate, losses))
+            if losses is not None:
+                self._complete.setdefault(candidate, trial.number)
+        if trial.state in (TrialState.COMPLETE, TrialState.PRUNED) or trial.user_attrs.get(EVALUATION_FAILED):
+            self._settled.add(position)
+        states = {self.trials[number].state for number in self._numbers[position]}
+        is_open = states == {TrialState.FAIL} and position not in self._settled
+        (self._open.add if is_open else self._open.discard)(position)
+
+    def _place(self, trial: FrozenTrial) -> None:
+        """The position of a new trial: that of the trial it retries, or the next.
+
+        A baseline that two workers enqueued, since both saw an empty study, counts as a retry of the first.
+        """
         name = trial.user_attrs.get(BASELINE)
-        place = int(trial.user_attrs.get(RETRY_OF, baselines.get(name, new)))
-        new += place == new
-        found[trial.number] = place
+        position = int(trial.user_attrs.get(RETRY_OF, self._baselines.get(name, self._next_position)))
+        self._next_position += position == self._next_position
+        self._position[trial.number] = position
+        self._numbers.setdefault(position, []).append(trial.number)
         if name is not None:
-            baselines.setdefault(name, place)
-    return found
+            self._baselines.setdefault(name, position)
 
+    def position(self, number: int) -> int:
+        """The position of a trial."""
+        return self._position[number]
 
-def history(trials: Sequence[FrozenTrial], before: int) -> list[Observation]:
-    """What is known of all positions below ``before``, in order; of a retried one, the trial that got furthest."""
-    placed = positions(trials)
-    found: dict[int, Observation] = {}
-    for trial in trials:
-        candidate, position = candidate_of(trial), placed[trial.number]
-        if candidate is None or position >= before:
-            continue
-        known = found.get(position)
-        if known is None or known.value is None:
-            found[position] = Observation(position, candidate, value_of(trial))
-    return [found[position] for position in sorted(found)]
+    def at(self, position: int) -> list[FrozenTrial]:
+        """The trials of a position, in the order of their numbers."""
+        return [self.trials[number] for number in self._numbers.get(position, ())]
 
+    @property
+    def settled(self) -> set[int]:
+        """Positions that were measured, stopped early, or whose evaluation failed: nothing is left to do there."""
+        return self._settled
 
-def open_positions(trials: Sequence[FrozenTrial]) -> list[int]:
-    """Positions whose every trial died: to be retried."""
-    placed = positions(trials)
-    alive = {placed[trial.number] for trial in trials if trial.state != TrialState.FAIL}
-    return sorted({placed[trial.number] for trial in trials} - alive)
+    @property
+    def open_positions(self) -> list[int]:
+        """Positions whose every trial lost its worker, ascending: to be retried."""
+        return sorted(self._open)
 
+    @property
+    def baseline_names(self) -> set[str]:
+        """The baselines that were ever enqueued."""
+        return set(self._baselines)
 
-def completed(trials: Iterable[FrozenTrial]) -> list[FrozenTrial]:
-    """Complete trials, best first; of equal values the earlier first."""
-    done = [trial for trial in trials if value_of(trial) is not None]
-    return sorted(done, key=lambda trial: (value_of(trial), trial.number))
+    def baseline(self, name: str) -> FrozenTrial | None:
+        """The complete trial of a baseline."""
+        trials = self.at(self._baselines[name]) if name in self._baselines else []
+        return next((trial for trial in trials if trial.state == TrialState.COMPLETE), None)
 
+    def unfinished(self, state: TrialState) -> list[FrozenTrial]:
+        """The trials that are ``RUNNING``, or ``WAITING``, in the order of their numbers."""
+        unfinished = (self.trials[number] for number in sorted(self._unfinished.values()))
+        return [trial for trial in unfinished if trial.state == state]
 
-def best_of(seen: Iterable[Observation], count: int) -> list[Observation]:
-    """The ``count`` best different candidates with a finite value, best first."""
-    known = [one for one in seen if one.value is not None and math.isfinite(one.value)]
-    chosen: dict[Candidate, Observation] = {}
-    for one in sorted(known, key=lambda one: (one.value, one.position)):
-        chosen.setdefault(one.candidate, one)
-    return list(chosen.values())[:count]
+    def complete_with(self, candidate: Candidate) -> FrozenTrial | None:
+        """The first complete trial with an equal candidate."""
+        number = self._complete.get(candidate)
+        return None if number is None else self.trials[number]
+
+    def sequence(self, start: int, stop: int) -> Iterator[FrozenTrial]:
+        """Of each position from ``start`` to below ``stop`` the trial that got furthest."""
+        for position in range(start, stop):
+            trials = self.at(position)
+            complete = (trial for trial in trials if trial.state in (TrialState.COMPLETE, TrialState.PRUNED))
+            furthest = next(complete, trials[-1] if trials else None)
+            if furthest is not None:
+                yield furthest

@@ -1,48 +1,36 @@
 """Opens SQL databases: SQLite (the default), PostgreSQL or MySQL, always through Optuna's RDBStorage.
 
-Two things are added. SQLite transactions begin with a write lock, since deferred ones hand one waiting trial to two
-workers. And a running trial carries its worker, so that one whose process died on this machine is known to be dead at
-once; on other machines, the heartbeat tells.
+The only room that touches names which Optuna keeps private. Two things are added to its storage. SQLite transactions
+begin with a write lock, since deferred ones hand one waiting trial to two workers. And a running trial carries its
+worker, so that a trial whose process died on this machine is known to be dead at once; on other machines, the heartbeat
+tells.
 """
 
 from __future__ import annotations
 
 import os
 import random
-import socket
-import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import optuna
 import sqlalchemy
+from optuna.distributions import BaseDistribution
 from optuna.storages import RDBStorage
+from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
-from autodiffusion_opt.candidate import Candidate
-from autodiffusion_opt.errors import UserError
-from autodiffusion_opt.trials.history import (
-    CANDIDATE,
-    ERROR,
-    RETRY_OF,
-    WORKER,
-    open_positions,
-    parse_candidate,
-    positions,
-)
+from autodiffusion_opt.errors import UserError, unknown
+from autodiffusion_opt.trials.attributes import ERROR, WORKER
+from autodiffusion_opt.trials.workers import GRACE_SECONDS, HEARTBEAT_SECONDS, this_worker
 
 DEFAULT_URL = "sqlite:///studies/studies.db"
 VARIABLE = "AUTODIFFUSION_STORAGE"
 DRIVERS = "For postgresql:// that is: pip install 'psycopg[binary]'; for mysql+pymysql://: pip install pymysql"
-HEARTBEAT_SECONDS = 30
-GRACE_SECONDS = 120
-# Attributes that a retry takes over from the trial that died.
-INHERITED = (CANDIDATE, "baseline", "origin", "stage")
 
 
 class Storage(RDBStorage):
@@ -85,7 +73,7 @@ def open_storage(url: str, *, create: bool = True) -> Storage:
         create: whether an SQLite file that is not there is created.
 
     Raises:
-        UserError: for a URL that is none, or a database that cannot be opened.
+        UserError: for text that is no URL, or a database that cannot be opened.
     """
     try:
         parsed = sqlalchemy.engine.make_url(url)
@@ -106,18 +94,14 @@ def open_storage(url: str, *, create: bool = True) -> Storage:
             RuntimeError,
         ) as error:
             last = error
-            if not _may_pass(error):
+            text = str(error).lower()
+            if not any(part in text for part in ("already exists", "locked", "unique", "duplicate")):
                 break
             time.sleep(random.random() * 0.2)
     hint = f" {DRIVERS}" if "DB access module" in str(last) else ""
     raise UserError(
         f"storage {without_password(url)} cannot be opened: {str(last).strip().splitlines()[0]}{hint}"
     ) from None
-
-
-def _may_pass(error: Exception) -> bool:
-    text = str(error).lower()
-    return any(part in text for part in ("already exists", "locked", "unique", "duplicate"))
 
 
 def without_password(url: str) -> str:
@@ -158,37 +142,6 @@ def _lock_early(engine: sqlalchemy.Engine) -> None:
     engine.dispose()  # connections that were opened before the events
 
 
-def this_worker() -> str:
-    """host:process:start, the start so that a process number used again is not taken for the same worker."""
-    return f"{socket.gethostname()}:{os.getpid()}:{_process_start(os.getpid())}"
-
-
-def worker_died(worker: str) -> bool:
-    """Whether a worker of this machine is gone; False where it is on another machine: nobody here can tell."""
-    host, process, start = worker.rsplit(":", 2)
-    return host == socket.gethostname() and _process_start(int(process)) != start
-
-
-def _process_start(process: int) -> str:
-    """Start time of a process in clock ticks (Linux); "alive" or "" elsewhere."""
-    try:
-        # Fields after the command's closing bracket; the 20th of these is the start time (proc(5)).
-        fields = Path(f"/proc/{process}/stat").read_text().rsplit(")", 1)[1].split()
-        # Z, X: it ended, but its parent has not asked for the exit code yet.
-        return "" if fields[0] in "ZX" else fields[19]
-    except (OSError, IndexError):
-        pass
-    if Path("/proc/self/stat").exists():
-        return ""
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return ""
-    except PermissionError:
-        return "alive"
-    return "alive"
-
-
 def _running_template() -> FrozenTrial:
     """A running trial with nothing but its worker."""
     return FrozenTrial(
@@ -206,43 +159,44 @@ def _running_template() -> FrozenTrial:
     )
 
 
-@contextmanager
-def heartbeat(storage: Storage, trial_id: int) -> Iterator[None]:
-    """Tell SQL, every half minute, that the trial is being worked at."""
-    stop = threading.Event()
-
-    def beat() -> None:
-        while not stop.wait(HEARTBEAT_SECONDS):
-            storage.record_heartbeat(trial_id)
-
-    storage.record_heartbeat(trial_id)
-    thread = threading.Thread(target=beat, daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        stop.set()
-        thread.join()
+def new_trials(study: optuna.Study, unfinished: set[int], last_id: int) -> list[FrozenTrial]:
+    """The trials whose ids are above ``last_id`` or among ``unfinished``; all of them where it is no SQL storage."""
+    backend = getattr(study._storage, "_backend", study._storage)
+    if not isinstance(backend, RDBStorage):
+        return study._storage.get_all_trials(study._study_id, deepcopy=False)
+    return backend._get_trials(
+        study._study_id, states=None, included_trial_ids=unfinished, trial_id_greater_than=last_id
+    )
 
 
-Encode = Callable[[Candidate], dict[str, Any]]
+def start_trial(study: optuna.Study, waiting: FrozenTrial | None) -> int | None:
+    """Start a waiting trial, or a new one; its id, or None where another worker was faster.
 
-
-def recover(study: optuna.Study, storage: Storage, encode: Encode, wanted: int | None = None) -> int:
-    """Fail the trials whose worker died, and enqueue each position below ``wanted`` again; how many there were.
-
-    A trial that is already finished is left alone, and one whose failure another process noticed first is retried by
-    that one.
+    Raises:
+        optuna.exceptions.UpdateFinishedTrialError: never; a waiting trial that was finished meanwhile gives None.
     """
-    lost = [trial for trial in _running(study) if _is_dead(study, storage, trial)]
-    for trial in lost:
-        fail(study, trial._trial_id, "its worker died")
-    retry_open(study, encode, wanted)
-    return len(lost)
+    if waiting is None:
+        return study._storage.create_new_trial(study._study_id)
+    try:
+        started = study._storage.set_trial_state_values(waiting._trial_id, TrialState.RUNNING)
+    except optuna.exceptions.UpdateFinishedTrialError:
+        return None
+    return waiting._trial_id if started else None
+
+
+def set_attributes(study: optuna.Study, trial: FrozenTrial, attributes: dict[str, Any]) -> None:
+    """Write user attributes of a running trial, in their order."""
+    for key, value in attributes.items():
+        study._storage.set_trial_user_attr(trial._trial_id, key, value)
+
+
+def user_attributes(study: optuna.Study, trial: FrozenTrial) -> dict[str, Any]:
+    """The user attributes of a trial as SQL has them now."""
+    return study._storage.get_trial(trial._trial_id).user_attrs
 
 
 def fail(study: optuna.Study, trial_id: int, reason: str) -> None:
-    """Mark a trial as failed, with the reason; nothing happens to one that is finished."""
+    """Mark a trial as failed, with the reason; nothing happens to a trial that is finished."""
     try:
         study._storage.set_trial_user_attr(trial_id, ERROR, reason)
         study._storage.set_trial_state_values(trial_id, state=TrialState.FAIL)
@@ -250,36 +204,74 @@ def fail(study: optuna.Study, trial_id: int, reason: str) -> None:
         return
 
 
-def retry_open(study: optuna.Study, encode: Encode, wanted: int | None = None) -> None:
-    """Enqueue every position (below ``wanted``) whose trials all died, with the candidate it had, if it had one."""
-    trials = study.get_trials(deepcopy=False)
-    placed = positions(trials)
-    for position in open_positions(trials):
-        if wanted is not None and position >= wanted:
-            break  # ascending; they are for a run that wants more
-        tried = [trial for trial in trials if placed[trial.number] == position]
-        inherited: dict[str, Any] = {RETRY_OF: position}
-        for trial in tried:
-            inherited |= {key: trial.user_attrs[key] for key in INHERITED if key in trial.user_attrs}
-        known = CANDIDATE in inherited
-        parameters = encode(parse_candidate(inherited[CANDIDATE])) if known else {}
-        study.enqueue_trial(parameters, user_attrs=inherited)
+def stale_trial_ids(study: optuna.Study) -> set[int]:
+    """Running trials whose heartbeat stopped; by the database's own clock."""
+    storage: Any = study._storage
+    return set(storage._get_stale_trial_ids(study._study_id))
 
 
-def _running(study: optuna.Study) -> list[FrozenTrial]:
-    return study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+def record_heartbeat(study: optuna.Study, trial_id: int) -> None:
+    """Tell SQL that the trial is being worked at."""
+    storage: Any = study._storage
+    storage.record_heartbeat(trial_id)
 
 
-def _is_dead(study: optuna.Study, storage: Storage, trial: FrozenTrial) -> bool:
-    worker = trial.user_attrs.get(WORKER)
-    if worker is not None and worker_died(str(worker)):
-        return True
-    if trial._trial_id in storage._get_stale_trial_ids(study._study_id):
-        return True
-    started = trial.datetime_start
-    return worker is None and started is not None and (datetime.now() - started).total_seconds() > GRACE_SECONDS
+def create_study(storage: Storage, name: str, directions: dict[str, StudyDirection]) -> optuna.Study:
+    """The Optuna study of a name, created if need be; several processes may do so at once.
+
+    Args:
+        storage: the database.
+        name: of the study.
+        directions: of each named value.
+    """
+    for attempt in range(10):
+        try:
+            return optuna.create_study(
+                storage=storage, study_name=name, directions=list(directions.values()), load_if_exists=True
+            )
+        except (optuna.exceptions.StorageInternalError, optuna.exceptions.DuplicatedStudyError):
+            if attempt == 9:
+                raise
+            time.sleep(0.1)
+    raise AssertionError("not reached")
 
 
-def is_live(study: optuna.Study, storage: Storage, trial: FrozenTrial) -> bool:
-    """Whether a running trial's worker is alive, as far as can be told."""
-    return trial.state == TrialState.RUNNING and not _is_dead(study, storage, trial)
+def set_value_names(study: optuna.Study, names: Sequence[str]) -> None:
+    """Name the study's values, as the dashboard's axes show them."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        study.set_metric_names(list(names))
+
+
+def value_names(study: optuna.Study) -> list[str]:
+    """The names of the study's values; ``value`` for one of another program."""
+    names = study.metric_names
+    if names:
+        return list(names)
+    count = len(study.directions)
+    return ["value"] if count == 1 else [f"value {index + 1}" for index in range(count)]
+
+
+def find_study(storage: Storage, name: str) -> optuna.Study | None:
+    """The Optuna study of a name, if it is there."""
+    if name not in optuna.get_all_study_names(storage):
+        return None
+    return optuna.load_study(study_name=name, storage=storage)
+
+
+def need_study(storage: Storage, name: str) -> optuna.Study:
+    """The Optuna study of a name. Raises UserError, listing those there are."""
+    study = find_study(storage, name)
+    if study is None:
+        where = without_password(str(storage.url))
+        raise UserError(f"{unknown(f'a study in {where}', name, optuna.get_all_study_names(storage))} Run it first.")
+    return study
+
+
+def begin_trial(study: optuna.Study, trial_id: int, distributions: dict[str, BaseDistribution]) -> optuna.Trial:
+    """A running trial with all its parameters: what ``study.ask`` does once it has a trial."""
+    study._thread_local.cached_all_trials = None  # what samplers read is read anew for each trial
+    trial = optuna.trial.Trial(study, trial_id)
+    for name, distribution in distributions.items():
+        trial._suggest(name, distribution)
+    return trial

@@ -1,6 +1,34 @@
-"""Embedded models: pipelines small enough to ship, so that everything can be tried with no download."""
+"""Embedded models: pipelines small enough to ship, so that everything can be tried with no download.
 
+Each is a folder below this one with a module that offers ``load_images()`` (the real images, uint8 NCHW),
+``Features(device)`` (an extractor of features), and ``IMAGES`` and ``FEATURES`` (the files of both).
+"""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-# Embedded name -> its diffusers folder.
-EMBEDDED: dict[str, Path] = {"digits": Path(__file__).parent / "digits" / "pipeline"}
+_HERE = Path(__file__).parent
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """An embedded model: its name is that of its pipeline, of its features, and of its real images.
+
+    Attributes:
+        name: as a table says it.
+        pipeline: its diffusers folder.
+    """
+
+    name: str
+    pipeline: Path
+
+    def module(self) -> Any:
+        """The module that offers its images and features; imports torch."""
+        return importlib.import_module(f"{__name__}.{self.name}")
+
+
+EMBEDDED: dict[str, Embedded] = {name: Embedded(name, _HERE / name / "pipeline") for name in ("digits",)}

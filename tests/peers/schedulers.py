@@ -11,7 +11,7 @@ import diffusers
 import numpy as np
 from peers import solvers
 
-from autodiffusion_opt.sampling import schedule as rooms
+from autodiffusion_opt.sampling import schedule as schedules
 
 INTEGERS = (961, 900, 551, 540, 260, 30, 7)
 BETWEEN = (961.0, 900.25, 551.5, 540.0, 260.75, 30.5, 7.0)
@@ -40,7 +40,7 @@ class Case:
 
     @property
     def times(self) -> tuple[float, ...]:
-        return BETWEEN if rooms.takes_continuous(self.make()) else INTEGERS
+        return BETWEEN if schedules.takes_continuous(self.make()) else INTEGERS
 
     def make(self, kind: str | None = None, double: bool = False, **config: Any) -> Any:
         chosen = {**self.config, **config} | ({"prediction_type": kind} if kind else {})

@@ -15,7 +15,7 @@ from autodiffusion_opt.sampling.layers import (
     count_layers,
     install_bypass,
     list_layers,
-    register_kind,
+    register_layer_kind,
     total_flops,
 )
 
@@ -267,7 +267,7 @@ class Theirs(torch.nn.Module):
 def known_halve(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("autodiffusion_opt.sampling.layers.kinds._KINDS", {})
 
-    @register_kind(Halve, "mixer")
+    @register_layer_kind(Halve, "mixer")
     def _(module: Halve, x: torch.Tensor) -> torch.Tensor:
         return x
 
@@ -302,7 +302,7 @@ def test_a_denoiser_without_known_layers_says_how_to_add_them() -> None:
 
 def test_a_rule_may_refuse_one_block(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("autodiffusion_opt.sampling.layers.kinds._KINDS", {})
-    register_kind(Halve, "mixer", lambda module, x: x, removable=lambda module: False)
+    register_layer_kind(Halve, "mixer", lambda module, x: x, removable=lambda module: False)
     assert not any(layer.removable for layer in list_layers(Theirs(), {"x": torch.zeros(1, 4)}))
 
 

@@ -15,7 +15,7 @@ import torch
 from peers import solvers
 from peers.schedulers import CASES, INTEGERS, Case
 
-from autodiffusion_opt.sampling import schedule as rooms
+from autodiffusion_opt.sampling import schedule as schedules
 
 torch.set_num_threads(1)
 # diffusers 0.42 with NumPy 2 and its own future: nothing of ours.
@@ -53,7 +53,7 @@ def sample_with(
     scheduler: Any, case: Case, noise: Callable[[Any, int], Any], x: torch.Tensor, kind: str
 ) -> list[torch.Tensor]:
     """Runs a scheduler as a pipeline would; the sample after each call, as x = α x_0 + σ ε."""
-    times = rooms_times(scheduler)
+    times = installed_times(scheduler)
     alpha, sigma = case.levels(scheduler, times)
     unit = 1 / alpha if case.linear else np.ones_like(alpha)
     at = [*visits(scheduler, len(times)), len(times)]
@@ -70,7 +70,7 @@ def sample_with(
     return found
 
 
-def rooms_times(scheduler: Any) -> tuple[float, ...]:
+def installed_times(scheduler: Any) -> tuple[float, ...]:
     return vars(scheduler)["_autodiffusion_schedule"].times
 
 
@@ -111,7 +111,7 @@ def close(case: Case, got: torch.Tensor, expected: np.ndarray) -> None:
 )
 def test_uneven_steps_follow_the_formula(case: Case, kind: str) -> None:
     scheduler = case.make(None if kind == "flow" else kind, double=True)
-    rooms.install_schedule(scheduler, case.times, **case.install)
+    schedules.install_schedule(scheduler, case.times, **case.install)
     scheduler.set_timesteps(len(case.times), device="cpu")
     close(case, sample_with(scheduler, case, curved, start(), kind)[-1], formula(case, scheduler, start()))
 
@@ -146,7 +146,7 @@ def exact_error(case: Case, count: int) -> float:
     kind = case.kinds[0]
     scheduler = case.make(None if kind == "flow" else kind, double=True)
     times = alternating(count)
-    rooms.install_schedule(scheduler, times, **case.install)
+    schedules.install_schedule(scheduler, times, **case.install)
     alpha, sigma = case.levels(scheduler, times)
     mean, spread, x = 0.3, 0.5, start()
     got = sample_with(scheduler, case, gaussian(case, alpha, sigma, mean, spread), x, kind)[-2]
@@ -177,7 +177,7 @@ def test_stochastic_solvers_end_in_the_distribution(case: Case) -> None:
     times = tuple(float(round(time)) for time in 985 * (1 - cuts / cuts[-1]) ** 1.5 + 5)
     if case.name == "LCMScheduler":
         times = tuple(float(time) for time in INTEGERS)
-    rooms.install_schedule(scheduler, times)
+    schedules.install_schedule(scheduler, times)
     alpha, sigma = case.levels(scheduler, times)
     best = gaussian(case, alpha, sigma, 0.3, 0.5)
 
@@ -213,7 +213,7 @@ def test_default_times_give_what_diffusers_gives(case: Case, kind: str) -> None:
     config = {"use_karras_sigmas": False} if "use_karras_sigmas" in case.config else {}
     scheduler, copied = (case.make(kind_or_none, **config) for _ in range(2))
     copied.set_timesteps(8, **({"mu": 1.15} if "use_dynamic_shifting" in case.config else {}))
-    rooms.install_schedule(scheduler, rooms.default_times(scheduler, 8))
+    schedules.install_schedule(scheduler, schedules.default_times(scheduler, 8))
     expected, got = plain_run(copied, kind, **case.step), plain_run(scheduler, kind, **case.step)
     assert (expected - got).abs().max() <= 1e-6 * expected.abs().max()
     if "use_flow_sigmas" not in case.config:  # those that diffusers cuts to integers, but not their sigmas
@@ -234,7 +234,7 @@ def test_default_times_give_what_diffusers_gives(case: Case, kind: str) -> None:
 def test_ddim_settings_do_what_they_do_in_diffusers(config: dict[str, Any], step: dict[str, Any]) -> None:
     scheduler, copied = (diffusers.DDIMScheduler(**config) for _ in range(2))
     copied.set_timesteps(8)
-    rooms.install_schedule(scheduler, rooms.default_times(scheduler, 8))
+    schedules.install_schedule(scheduler, schedules.default_times(scheduler, 8))
     got, expected = plain_run(scheduler, "", **step), plain_run(copied, "", **step)
     if step == {"eta": 1.0} and "rescale_betas_zero_snr" in config:  # diffusers' root of a rounded 0 is NaN
         assert torch.isfinite(got).all()
@@ -246,7 +246,7 @@ def test_ddim_settings_do_what_they_do_in_diffusers(config: dict[str, Any], step
 def test_ddpm_variances_are_those_of_diffusers(variance: str) -> None:
     scheduler, copied = (diffusers.DDPMScheduler(variance_type=variance) for _ in range(2))
     copied.set_timesteps(8)
-    rooms.install_schedule(scheduler, rooms.default_times(scheduler, 8))
+    schedules.install_schedule(scheduler, schedules.default_times(scheduler, 8))
     results = []
     for one in (scheduler, copied):
         sample, generator = start().float(), torch.Generator().manual_seed(7)
@@ -265,7 +265,7 @@ def test_predicted_variance_is_left_out(case: Case) -> None:
     results = []
     for extra in (0, 1):
         scheduler = case.make(kind)
-        rooms.install_schedule(scheduler, case.times, **case.install)
+        schedules.install_schedule(scheduler, case.times, **case.install)
         sample = start().float()
         for time in scheduler.timesteps:
             if hasattr(scheduler, "scale_model_input"):
@@ -284,7 +284,7 @@ def test_noise_added_at_a_time_is_that_of_the_time(case: Case) -> None:
     kind = None if case.kinds == ("flow",) else case.kinds[0]
     scheduler = case.make(kind, double=True)
     times = case.times
-    rooms.install_schedule(scheduler, times, **case.install)
+    schedules.install_schedule(scheduler, times, **case.install)
     image, noise = start(), torch.ones(2, 3, 4, 4, dtype=torch.float64)
     first = scheduler.timesteps[:1].repeat(2)
     if hasattr(scheduler, "add_noise"):
@@ -301,6 +301,6 @@ def test_a_last_step_of_no_length_changes_nothing() -> None:
     for case in CASES:
         if case.last == "least" and case.name.startswith(("DPM", "DEIS")):
             scheduler = case.make("epsilon")
-            rooms.install_schedule(scheduler, (*range(900, 0, -50), 0))
+            schedules.install_schedule(scheduler, (*range(900, 0, -50), 0))
             got = sample_with(scheduler, case, curved, start(), "epsilon")
             assert torch.equal(got[-1], got[-2])

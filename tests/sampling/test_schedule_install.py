@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from autodiffusion_opt.errors import UserError
-from autodiffusion_opt.sampling import schedule as rooms
+from autodiffusion_opt.sampling import schedule as schedules
 from autodiffusion_opt.sampling.schedule.solver_steps import ADAMS_BASHFORTH, uneven_adams_bashforth
 
 torch.set_num_threads(1)
@@ -24,7 +24,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:__array_wrap__ must:DeprecationWarning"),
 ]
 TIMES = (950, 700, 690, 210, 40)
-every_scheduler = pytest.mark.parametrize("name", rooms.accepted())
+every_scheduler = pytest.mark.parametrize("name", schedules.accepted())
 
 
 def make(name: str, **config: Any) -> Any:
@@ -32,7 +32,7 @@ def make(name: str, **config: Any) -> Any:
     return getattr(diffusers, name)(**config)
 
 
-def run(scheduler: Any, schedule: rooms.InstalledSchedule | None = None, calls: int | None = None) -> list[int]:
+def run(scheduler: Any, schedule: schedules.InstalledSchedule | None = None, calls: int | None = None) -> list[int]:
     """Runs a scheduler; the step that the schedule said at each call."""
     sample, said = torch.ones(1, 3, 4, 4), []
     for instant in scheduler.timesteps[:calls]:
@@ -53,7 +53,7 @@ def same_state(before: dict[str, Any], after: dict[str, Any]) -> bool:
 def test_it_comes_off_without_a_trace(name: str) -> None:
     scheduler = make(name)
     before, values = dict(vars(scheduler)), copy.deepcopy(vars(scheduler))
-    schedule = rooms.install_schedule(scheduler, TIMES)
+    schedule = schedules.install_schedule(scheduler, TIMES)
     scheduler.set_timesteps(5)
     run(scheduler)
     schedule.remove()
@@ -67,7 +67,7 @@ def test_it_comes_off_in_the_middle(name: str) -> None:
     """After an exception, and the scheduler then works as if nothing had been."""
     scheduler, untouched = make(name), make(name)
     before = dict(vars(scheduler))
-    schedule = rooms.install_schedule(scheduler, TIMES)
+    schedule = schedules.install_schedule(scheduler, TIMES)
     run(scheduler, calls=2)
     with pytest.raises(RuntimeError, match="size of tensor"):
         scheduler.step(torch.ones(1, 3, 9, 9), scheduler.timesteps[2], torch.ones(1, 3, 4, 4))
@@ -82,7 +82,7 @@ def test_it_comes_off_in_the_middle(name: str) -> None:
 @every_scheduler
 def test_pipelines_see_what_they_always_saw(name: str, tmp_path: Path) -> None:
     scheduler, untouched = make(name), make(name)
-    rooms.install_schedule(scheduler, TIMES)
+    schedules.install_schedule(scheduler, TIMES)
     assert type(scheduler) is type(untouched)
     assert scheduler.config == untouched.config
     for method in ("step", "set_timesteps"):
@@ -96,47 +96,47 @@ def test_pipelines_see_what_they_always_saw(name: str, tmp_path: Path) -> None:
 @every_scheduler
 def test_a_deep_copy_has_a_schedule_of_its_own(name: str) -> None:
     scheduler = make(name)
-    schedule = rooms.install_schedule(scheduler, TIMES)
+    schedule = schedules.install_schedule(scheduler, TIMES)
     copied = copy.deepcopy(scheduler)
     run(copied)
     assert schedule.step == 0
     schedule.remove()
     copied.set_timesteps(5)
-    assert len(copied.timesteps) == rooms.nfe(copied, 5)
+    assert len(copied.timesteps) == schedules.nfe(copied, 5)
 
 
 @every_scheduler
 def test_the_times_are_those_given(name: str) -> None:
     scheduler = make(name)
-    schedule = rooms.install_schedule(scheduler, TIMES)
+    schedule = schedules.install_schedule(scheduler, TIMES)
     scheduler.set_timesteps(5, device="cpu")
     assert schedule.times == tuple(float(one) for one in TIMES)
     assert sorted({float(one) for one in scheduler.timesteps}, reverse=True) == list(schedule.times)
-    assert len(scheduler.timesteps) == rooms.nfe(scheduler, 5)
+    assert len(scheduler.timesteps) == schedules.nfe(scheduler, 5)
     whole = name.startswith(("DD", "DEIS", "DPM", "LCM", "PNDM", "TCD", "UniPC"))
     assert scheduler.timesteps.dtype == (torch.int64 if whole else torch.float32)
-    if rooms.takes_continuous(scheduler):
-        rooms.install_schedule(scheduler, (900.5, 3))
+    if schedules.takes_continuous(scheduler):
+        schedules.install_schedule(scheduler, (900.5, 3))
         assert scheduler.timesteps.dtype == torch.float32
 
 
 @every_scheduler
 def test_steps_are_counted(name: str) -> None:
     scheduler = make(name)
-    schedule = rooms.install_schedule(scheduler, TIMES)
+    schedule = schedules.install_schedule(scheduler, TIMES)
     said = run(scheduler, schedule)
-    expected = {2: [0, 0, 1, 1, 2, 2, 3, 3, 4]}.get(rooms.calls_per_step(scheduler), [0, 1, 2, 3, 4])
+    expected = {2: [0, 0, 1, 1, 2, 2, 3, 3, 4]}.get(schedules.calls_per_step(scheduler), [0, 1, 2, 3, 4])
     assert said == ([0, 0, 1, 2, 3, 4] if name == "PNDMScheduler" else expected)
-    assert len(said) == rooms.nfe(scheduler, 5)
+    assert len(said) == schedules.nfe(scheduler, 5)
     assert schedule.step == 4
     scheduler.set_timesteps(5)
     assert schedule.step == 0
 
 
-@pytest.mark.parametrize("name", [one for one in rooms.accepted() if one != "PNDMScheduler"])
+@pytest.mark.parametrize("name", [one for one in schedules.accepted() if one != "PNDMScheduler"])
 def test_image_to_image_starts_in_the_middle(name: str) -> None:
     scheduler = make(name)
-    schedule = rooms.install_schedule(scheduler, TIMES)
+    schedule = schedules.install_schedule(scheduler, TIMES)
     order = scheduler.order
     if hasattr(scheduler, "set_begin_index"):
         scheduler.set_begin_index(2 * order)
@@ -151,7 +151,7 @@ def test_image_to_image_starts_in_the_middle(name: str) -> None:
 
 def test_pndm_does_not_start_in_the_middle() -> None:
     scheduler = make("PNDMScheduler")
-    rooms.install_schedule(scheduler, TIMES)
+    schedules.install_schedule(scheduler, TIMES)
     with pytest.raises(UserError, match=r"first to the last; call 0 came at time 690, expected 950"):
         scheduler.step(torch.ones(1, 3, 4, 4), 690, torch.ones(1, 3, 4, 4))
 
@@ -159,19 +159,19 @@ def test_pndm_does_not_start_in_the_middle() -> None:
 @every_scheduler
 def test_another_number_of_steps_warns_once(name: str) -> None:
     scheduler = make(name)
-    rooms.install_schedule(scheduler, TIMES)
+    schedules.install_schedule(scheduler, TIMES)
     with pytest.warns(UserWarning, match="num_inference_steps=50 is not used: installed times give 5 steps"):
         scheduler.set_timesteps(50)
     scheduler.set_timesteps(50)  # a second warning would be an error here
     scheduler.set_timesteps(num_inference_steps=5, device=None, mu=1.0, sigmas=[1.0, 0.5])
-    assert len(scheduler.timesteps) == rooms.nfe(scheduler, 5)
+    assert len(scheduler.timesteps) == schedules.nfe(scheduler, 5)
 
 
 def test_the_last_one_installed_counts() -> None:
     scheduler = make("DDIMScheduler")
     before = dict(vars(scheduler))
-    first = rooms.install_schedule(scheduler, TIMES)
-    second = rooms.install_schedule(scheduler, (900, 100))
+    first = schedules.install_schedule(scheduler, TIMES)
+    second = schedules.install_schedule(scheduler, (900, 100))
     first.remove()
     assert scheduler.timesteps.tolist() == [900, 100]
     second.remove()
@@ -202,7 +202,7 @@ def test_the_last_one_installed_counts() -> None:
 def test_refused_by_name_with_the_reason(name: str, config: dict[str, Any], said: str) -> None:
     scheduler = make(name, **config)
     before = dict(vars(scheduler))
-    for asked in (rooms.check_scheduler, rooms.time_range, lambda one: rooms.install_schedule(one, TIMES)):
+    for asked in (schedules.check_scheduler, schedules.time_range, lambda one: schedules.install_schedule(one, TIMES)):
         with pytest.raises(UserError, match=said):
             asked(scheduler)
     assert same_state(before, vars(scheduler))
@@ -226,19 +226,19 @@ def test_refused_by_name_with_the_reason(name: str, config: dict[str, Any], said
 )
 def test_times_that_cannot_be(name: str, times: tuple[Any, ...], said: str) -> None:
     with pytest.raises(UserError, match=said):
-        rooms.install_schedule(make(name), times)
+        schedules.install_schedule(make(name), times)
 
 
 def test_a_time_that_is_not_of_the_schedule() -> None:
     scheduler = make("DDIMScheduler")
-    rooms.install_schedule(scheduler, TIMES)
+    schedules.install_schedule(scheduler, TIMES)
     with pytest.raises(UserError, match="called at time 500; its times are 950, 700, 690, 210, 40"):
         scheduler.step(torch.ones(1, 3, 4, 4), 500, torch.ones(1, 3, 4, 4))
 
 
 def test_uneven_coefficients_are_for_pndm() -> None:
     with pytest.raises(UserError, match="is for PNDMScheduler; got DDIMScheduler"):
-        rooms.install_schedule(make("DDIMScheduler"), TIMES, uneven_coefficients=True)
+        schedules.install_schedule(make("DDIMScheduler"), TIMES, uneven_coefficients=True)
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 4])
@@ -253,12 +253,12 @@ def test_uneven_coefficients_on_even_times_are_those_published(count: int) -> No
 def test_default_times_can_be_installed(name: str, steps: int) -> None:
     scheduler = make(name)
     before = dict(vars(scheduler))
-    times = rooms.default_times(scheduler, steps)
+    times = schedules.default_times(scheduler, steps)
     assert same_state(before, vars(scheduler))
-    schedule = rooms.install_schedule(scheduler, times)
+    schedule = schedules.install_schedule(scheduler, times)
     assert len(times) == steps
     run(scheduler, schedule)
-    assert rooms.default_times(scheduler, steps) == times
+    assert schedules.default_times(scheduler, steps) == times
 
 
 @pytest.mark.parametrize("setting", ["use_karras_sigmas", "use_exponential_sigmas"])
@@ -266,15 +266,15 @@ def test_default_times_can_be_installed(name: str, steps: int) -> None:
 def test_sigma_settings_do_not_disturb_the_times(name: str, setting: str) -> None:
     plain, other = make(name), make(name, **{setting: True})
     for one in (plain, other):
-        rooms.install_schedule(one, TIMES)
+        schedules.install_schedule(one, TIMES)
     assert torch.equal(plain.sigmas, other.sigmas)
-    rooms.check_times(other, rooms.default_times(other, 30))
+    schedules.check_times(other, schedules.default_times(other, 30))
 
 
 def test_a_number_of_steps_that_is_not_there() -> None:
     for name, steps in (("LCMScheduler", 60), ("DDIMScheduler", 1001), ("DDIMScheduler", 0)):
         with pytest.raises(UserError, match="steps"):
-            rooms.default_times(make(name), steps)
+            schedules.default_times(make(name), steps)
 
 
 @every_scheduler
@@ -285,7 +285,7 @@ def test_samples_keep_their_precision(name: str, dtype: torch.dtype) -> None:
     for installed in (True, False):
         scheduler = make(name)
         if installed:
-            rooms.install_schedule(scheduler, TIMES)
+            schedules.install_schedule(scheduler, TIMES)
         scheduler.set_timesteps(5)
         sample, instant = torch.ones(1, 3, 4, 4, dtype=dtype), scheduler.timesteps[0]
         if hasattr(scheduler, "scale_model_input"):
@@ -296,29 +296,29 @@ def test_samples_keep_their_precision(name: str, dtype: torch.dtype) -> None:
 
 def test_what_a_scheduler_can_be_asked() -> None:
     ddim, heun, flow = (make(f"{one}Scheduler") for one in ("DDIM", "HeunDiscrete", "FlowMatchEulerDiscrete"))
-    assert [rooms.nfe(one, 6) for one in (ddim, heun, make("PNDMScheduler"))] == [6, 11, 7]
-    assert (rooms.calls_per_step(ddim), rooms.calls_per_step(heun)) == (1, 2)
-    assert (rooms.time_range(ddim), rooms.time_range(flow)) == ((0.0, 999.0), (0.0, 1000.0))
-    sigmas = rooms.sigmas_of(ddim)
+    assert [schedules.nfe(one, 6) for one in (ddim, heun, make("PNDMScheduler"))] == [6, 11, 7]
+    assert (schedules.calls_per_step(ddim), schedules.calls_per_step(heun)) == (1, 2)
+    assert (schedules.time_range(ddim), schedules.time_range(flow)) == ((0.0, 999.0), (0.0, 1000.0))
+    sigmas = schedules.sigmas_of(ddim)
     assert sigmas is not None
     assert sigmas.dtype == np.float64
     assert (np.diff(sigmas) > 0).all()
     assert sigmas[-1] == pytest.approx(float(((1 - ddim.alphas_cumprod) / ddim.alphas_cumprod)[-1] ** 0.5))
-    assert rooms.sigmas_of(flow) is None
+    assert schedules.sigmas_of(flow) is None
 
 
 def test_the_first_noise_is_that_of_the_first_time() -> None:
     for spacing, extra in (("linspace", 0.0), ("leading", 1.0)):
         scheduler = make("EulerDiscreteScheduler", timestep_spacing=spacing)
-        rooms.install_schedule(scheduler, (500, 20))
-        sigmas = rooms.sigmas_of(scheduler)
+        schedules.install_schedule(scheduler, (500, 20))
+        sigmas = schedules.sigmas_of(scheduler)
         assert sigmas is not None
         assert float(scheduler.init_noise_sigma) == pytest.approx((sigmas[500] ** 2 + extra) ** 0.5)
 
 
 def test_zero_terminal_snr_has_an_end() -> None:
     scheduler = make("DDIMScheduler", rescale_betas_zero_snr=True, prediction_type="v_prediction")
-    rooms.install_schedule(scheduler, (999, 998.5, 400, 0))
+    schedules.install_schedule(scheduler, (999, 998.5, 400, 0))
     run(scheduler)
 
 
@@ -336,7 +336,7 @@ def test_a_pipeline_runs_it() -> None:
         hook = unet.register_forward_pre_hook(lambda module, given, seen=seen: seen.append(float(given[1])))
         pipe = pipeline(unet, diffusers.DDPMScheduler())
         pipe.set_progress_bar_config(disable=True)
-        schedule = rooms.install_schedule(pipe.scheduler, (900.5, 310, 20))
+        schedule = schedules.install_schedule(pipe.scheduler, (900.5, 310, 20))
         pipe(num_inference_steps=3, generator=torch.Generator().manual_seed(0), output_type="np")
         hook.remove()
         schedule.remove()
@@ -348,7 +348,7 @@ def test_it_costs_little() -> None:
     scheduler, sample, best = make("DDIMScheduler"), torch.ones(1, 3, 8, 8), float("inf")
     for _ in range(3):
         began = time.perf_counter()
-        schedule = rooms.install_schedule(scheduler, tuple(range(990, 0, -10)))
+        schedule = schedules.install_schedule(scheduler, tuple(range(990, 0, -10)))
         for instant in scheduler.timesteps:
             scheduler.step(sample, instant, sample)
         schedule.remove()
@@ -358,7 +358,7 @@ def test_it_costs_little() -> None:
 
 def test_warnings_go_to_the_caller() -> None:
     scheduler = make("DDIMScheduler")
-    rooms.install_schedule(scheduler, TIMES)
+    schedules.install_schedule(scheduler, TIMES)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         scheduler.set_timesteps(3)

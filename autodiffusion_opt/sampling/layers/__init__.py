@@ -5,11 +5,11 @@ in the order in which the denoiser runs them, which is not the order of its modu
 made before its mid block, and each of them makes its attentions before its residual blocks.
 
 A layer that is bypassed is not computed. What is left of it is what its skip path does: see
-:mod:`~autodiffusion_opt.sampling.layers.kinds` for the rule of each kind, and ``register_kind`` to add one.
+:mod:`~autodiffusion_opt.sampling.layers.kinds` for each kind's bypass function, and ``register_layer_kind`` to add one.
 """
 
 from autodiffusion_opt.sampling.layers.bypass import Bypass, install_bypass
-from autodiffusion_opt.sampling.layers.kinds import register_kind
+from autodiffusion_opt.sampling.layers.kinds import register_layer_kind
 from autodiffusion_opt.sampling.layers.listing import Layer, count_layers, list_layers, total_flops
 
 __all__ = [
@@ -18,6 +18,6 @@ __all__ = [
     "count_layers",
     "install_bypass",
     "list_layers",
-    "register_kind",
+    "register_layer_kind",
     "total_flops",
 ]

@@ -79,9 +79,8 @@ def _classes(config: Config) -> Inputs:
 def _unet_condition(config: Config) -> Inputs:
     width = config.get("encoder_hid_dim") or config["cross_attention_dim"]
     width = width if isinstance(width, int) else width[-1]
-    found = {"sample": _sample(config), "timestep": _integers(1)} | _classes(config) | _added(config, width)
-    found["encoder_hidden_states"] = _floats(1, 77, width)  # CLIP's 77 tokens
-    return found
+    text = {"encoder_hidden_states": _floats(1, 77, width)}  # CLIP's 77 tokens
+    return _unet(config) | _added(config, width) | text
 
 
 def _added(config: Config, width: int) -> Inputs:
@@ -119,7 +118,7 @@ def _hunyuan(config: Config) -> Inputs:
     positions = (_sample(config).shape[-1] // config["patch_size"]) ** 2
     rotary = _floats(positions, config["attention_head_dim"])  # cosines and sines
     tokens, tokens_t5 = config["text_len"], config["text_len_t5"]
-    found = {
+    inputs = {
         "hidden_states": _sample(config),
         "timestep": _floats(1),
         "encoder_hidden_states": _floats(1, tokens, config["cross_attention_dim"]),
@@ -129,8 +128,8 @@ def _hunyuan(config: Config) -> Inputs:
         "image_rotary_emb": (rotary, rotary),
     }
     if config["use_style_cond_and_image_meta_size"]:  # six sizes and a style
-        found |= {"image_meta_size": _floats(1, 6), "style": _integers(1)}
-    return found
+        inputs |= {"image_meta_size": _floats(1, 6), "style": _integers(1)}
+    return inputs
 
 
 @_maker("SD3Transformer2DModel")
@@ -149,8 +148,8 @@ _PACKED, _T5 = 64 * 64, 512
 
 @_maker("FluxTransformer2DModel")
 def _flux(config: Config) -> Inputs:
-    found = _packed(config) | {"pooled_projections": _floats(1, config["pooled_projection_dim"])}
-    return found | ({"guidance": _floats(1)} if config["guidance_embeds"] else {})
+    pooled = {"pooled_projections": _floats(1, config["pooled_projection_dim"])}
+    return _packed(config) | pooled | ({"guidance": _floats(1)} if config["guidance_embeds"] else {})
 
 
 @_maker("ChromaTransformer2DModel")
@@ -166,12 +165,12 @@ def _packed(config: Config) -> Inputs:
 
 @_maker("SanaTransformer2DModel")
 def _sana(config: Config) -> Inputs:
-    found = {
+    inputs = {
         "hidden_states": _sample(config),
         "timestep": _integers(1),
         "encoder_hidden_states": _floats(1, 300, config["caption_channels"]),
     }
-    return found | ({"guidance": _floats(1)} if config.get("guidance_embeds") else {})
+    return inputs | ({"guidance": _floats(1)} if config.get("guidance_embeds") else {})
 
 
 @_maker("AuraFlowTransformer2DModel")

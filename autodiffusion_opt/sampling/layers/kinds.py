@@ -1,7 +1,7 @@
 """The kinds of layer, and for each what remains of it when its residual branch is gone.
 
-The list is open: :func:`register_kind` adds a block of anybody's. A rule is called as the block's own
-``forward`` would be, with the block before the arguments, and returns what that ``forward`` returns, in its
+The list is open: :func:`register_layer_kind` adds a block of anybody's. A bypass function is called as the block's
+own ``forward`` would be, with the block before the arguments, and returns what that ``forward`` returns, in its
 format.
 
 diffusers' blocks are known by class name alone, so that none of its modules is imported here, and a block
@@ -31,7 +31,7 @@ class LayerKind:
 _KINDS: dict[str, LayerKind] = {}
 
 
-def register_kind(
+def register_layer_kind(
     module_class: type[torch.nn.Module],
     kind: str,
     bypass: BypassFunction | None = None,
@@ -52,7 +52,7 @@ def register_kind(
         ``bypass``; or, where it was not given, a decorator for it.
     """
     if bypass is None:
-        return lambda function: register_kind(module_class, kind, function, removable)
+        return lambda function: register_layer_kind(module_class, kind, function, removable)
     _KINDS[_key(module_class)] = LayerKind(kind, bypass, removable)
     return bypass
 
@@ -66,6 +66,11 @@ def kind_of(module: torch.nn.Module) -> LayerKind | None:
 def find_blocks(denoiser: torch.nn.Module) -> dict[str, torch.nn.Module]:
     """Path -> block, in module order: the outermost modules below the denoiser that are of a known kind."""
     return dict(_outermost(denoiser, "", set()))
+
+
+def block_classes(denoiser: torch.nn.Module) -> tuple[tuple[str, type], ...]:
+    """(path, class) of every block: tells whether two denoisers have the same, or one has been rebuilt."""
+    return tuple((path, type(block)) for path, block in find_blocks(denoiser).items())
 
 
 def _outermost(
@@ -90,7 +95,7 @@ def _key(cls: type) -> str:
 def _diffusers(
     kind: str, *names: str, removable: Callable[[Any], bool] = lambda module: True
 ) -> Callable[[BypassFunction], BypassFunction]:
-    """Decorator: the rule for these classes of diffusers."""
+    """Decorator: the bypass function of these classes of diffusers."""
 
     def register(bypass: BypassFunction) -> BypassFunction:
         _KINDS.update({f"diffusers.{name}": LayerKind(kind, bypass, removable) for name in names})

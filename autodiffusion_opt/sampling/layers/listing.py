@@ -1,8 +1,7 @@
 """Which layers a denoiser has, in the order in which it runs them, and what each costs.
 
-Order and cost are found by running a meta_copy of the denoiser once on the meta device: the same modules, weights
-without memory. The denoiser itself is never run and never touched, so it may be on a GPU, offloaded,
-quantized.
+Order and cost are found by running a copy of the denoiser once on the meta device: the same modules, weights without
+memory. The denoiser itself is never run and never touched, so it may be on a GPU, offloaded, quantized.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from autodiffusion_opt.errors import UserError
 from autodiffusion_opt.sampling.layers.example_inputs import make_inputs
-from autodiffusion_opt.sampling.layers.kinds import LayerKind, find_blocks, kind_of
+from autodiffusion_opt.sampling.layers.kinds import block_classes, find_blocks, kind_of
 from autodiffusion_opt.sampling.layers.meta_copy import make_meta_copy, on_meta
 
 
@@ -33,7 +32,8 @@ class Layer:
         flops: floating-point operations (2 a multiply-add) of its forward pass at the inputs of the listing,
             all its calls together where the denoiser calls it more than once.
         parameters: number of weights in it.
-        removable: whether it can be bypassed: there is a rule, and what the rule returns has the same shapes.
+        removable: whether it can be bypassed: its kind has a bypass function for it, and what that
+            returns has the same shapes.
         bypass_flops: what is still computed when it is bypassed (a shortcut convolution). See
             ``saved_flops``.
     """
@@ -54,16 +54,16 @@ class Layer:
 
 @dataclass(frozen=True)
 class _Listing:
-    """What one run of the meta_copy showed."""
+    """What one run of the copy on the meta device showed."""
 
     layers: tuple[Layer, ...]
     total: int  # FLOPs of the whole forward
     blocks: tuple[tuple[str, type], ...]  # path and class of every block: has the denoiser been rebuilt since?
     config: str
-    own: bool  # the inputs were made from the config, not given
+    own_inputs: bool  # made from the config, not given
 
 
-# Denoiser -> its last listing. A run of the meta_copy costs 0.1 s to some seconds, and an install needs the order.
+# Denoiser -> its last listing. A run costs 0.1 s to some seconds, and an install needs the order.
 _LISTINGS: weakref.WeakKeyDictionary[torch.nn.Module, _Listing] = weakref.WeakKeyDictionary()
 
 
@@ -72,7 +72,7 @@ def list_layers(denoiser: torch.nn.Module, inputs: Mapping[str, Any] | None = No
 
     Args:
         denoiser: a UNet or transformer of diffusers, or any module with blocks of a registered kind; may be
-            on the meta device. It is not run and not changed: a meta_copy without weights is.
+            on the meta device. It is not run and not changed: a copy without weights is.
         inputs: keyword arguments of the denoiser's ``forward``; only shapes count, where numbers do not steer
             the code. None: made from the config, batch 1, at the real sample size.
 
@@ -109,31 +109,26 @@ def unwrap(denoiser: torch.nn.Module) -> torch.nn.Module:
 def _list(denoiser: torch.nn.Module, inputs: Mapping[str, Any] | None) -> _Listing:
     denoiser = unwrap(denoiser)
     known = _LISTINGS.get(denoiser)
-    if inputs is None and known is not None and known.own and not _changed(known, denoiser):
+    if inputs is None and known is not None and known.own_inputs and not _changed(known, denoiser):
         return known
-    own = make_inputs(denoiser) if inputs is None else inputs
-    listing = _run(denoiser, own, inputs is None)
+    listing = _run(denoiser, make_inputs(denoiser) if inputs is None else inputs, own_inputs=inputs is None)
     _LISTINGS[denoiser] = listing
     return listing
 
 
 def _changed(listing: _Listing, denoiser: torch.nn.Module) -> bool:
-    return (listing.blocks, listing.config) != (_signature(denoiser), _config_text(denoiser))
-
-
-def _signature(denoiser: torch.nn.Module) -> tuple[tuple[str, type], ...]:
-    return tuple((path, type(block)) for path, block in find_blocks(denoiser).items())
+    return (listing.blocks, listing.config) != (block_classes(denoiser), _config_text(denoiser))
 
 
 def _config_text(denoiser: torch.nn.Module) -> str:
     return repr(dict(getattr(denoiser, "config", None) or {}))
 
 
-def _run(denoiser: torch.nn.Module, inputs: Mapping[str, Any], own: bool) -> _Listing:
+def _run(denoiser: torch.nn.Module, inputs: Mapping[str, Any], own_inputs: bool) -> _Listing:
     if not find_blocks(denoiser):
         raise UserError(
             f"a denoiser must have layers of a known kind; {type(denoiser).__name__} has none: "
-            "register its block's class with autodiffusion_opt.sampling.layers.register_kind"
+            "register its block's class with autodiffusion_opt.sampling.layers.register_layer_kind"
         )
     meta_copy = make_meta_copy(denoiser)
     recorders = {path: _BlockRecorder(path, block) for path, block in find_blocks(meta_copy).items()}
@@ -145,15 +140,18 @@ def _run(denoiser: torch.nn.Module, inputs: Mapping[str, Any], own: bool) -> _Li
     extra = sum(recorder.bypass_flops for recorder in order)  # the bypasses were tried inside the same run
     layers = tuple(recorder.layer(index) for index, recorder in enumerate(order))
     total = counter.get_total_flops() - extra
-    return _Listing(layers, total, _signature(denoiser), _config_text(denoiser), own)
+    return _Listing(layers, total, block_classes(denoiser), _config_text(denoiser), own_inputs)
 
 
 class _BlockRecorder:
-    """Two hooks on one block of the meta_copy: they count what it does, and try its bypass beside it."""
+    """Two hooks on one block of the copy: they count what it does, and try its bypass beside it."""
 
     def __init__(self, path: str, block: torch.nn.Module) -> None:
         self.path, self.block = path, block
-        self.kind = _known_kind(block)
+        kind = kind_of(block)
+        if kind is None:
+            raise LookupError(f"{type(block).__name__} is no layer")  # find_blocks returns layers only
+        self.kind = kind
         self.removable = self.kind.removable(block)
         self.flops = self.bypass_flops = 0
 
@@ -184,13 +182,6 @@ class _BlockRecorder:
         """What was seen, as a layer."""
         parameters = sum(weight.numel() for weight in self.block.parameters())
         return Layer(index, self.path, self.kind.name, self.flops, parameters, self.removable, self.bypass_flops)
-
-
-def _known_kind(block: torch.nn.Module) -> LayerKind:
-    kind = kind_of(block)
-    if kind is None:
-        raise LookupError(f"{type(block).__name__} is no layer")  # find_blocks returns layers only
-    return kind
 
 
 def _form(output: Any) -> Any:

@@ -1,4 +1,4 @@
-"""A meta_copy of a denoiser on the meta device: the same modules with weights that have a shape and no memory."""
+"""A copy of a denoiser on the meta device: the same modules, with weights that have a shape and no memory."""
 
 from __future__ import annotations
 
@@ -10,35 +10,35 @@ from typing import Any
 import torch
 from torch.utils._pytree import tree_map
 
-from autodiffusion_opt.sampling.layers.kinds import find_blocks
+from autodiffusion_opt.sampling.layers.kinds import block_classes
 
 # What others (accelerate, diffusers' hooks) hang on a module: no part of the model, and not to be copied.
 _ATTACHED = ("forward", "_old_forward", "_hf_hook", "_diffusers_hook", "_compiled_call_impl")
 
 
 def make_meta_copy(denoiser: torch.nn.Module) -> torch.nn.Module:
-    """A module with the same blocks on the meta device, in evaluation mode and in float32 where it can
-    choose.
+    """A module with the same blocks on the meta device, in evaluation mode.
 
-    Built from the config; where there is none, or the blocks have been changed since, copied without the
-    weights.
+    Built from the config, in float32; where there is none, or the blocks have been changed since, copied without
+    the weights, in their own type.
     """
     built = _from_config(denoiser)
-    meta_copy = built if built is not None and _same_blocks(built, denoiser) else _copied(denoiser)
-    return meta_copy.eval()
+    if built is not None and block_classes(built) == block_classes(denoiser):
+        return built.eval()
+    return _copied(denoiser).eval()
 
 
 def on_meta(inputs: Mapping[str, Any], meta_copy: torch.nn.Module) -> dict[str, Any]:
-    """The inputs' shapes on the meta device, floating-point ones in the meta_copy's own type."""
+    """The inputs' shapes on the meta device, floating-point ones in the type of the copy's weights."""
     floating = (weight.dtype for weight in meta_copy.parameters() if weight.is_floating_point())
     dtype = next(floating, torch.float32)
-    return {name: tree_map(lambda leaf: _meta(leaf, dtype), value) for name, value in inputs.items()}
 
+    def moved(leaf: Any) -> Any:
+        if not isinstance(leaf, torch.Tensor):
+            return leaf
+        return leaf.to("meta", dtype if leaf.is_floating_point() else leaf.dtype)
 
-def _meta(leaf: Any, dtype: torch.dtype) -> Any:
-    if not isinstance(leaf, torch.Tensor):
-        return leaf
-    return leaf.to("meta", dtype if leaf.is_floating_point() else leaf.dtype)
+    return {name: tree_map(moved, value) for name, value in inputs.items()}
 
 
 def _from_config(denoiser: Any) -> torch.nn.Module | None:
@@ -61,19 +61,13 @@ def plain_config(denoiser: Any) -> dict[str, Any]:
     return config
 
 
-def _same_blocks(one: torch.nn.Module, other: torch.nn.Module) -> bool:
-    def named(module: torch.nn.Module) -> list[tuple[str, type]]:
-        return [(path, type(block)) for path, block in find_blocks(module).items()]
-
-    return named(one) == named(other)
-
-
 def _copied(denoiser: torch.nn.Module) -> torch.nn.Module:
     """A deep copy in which every tensor is on the meta device: no weight is copied."""
-    memo: dict[int, Any] = {}
+    memo: dict[int, Any] = {}  # deepcopy's own: id of an object -> what stands for it in the copy
     for module in denoiser.modules():
         memo.update({id(value): _Nothing() for name, value in vars(module).items() if name in _ATTACHED})
-        memo.update(_ghosts(module))
+        tensors = [*module._parameters.values(), *module._buffers.values(), *vars(module).values()]
+        memo.update({id(tensor): _ghost(tensor) for tensor in tensors if isinstance(tensor, torch.Tensor)})
     meta_copy = copy.deepcopy(denoiser, memo)
     for module in meta_copy.modules():
         for name in _ATTACHED:
@@ -85,13 +79,8 @@ class _Nothing:
     """Stands where something attached was, until it is dropped."""
 
 
-def _ghosts(module: torch.nn.Module) -> dict[int, torch.Tensor]:
-    """id -> meta tensor, of the tensors that the module holds: parameters, buffers, plain attributes."""
-    held = [*module._parameters.values(), *module._buffers.values(), *vars(module).values()]
-    return {id(tensor): _ghost(tensor) for tensor in held if isinstance(tensor, torch.Tensor)}
-
-
 def _ghost(tensor: torch.Tensor) -> torch.Tensor:
+    """What ``copy.deepcopy`` puts in the tensor's place: its shape and type, on the meta device."""
     empty = torch.empty_like(tensor, device="meta")
     is_parameter = isinstance(tensor, torch.nn.Parameter)
     return torch.nn.Parameter(empty, requires_grad=False) if is_parameter else empty

@@ -1,7 +1,7 @@
 """Any time steps on any accepted diffusers scheduler, exactly as given, and off again without a trace.
 
 A **schedule** is a candidate's times on a scheduler object. :func:`install_schedule` puts it there; the
-pipeline then samples at these times, by the scheduler's own spec, as if diffusers had chosen them. Each of
+pipeline then samples at these times, by the scheduler's own rule, as if diffusers had chosen them. Each of
 the accepted schedulers is proved on uneven steps against an independent formula in float64; one that is not
 accepted is refused by name.
 
@@ -10,8 +10,13 @@ accepted is refused by name.
         pipe(num_inference_steps=4)
     finally:
         schedule.remove()
+
+The rooms, each importing only those before it: ``noise`` (how much of it there is at a time), ``state`` (where
+the sampler is in the times), ``solver_steps`` (steps of our own), ``specs`` (one entry a scheduler), ``queries``
+(what can be asked before anything is installed), ``install``.
 """
 
+from autodiffusion_opt.sampling.schedule.install import InstalledSchedule, install_schedule
 from autodiffusion_opt.sampling.schedule.queries import (
     accepted,
     calls,
@@ -24,7 +29,7 @@ from autodiffusion_opt.sampling.schedule.queries import (
     takes_continuous,
     time_range,
 )
-from autodiffusion_opt.sampling.schedule.install import InstalledSchedule, install_schedule
+from autodiffusion_opt.sampling.schedule.state import schedule_on
 
 __all__ = [
     "InstalledSchedule",
@@ -36,6 +41,7 @@ __all__ = [
     "default_times",
     "install_schedule",
     "nfe",
+    "schedule_on",
     "sigmas_of",
     "takes_continuous",
     "time_range",

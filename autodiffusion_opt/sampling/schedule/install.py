@@ -1,7 +1,7 @@
 """The times on a scheduler object, and their removal.
 
 Only the object is patched: its class stays diffusers' own, so pipelines, ``save_pretrained`` and
-``isinstance`` see what they always saw. The patches are problem methods in ``vars(scheduler)`` that find their
+``isinstance`` see what they always saw. The patches are bound methods in ``vars(scheduler)`` that find their
 schedule there; so a deep copy of the scheduler, which some pipelines make, carries a schedule of its own.
 """
 
@@ -13,119 +13,50 @@ import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from diffusers.schedulers.scheduling_utils import SchedulerOutput
 
 from autodiffusion_opt.errors import UserError
-from autodiffusion_opt.sampling.schedule import steps
-from autodiffusion_opt.sampling.schedule.queries import KEY, check_times, plural
 from autodiffusion_opt.sampling.schedule.noise import alpha_bars_at
-from autodiffusion_opt.sampling.schedule.specs import SchedulerSpec, called_sigmas, called_times, spec_of
+from autodiffusion_opt.sampling.schedule.queries import check_times
+from autodiffusion_opt.sampling.schedule.solver_steps import without_variance
+from autodiffusion_opt.sampling.schedule.specs import SchedulerSpec, called_sigmas, spec_of
+from autodiffusion_opt.sampling.schedule.state import KEY, ScheduleState, called_times
 
-# A pipeline hands a time back as it got it from ``timesteps``, in half precision at worst.
-SAME_TIME = 0.5
 
-
-class InstalledSchedule:
-    """Times installed on a scheduler; made by :func:`install_schedule`.
-
-    Attributes:
-        times: the times as given, from noise to image.
-        uneven_coefficients: PNDM combines its slopes for the steps as they are, not as if they were even.
-        alpha_bars: where a scheduler works on ᾱ, ᾱ at each time, then at the end; shape (N + 1,), on the CPU.
-    """
+class InstalledSchedule(ScheduleState):
+    """Times installed on a scheduler; made by :func:`install_schedule`."""
 
     def __init__(self, scheduler: Any, spec: SchedulerSpec, times: Sequence[float], uneven_coefficients: bool) -> None:
-        self.times = tuple(float(time) for time in times)
-        self.uneven_coefficients = uneven_coefficients
-        self._scheduler, self._spec = scheduler, spec
-        self._before = dict(vars(scheduler))
-        self._position = 0
-        self._done = False
-        self._warned = False
-        if spec.last is None:
+        super().__init__(scheduler, times, layout=spec.layout, uneven_coefficients=uneven_coefficients)
+        if spec.last_sigma is None:
             self.alpha_bars = torch.cat([alpha_bars_at(scheduler, self.times), _last_alpha_bar(scheduler)])
-
-    @property
-    def step(self) -> int:
-        """The index in ``times`` of the step that the next (or current) denoiser call belongs to."""
-        return min(self._called(), len(self.times) - 1)
+        self.spec = spec
+        self.warned = False  # of a number of steps that is not used
 
     def remove(self) -> None:
         """Leaves the scheduler as it was found, whatever was set on it since. Doing it again does nothing."""
         state = vars(self._scheduler)
         if state.get(KEY) is self:
             state.clear()
-            state.update(self._before)
-
-    @property
-    def at_last(self) -> bool:
-        """Whether the step being made is the one that ends in the image."""
-        return self._position == len(self.times) - 1
-
-    @property
-    def end_time(self) -> float:
-        """The time after the last step: 0 where it ends in the model's least noise, else one before it."""
-        return 0.0 if self.alpha_bars[-1] < 1 else -1.0
-
-    def find(self, timestep: Any) -> int:
-        """The index of a time that a pipeline hands over. Raises UserError for one not of the schedule."""
-        asked = float(timestep)
-        index = min(range(len(self.times)), key=lambda one: abs(self.times[one] - asked))
-        if abs(self.times[index] - asked) > SAME_TIME:
-            raise UserError(f"the scheduler was called at time {asked:g}; its times are {_listed(self.times)}")
-        self._position, self._done = index, False
-        return index
-
-    def alpha_bars_from(self, timestep: Any) -> tuple[torch.Tensor, torch.Tensor]:
-        """ᾱ at this time and at the next one (or the end)."""
-        index = self.find(timestep)
-        return self.alpha_bars[index], self.alpha_bars[index + 1]
+            state.update(self.before)
 
     def apply(self, device: Any = None) -> None:
-        """Puts the times on the scheduler, ready for the first step."""
-        scheduler, spec = self._scheduler, self._spec
-        scheduler.timesteps = self._timesteps().to(device)
+        """Puts the times on the scheduler, ready for the first step; what ``set_timesteps`` does in diffusers."""
+        scheduler, spec = self._scheduler, self.spec
+        times = called_times(self.times, spec.layout)
+        # int64 where diffusers' are, unless a time lies between integers; shape (denoiser calls,)
+        whole = spec.integer and all(time.is_integer() for time in times)
+        scheduler.timesteps = torch.tensor(times, dtype=torch.int64 if whole else torch.float32).to(device)
         scheduler.num_inference_steps = len(self.times)
-        if spec.last is not None:
+        if spec.last_sigma is not None:
             sigmas = torch.from_numpy(called_sigmas(scheduler, spec, self.times)).to(_sigma_dtype(scheduler))
+            # diffusers keeps them on the CPU to save transfers, but for its flow matching schedulers
             scheduler.sigmas = sigmas.to(device) if spec.flow else sigmas
         if hasattr(scheduler, "_step_index"):
             scheduler._step_index = scheduler._begin_index = None
-        spec.fresh(scheduler, self)
-        self._position, self._done = 0, False
-
-    def _timesteps(self) -> torch.Tensor:
-        """Shape (number of denoiser calls,); int64 where diffusers' are and no time lies between integers."""
-        listed = called_times(self.times, self._spec.layout)
-        whole = self._spec.integer and all(time.is_integer() for time in listed)
-        return torch.tensor(listed, dtype=torch.int64 if whole else torch.float32)
-
-    def _called(self) -> int:
-        """The step by the scheduler's own count where it has one, else by ours."""
-        scheduler, layout = self._scheduler, self._spec.layout
-        if layout == "plms":
-            return max(int(scheduler.counter) - 1, 0)
-        if not hasattr(scheduler, "_step_index"):
-            return self._position + self._done
-        count: int | None = scheduler._begin_index if scheduler._step_index is None else scheduler._step_index
-        return (count or 0) // (2 if layout == "heun" else 1)
-
-    def _set_timesteps(self, num_inference_steps: int | None = None, device: Any = None, **_: Any) -> None:
-        """In place of diffusers': the times are those given, whatever the pipeline asks for."""
-        if num_inference_steps not in (None, len(self.times)) and not self._warned:
-            self._warned = True
-            installed = f"installed times give {plural(len(self.times), 'step')}"
-            warnings.warn(f"num_inference_steps={num_inference_steps} is not used: {installed}", stacklevel=3)
-        self.apply(device)
-
-    def _step(self, *args: Any, **kwargs: Any) -> Any:
-        scheduler = self._scheduler
-        own = self._spec.methods.get("step")
-        result = own(scheduler, self, *args, **kwargs) if own else _diffusers_step(scheduler, *args, **kwargs)
-        self._done = True
-        return result
+        spec.reset(scheduler, self)
+        self.position = 0
 
 
 def install_schedule(scheduler: Any, times: Sequence[float], *, uneven_coefficients: bool = False) -> InstalledSchedule:
@@ -151,49 +82,68 @@ def install_schedule(scheduler: Any, times: Sequence[float], *, uneven_coefficie
         vars(scheduler)[KEY].remove()
     schedule = InstalledSchedule(scheduler, spec, times, uneven_coefficients)
     vars(scheduler)[KEY] = schedule
-    _patch(scheduler, "set_timesteps", lambda self: vars(self)[KEY]._set_timesteps)
-    _patch(scheduler, "step", lambda self: vars(self)[KEY]._step)
-    for name, method in spec.methods.items():
-        if name != "step":
-            _patch(scheduler, name, functools.partial(_ours, method))
+    for name, method in {"set_timesteps": _set_timesteps, **spec.methods, "step": _step}.items():
+        _patch(scheduler, name, method)
     schedule.apply()
     return schedule
 
 
-def _ours(method: Callable[..., Any], scheduler: Any) -> Callable[..., Any]:
-    return functools.partial(method, scheduler, vars(scheduler)[KEY])
-
-
-def _patch(scheduler: Any, name: str, find: Callable[[Any], Callable[..., Any]]) -> None:
-    """Hides a method by one in the object itself, with the signature of the one that it hides."""
+def _patch(scheduler: Any, name: str, method: Callable[..., Any]) -> None:
+    """Hides a method by ``method(scheduler, schedule, ...)``, in the object alone, with the hidden one's signature."""
 
     @functools.wraps(getattr(type(scheduler), name))
-    def replaced(self: Any, *args: Any, **kwargs: Any) -> Any:
-        return find(self)(*args, **kwargs)
+    def patched(self: Any, *args: Any, **kwargs: Any) -> Any:
+        return method(self, vars(self)[KEY], *args, **kwargs)
 
-    vars(scheduler)[name] = types.MethodType(replaced, scheduler)
+    vars(scheduler)[name] = types.MethodType(patched, scheduler)
+
+
+def _set_timesteps(
+    scheduler: Any, schedule: InstalledSchedule, num_inference_steps: int | None = None, device: Any = None, **_: Any
+) -> None:
+    """In place of diffusers': the times are those given, whatever the pipeline asks for."""
+    count = len(schedule.times)
+    if num_inference_steps not in (None, count) and not schedule.warned:
+        schedule.warned = True
+        installed = f"installed times give {count} step{'s' * (count != 1)}"
+        # 3: the line that calls scheduler.set_timesteps, above this function and the patch
+        warnings.warn(f"num_inference_steps={num_inference_steps} is not used: {installed}", stacklevel=3)
+    schedule.apply(device)
+
+
+def _step(scheduler: Any, schedule: InstalledSchedule, *args: Any, **kwargs: Any) -> Any:
+    """A step of our own where the spec has one, else diffusers'; then the next step's calls begin."""
+    make: Callable[..., Any] = schedule.spec.methods.get("step", _diffusers_step)
+    result = make(scheduler, schedule, *args, **kwargs)
+    schedule.position += 1  # here and not at the next time handed over: DDIMPipeline calls the denoiser before that
+    return result
 
 
 def _diffusers_step(
-    scheduler: Any, model_output: torch.Tensor, timestep: Any, sample: torch.Tensor, *args: Any, **kwargs: Any
+    scheduler: Any,
+    schedule: InstalledSchedule,
+    model_output: torch.Tensor,
+    timestep: Any,
+    sample: torch.Tensor,
+    *args: Any,
+    **kwargs: Any,
 ) -> Any:
     """diffusers' own step, on the sigmas that were put there."""
-    output = steps.without_variance(model_output, sample)
-    if _stays(scheduler, timestep):
+    output = without_variance(model_output, sample)
+    if _stays(scheduler, schedule.spec, timestep):
         scheduler._step_index += 1
         return SchedulerOutput(prev_sample=sample) if kwargs.get("return_dict", True) else (sample,)
     return type(scheduler).step(scheduler, output, timestep, sample, *args, **kwargs)
 
 
-def _stays(scheduler: Any, timestep: Any) -> bool:
+def _stays(scheduler: Any, spec: SchedulerSpec, timestep: Any) -> bool:
     """Whether this is a last step from σ_min to σ_min (time 0): solvers divide by its length, 0."""
-    spec = vars(scheduler)[KEY]._spec
-    if spec.last is None or spec.layout == "heun":
+    if spec.last_sigma is None or spec.layout == "heun":
         return False
     if scheduler._step_index is None:
         scheduler._init_step_index(timestep)
-    index = scheduler._step_index
-    return index == len(scheduler.timesteps) - 1 and bool(scheduler.sigmas[-1] == scheduler.sigmas[-2])
+    is_last = scheduler._step_index == len(scheduler.timesteps) - 1
+    return is_last and bool(scheduler.sigmas[-1] == scheduler.sigmas[-2])
 
 
 def _last_alpha_bar(scheduler: Any) -> torch.Tensor:
@@ -206,7 +156,3 @@ def _sigma_dtype(scheduler: Any) -> torch.dtype:
     """float32 as diffusers has it, unless its ᾱ was made more precise."""
     dtype = getattr(getattr(scheduler, "alphas_cumprod", None), "dtype", torch.float32)
     return torch.float64 if dtype == torch.float64 else torch.float32
-
-
-def _listed(times: Sequence[float]) -> str:
-    return ", ".join(f"{time:g}" for time in np.asarray(times))

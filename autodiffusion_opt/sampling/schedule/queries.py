@@ -14,10 +14,8 @@ import numpy as np
 
 from autodiffusion_opt.errors import UserError
 from autodiffusion_opt.sampling.schedule.noise import Floats, times_of, training_sigmas
-from autodiffusion_opt.sampling.schedule.specs import SPECS, SchedulerSpec, called_times, is_flow, spec_of
-
-# Where a scheduler that times are installed on keeps its schedule.
-KEY = "_autodiffusion_schedule"
+from autodiffusion_opt.sampling.schedule.specs import SPECS, is_flow, spec_of
+from autodiffusion_opt.sampling.schedule.state import schedule_on, steps_of_calls
 
 
 def accepted() -> tuple[str, ...]:
@@ -37,13 +35,13 @@ def calls_per_step(scheduler: Any) -> int:
 
 def nfe(scheduler: Any, steps: int) -> int:
     """Denoiser calls (number of function evaluations) of that many steps: Heun 2N-1, PNDM N+1, else N."""
-    return len(called_times(range(steps), spec_of(scheduler).layout))
+    return len(steps_of_calls(steps, spec_of(scheduler).layout))
 
 
 def calls(scheduler: Any, steps: int) -> tuple[int, ...]:
     """Denoiser calls at each of that many steps, noise to image; they add up to :func:`nfe`."""
-    called = called_times(range(steps), spec_of(scheduler).layout)
-    return tuple(called.count(step) for step in range(steps))
+    made = steps_of_calls(steps, spec_of(scheduler).layout)
+    return tuple(made.count(step) for step in range(steps))
 
 
 def takes_continuous(scheduler: Any) -> bool:
@@ -60,7 +58,10 @@ def time_range(scheduler: Any) -> tuple[float, float]:
 
 def check_times(scheduler: Any, times: Sequence[float]) -> None:
     """Raises UserError for times that the scheduler cannot take; the message says all that is wrong."""
-    listed = [_number(time) for time in times]
+    for time in times:
+        if isinstance(time, bool) or not isinstance(time, numbers.Real) or not math.isfinite(time):
+            raise UserError(f"a time must be a finite number; got {time!r}")
+    listed = [float(time) for time in times]
     problems = [] if listed else ["at least one time must be given"]
     problems += _range_problems(scheduler, listed) + _order_problems(listed)
     broken = [time for time in listed if not time.is_integer()]
@@ -89,7 +90,7 @@ def default_times(scheduler: Any, steps: int, *, mu: float | None = None) -> tup
     spec = spec_of(scheduler)
     if steps < 1:
         raise UserError(f"steps must be 1 or more; got {steps}")
-    copied = untouched(scheduler)
+    copied = _untouched(scheduler)
     options = {}
     if getattr(copied.config, "use_dynamic_shifting", False):
         options["mu"] = getattr(copied.config, "max_shift", 1.15) if mu is None else mu
@@ -103,26 +104,20 @@ def default_times(scheduler: Any, steps: int, *, mu: float | None = None) -> tup
         called = (copied.sigmas[:-1].double() * copied.config.num_train_timesteps).tolist()
     else:
         called = copied.timesteps.double().tolist()
-    kept = called if spec.layout == "once" else list(dict.fromkeys(called))  # others call a time twice
-    return tuple(_distinct(copied, spec, kept))
-
-
-def untouched(scheduler: Any) -> Any:
-    """A copy of the scheduler as diffusers made it: without a schedule, sharing nothing with it."""
-    state = copy.deepcopy(vars(scheduler))
-    if KEY in state:
-        state = state[KEY]._before
-    copied = object.__new__(type(scheduler))
-    vars(copied).update(state)
-    return copied
-
-
-def _distinct(copied: Any, spec: SchedulerSpec, times: list[float]) -> list[float]:
-    """Karras' and similar sigmas round to one time twice; then the times that the sigmas stand for."""
-    low, high = 0.0, float(copied.config.num_train_timesteps - (not is_flow(copied, spec)))
-    if _order_problems(times) and spec.last is not None and spec.layout == "once" and not is_flow(copied, spec):
+    times = called if spec.layout == "once" else list(dict.fromkeys(called))  # the others call a time twice
+    # Karras' and similar sigmas round to one time twice; then the times that the sigmas stand for.
+    if _order_problems(times) and spec.last_sigma is not None and spec.layout == "once" and not is_flow(copied, spec):
         times = times_of(copied, copied.sigmas[: len(times)].double().numpy(), spec.between).tolist()
-    return [min(max(time, low), high) for time in times]
+    low, high = time_range(copied)
+    return tuple(min(max(time, low), high) for time in times)
+
+
+def _untouched(scheduler: Any) -> Any:
+    """A copy of the scheduler as diffusers made it: without a schedule, sharing nothing with it."""
+    installed = schedule_on(scheduler)
+    copied = object.__new__(type(scheduler))
+    vars(copied).update(copy.deepcopy(vars(scheduler) if installed is None else installed.before))
+    return copied
 
 
 def _range_problems(scheduler: Any, times: list[float]) -> list[str]:
@@ -137,20 +132,9 @@ def _range_problems(scheduler: Any, times: list[float]) -> list[str]:
 
 def _order_problems(times: list[float]) -> list[str]:
     """float32 is what the scheduler and the model see of a time."""
-    for one, other in itertools.pairwise(np.array(times, dtype=np.float32).tolist()):
-        if one == other:
-            return [f"times must be distinct in float32; got {one:g} twice: remove one of them"]
-        if one < other:
-            return [f"times must go from noise to image, downwards; got {one:g} before {other:g}: sort them"]
+    for time, following in itertools.pairwise(np.array(times, dtype=np.float32).tolist()):
+        if time == following:
+            return [f"times must be distinct in float32; got {time:g} twice: remove one of them"]
+        if time < following:
+            return [f"times must go from noise to image, downwards; got {time:g} before {following:g}: sort them"]
     return []
-
-
-def _number(time: Any) -> float:
-    if isinstance(time, bool) or not isinstance(time, numbers.Real) or not math.isfinite(time):
-        raise UserError(f"a time must be a finite number; got {time!r}")
-    return float(time)
-
-
-def plural(count: int, noun: str) -> str:
-    """``1 time``, ``4 times``."""
-    return f"{count} {noun}" + "s" * (count != 1)

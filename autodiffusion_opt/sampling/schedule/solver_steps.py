@@ -7,7 +7,7 @@ Everything else about the three (predictions, clipping, thresholding, results) i
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,9 +18,7 @@ from diffusers.utils.torch_utils import randn_tensor
 
 from autodiffusion_opt.errors import UserError
 from autodiffusion_opt.sampling.schedule.noise import Floats, alpha_bars_at
-
-if TYPE_CHECKING:
-    from autodiffusion_opt.sampling.schedule.install import InstalledSchedule
+from autodiffusion_opt.sampling.schedule.state import ScheduleState
 
 # Adams-Bashforth for even steps, newest slope first: PNDM, https://arxiv.org/abs/2202.09778, section 3.
 ADAMS_BASHFORTH = (
@@ -81,7 +79,7 @@ def random_like(output: torch.Tensor, generator: Any) -> torch.Tensor:
 
 def ddim_step(
     scheduler: Any,
-    schedule: InstalledSchedule,
+    schedule: ScheduleState,
     model_output: torch.Tensor,
     timestep: Any,
     sample: torch.Tensor,
@@ -110,7 +108,7 @@ def ddim_step(
 
 def ddpm_step(
     scheduler: Any,
-    schedule: InstalledSchedule,
+    schedule: ScheduleState,
     model_output: torch.Tensor,
     timestep: Any,
     sample: torch.Tensor,
@@ -148,7 +146,7 @@ def ddpm_spread(scheduler: Any, now: torch.Tensor, then: torch.Tensor, learned: 
 
 def pndm_step(
     scheduler: Any,
-    schedule: InstalledSchedule,
+    schedule: ScheduleState,
     model_output: torch.Tensor,
     timestep: Any,
     sample: torch.Tensor,
@@ -169,7 +167,7 @@ def pndm_step(
     else:
         scheduler.ets = [*scheduler.ets[-3:], _slope(scheduler, schedule, output, sample, now)]
         weights = _weights(schedule, index, len(scheduler.ets))
-        slope = sum(weight * one for weight, one in zip(weights, reversed(scheduler.ets), strict=True))
+        slope = sum(weight * past for weight, past in zip(weights, reversed(scheduler.ets), strict=True))
         scheduler.cur_sample = sample if call == 0 else None
     if not schedule.uneven_coefficients:
         slope = predicted_noise(scheduler, slope, sample, now)
@@ -180,7 +178,7 @@ def pndm_step(
 
 
 def _first_again(
-    scheduler: Any, schedule: InstalledSchedule, output: torch.Tensor, sample: torch.Tensor, now: torch.Tensor
+    scheduler: Any, schedule: ScheduleState, output: torch.Tensor, sample: torch.Tensor, now: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The mean of the slopes at both ends of the first step, and the sample it started from."""
     end = schedule.alpha_bars[1]
@@ -189,13 +187,13 @@ def _first_again(
 
 
 def _slope(
-    scheduler: Any, schedule: InstalledSchedule, output: torch.Tensor, sample: torch.Tensor, alpha_bar: torch.Tensor
+    scheduler: Any, schedule: ScheduleState, output: torch.Tensor, sample: torch.Tensor, alpha_bar: torch.Tensor
 ) -> torch.Tensor:
     """What is combined over steps: the outputs as they are, as diffusers does (also v), or the noise."""
     return predicted_noise(scheduler, output, sample, alpha_bar) if schedule.uneven_coefficients else output
 
 
-def _weights(schedule: InstalledSchedule, index: int, count: int) -> tuple[float, ...]:
+def _weights(schedule: ScheduleState, index: int, count: int) -> tuple[float, ...]:
     if not schedule.uneven_coefficients:
         return ADAMS_BASHFORTH[count - 1]
     times = (*schedule.times, schedule.end_time)
@@ -226,7 +224,7 @@ def _check_order(scheduler: Any, timestep: Any, call: int) -> None:
 
 
 def add_noise(
-    scheduler: Any, _: InstalledSchedule, original_samples: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor
+    scheduler: Any, _: ScheduleState, original_samples: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor
 ) -> torch.Tensor:
     """x_t = √ᾱ_t x_0 + √(1-ᾱ_t) ε for a batch; timesteps (N,), which may lie between integers."""
     listed = timesteps.detach().cpu().reshape(-1).tolist()
@@ -236,7 +234,7 @@ def add_noise(
 
 
 def scale_model_input(
-    scheduler: Any, schedule: InstalledSchedule, sample: torch.Tensor, timestep: Any = None, **_: Any
+    scheduler: Any, schedule: ScheduleState, sample: torch.Tensor, timestep: Any = None, **_: Any
 ) -> torch.Tensor:
     """The sample as it is; tells the schedule which time comes (image to image starts later)."""
     if timestep is not None:

@@ -1,25 +1,22 @@
 """The accepted schedulers: one entry each, with what is particular to it.
 
-To add one: a line in :data:`SPECS`, and an entry in ``tests/sampling/test_schedule.py`` that proves it on
-uneven steps against a formula of its own. One that is not listed is refused by name.
+To add one: a line in :data:`SPECS`, and an entry in ``tests/peers/schedulers.py`` that proves it on uneven steps
+against a formula of its own. One that is not listed is refused by name.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any
 
 import numpy as np
 
 from autodiffusion_opt.errors import UserError, unknown
-from autodiffusion_opt.sampling.schedule import steps
+from autodiffusion_opt.sampling.schedule import solver_steps
 from autodiffusion_opt.sampling.schedule.noise import Between, Floats, first_sigma, sigmas_at
+from autodiffusion_opt.sampling.schedule.state import Layout, ScheduleState, called_times
 
-if TYPE_CHECKING:
-    from autodiffusion_opt.sampling.schedule.install import InstalledSchedule
-
-Layout = Literal["once", "heun", "plms"]
 # Where a flow starts at pure noise, log(1-σ) is -∞; diffusers' UniPC stops as far short of it.
 MOST_FLOW_SIGMA = 1 - 1e-6
 
@@ -30,12 +27,12 @@ class SchedulerSpec:
 
     Attributes:
         integer: diffusers keeps its ``timesteps`` as int64.
-        continuous: the times may lie between integers.
+        continuous: the times may lie between integers; not where a model is distilled at integer times.
         between: how σ is read between two integer times.
-        last: σ after the last step, from the scheduler; None for a scheduler that works on ᾱ.
-        layout: how often each time is called (``heun``: 2N-1 calls, ``plms``: N+1).
+        last_sigma: σ after the last step, from the scheduler; None for a scheduler that works on ᾱ.
+        layout: how often the denoiser is called in each step (``heun``: 2N-1 calls, ``plms``: N+1).
         flow: flow matching, σ = t/T.
-        fresh: sets what the scheduler remembers between steps to how it is before the first.
+        reset: sets what the scheduler remembers between steps to how it is before the first.
         methods: methods replaced by ours, ``f(scheduler, schedule, ...)``; without ``step``, diffusers' own.
         objection: why a scheduler of this class, as it is configured, cannot be accepted; None if it can.
     """
@@ -43,10 +40,10 @@ class SchedulerSpec:
     integer: bool = True
     continuous: bool = True
     between: Between = "log"
-    last: Callable[[Any], float] | None = None
+    last_sigma: Callable[[Any], float] | None = None
     layout: Layout = "once"
     flow: bool = False
-    fresh: Callable[[Any, InstalledSchedule], None] = lambda scheduler, schedule: None
+    reset: Callable[[Any, ScheduleState], None] = lambda scheduler, schedule: None
     methods: dict[str, Callable[..., Any]] = field(default_factory=dict)
     objection: Callable[[Any], str | None] = lambda scheduler: None
 
@@ -63,18 +60,18 @@ def _configured_last(scheduler: Any) -> float:
     return 0.0 if kind == "zero" else first_sigma(scheduler)
 
 
-def _fresh_multistep(scheduler: Any, schedule: InstalledSchedule) -> None:
+def _reset_multistep(scheduler: Any, schedule: ScheduleState) -> None:
     scheduler.model_outputs = [None] * scheduler.config.solver_order
     scheduler.lower_order_nums = 0
 
 
-def _fresh_unipc(scheduler: Any, schedule: InstalledSchedule) -> None:
-    _fresh_multistep(scheduler, schedule)
+def _reset_unipc(scheduler: Any, schedule: ScheduleState) -> None:
+    _reset_multistep(scheduler, schedule)
     scheduler.timestep_list = [None] * scheduler.config.solver_order
     scheduler.last_sample = None
 
 
-def _fresh_singlestep(scheduler: Any, schedule: InstalledSchedule) -> None:
+def _reset_singlestep(scheduler: Any, schedule: ScheduleState) -> None:
     scheduler.model_outputs = [None] * scheduler.config.solver_order
     scheduler.sample = None
     scheduler.order_list = singlestep_orders(scheduler.config, len(schedule.times))
@@ -93,27 +90,27 @@ def singlestep_orders(config: Any, count: int) -> list[int]:
     return orders
 
 
-def _fresh_derivatives(scheduler: Any, schedule: InstalledSchedule) -> None:
+def _reset_derivatives(scheduler: Any, schedule: ScheduleState) -> None:
     scheduler.derivatives = []
 
 
-def _fresh_heun(scheduler: Any, schedule: InstalledSchedule) -> None:
+def _reset_heun(scheduler: Any, schedule: ScheduleState) -> None:
     scheduler.prev_derivative = None
-    scheduler.dt = None
+    scheduler.dt = None  # None: the next call is the first of its step
 
 
-def _fresh_plms(scheduler: Any, schedule: InstalledSchedule) -> None:
+def _reset_plms(scheduler: Any, schedule: ScheduleState) -> None:
     scheduler.prk_timesteps = np.array([])
     scheduler.plms_timesteps = np.array(called_times(schedule.times, "plms"))
     scheduler._timesteps = np.array(schedule.times[::-1])
-    scheduler.ets = []
+    scheduler.ets = []  # slopes of up to four calls, oldest first
     scheduler.counter = 0
     scheduler.cur_model_output = 0
     scheduler.cur_sample = None
 
 
-def _fresh_custom(scheduler: Any, schedule: InstalledSchedule) -> None:
-    scheduler.custom_timesteps = True
+def _reset_custom(scheduler: Any, schedule: ScheduleState) -> None:
+    scheduler.custom_timesteps = True  # else diffusers looks up the previous time as t - T // N
 
 
 def _pndm_objection(scheduler: Any) -> str | None:
@@ -157,47 +154,47 @@ def _invert_objection(scheduler: Any) -> str | None:
     return "with invert_sigmas=True runs time the other way round" if scheduler.config.invert_sigmas else None
 
 
-_DDIM = SchedulerSpec(
-    methods={
-        "step": steps.ddim_step,
-        "add_noise": steps.add_noise,
-        "scale_model_input": steps.scale_model_input,
-    }
-)
-_DDPM = SchedulerSpec(
-    fresh=_fresh_custom,
-    methods={
-        "step": steps.ddpm_step,
-        "add_noise": steps.add_noise,
-        "scale_model_input": steps.scale_model_input,
-    },
-)
-_PNDM = SchedulerSpec(
-    layout="plms",
-    fresh=_fresh_plms,
-    methods={"step": steps.pndm_step, "add_noise": steps.add_noise},
-    objection=_pndm_objection,
-)
-_CONSISTENCY = SchedulerSpec(continuous=False, fresh=_fresh_custom)  # distilled at integer times
+# Of schedulers that work on ᾱ and count no steps of their own.
+_ON_ALPHA_BARS: dict[str, Callable[..., Any]] = {
+    "add_noise": solver_steps.add_noise,
+    "scale_model_input": solver_steps.scale_model_input,
+}
 
 SPECS: dict[str, SchedulerSpec] = {
-    "DDIMScheduler": _DDIM,
-    "DDPMScheduler": _DDPM,
-    "DEISMultistepScheduler": SchedulerSpec(last=first_sigma, fresh=_fresh_multistep, objection=_deis_objection),
-    "DPMSolverMultistepScheduler": SchedulerSpec(last=_configured_last, fresh=_fresh_multistep, objection=_dpm_objection),
-    "DPMSolverSinglestepScheduler": SchedulerSpec(last=_configured_last, fresh=_fresh_singlestep, objection=_dpm_objection),
-    "EulerAncestralDiscreteScheduler": SchedulerSpec(integer=False, between="linear", last=_zero),
-    "EulerDiscreteScheduler": SchedulerSpec(
-        integer=False, between="linear", last=_configured_last, objection=_continuous_v_objection
+    "DDIMScheduler": SchedulerSpec(methods={"step": solver_steps.ddim_step, **_ON_ALPHA_BARS}),
+    "DDPMScheduler": SchedulerSpec(reset=_reset_custom, methods={"step": solver_steps.ddpm_step, **_ON_ALPHA_BARS}),
+    "DEISMultistepScheduler": SchedulerSpec(last_sigma=first_sigma, reset=_reset_multistep, objection=_deis_objection),
+    "DPMSolverMultistepScheduler": SchedulerSpec(
+        last_sigma=_configured_last, reset=_reset_multistep, objection=_dpm_objection
     ),
-    "FlowMatchEulerDiscreteScheduler": SchedulerSpec(integer=False, last=_zero, flow=True, objection=_invert_objection),
-    "FlowMatchHeunDiscreteScheduler": SchedulerSpec(integer=False, last=_zero, flow=True, layout="heun", fresh=_fresh_heun),
-    "HeunDiscreteScheduler": SchedulerSpec(integer=False, between="linear", last=_zero, layout="heun", fresh=_fresh_heun),
-    "LCMScheduler": _CONSISTENCY,
-    "LMSDiscreteScheduler": SchedulerSpec(integer=False, between="linear", last=_zero, fresh=_fresh_derivatives),
-    "PNDMScheduler": _PNDM,
-    "TCDScheduler": _CONSISTENCY,
-    "UniPCMultistepScheduler": SchedulerSpec(last=_configured_last, fresh=_fresh_unipc, objection=_unipc_objection),
+    "DPMSolverSinglestepScheduler": SchedulerSpec(
+        last_sigma=_configured_last, reset=_reset_singlestep, objection=_dpm_objection
+    ),
+    "EulerAncestralDiscreteScheduler": SchedulerSpec(integer=False, between="linear", last_sigma=_zero),
+    "EulerDiscreteScheduler": SchedulerSpec(
+        integer=False, between="linear", last_sigma=_configured_last, objection=_continuous_v_objection
+    ),
+    "FlowMatchEulerDiscreteScheduler": SchedulerSpec(
+        integer=False, last_sigma=_zero, flow=True, objection=_invert_objection
+    ),
+    "FlowMatchHeunDiscreteScheduler": SchedulerSpec(
+        integer=False, last_sigma=_zero, flow=True, layout="heun", reset=_reset_heun
+    ),
+    "HeunDiscreteScheduler": SchedulerSpec(
+        integer=False, between="linear", last_sigma=_zero, layout="heun", reset=_reset_heun
+    ),
+    "LCMScheduler": SchedulerSpec(continuous=False, reset=_reset_custom),
+    "LMSDiscreteScheduler": SchedulerSpec(integer=False, between="linear", last_sigma=_zero, reset=_reset_derivatives),
+    "PNDMScheduler": SchedulerSpec(
+        layout="plms",
+        reset=_reset_plms,
+        methods={"step": solver_steps.pndm_step, "add_noise": solver_steps.add_noise},
+        objection=_pndm_objection,
+    ),
+    "TCDScheduler": SchedulerSpec(continuous=False, reset=_reset_custom),
+    "UniPCMultistepScheduler": SchedulerSpec(
+        last_sigma=_configured_last, reset=_reset_unipc, objection=_unipc_objection
+    ),
 }
 
 
@@ -217,29 +214,19 @@ def is_flow(scheduler: Any, spec: SchedulerSpec) -> bool:
     return spec.flow or bool(getattr(scheduler.config, "use_flow_sigmas", False))
 
 
-def called_times(times: Sequence[float], layout: Layout) -> tuple[float, ...]:
-    """The time of each call of the denoiser, in order.
-
-    Heun evaluates the slope at both ends of each step but the last. PLMS makes its first step twice.
-    """
-    first, rest = times[:1], times[1:]
-    if layout == "heun":
-        return (*first, *(time for time in rest for _ in range(2)))
-    if layout == "plms":
-        return (*first, *rest[:1], *rest)
-    return tuple(times)
-
-
 def called_sigmas(scheduler: Any, spec: SchedulerSpec, times: Sequence[float]) -> Floats:
-    """σ of each call, then σ after the last step, in the layout that diffusers' ``step`` reads."""
-    assert spec.last is not None
+    """σ of each call, then σ after the last step, in the layout that diffusers' ``step`` reads; float64.
+
+    Shape (N + 1,); for Heun's method (2N,), the σ of all but the first time and the end twice.
+    """
+    assert spec.last_sigma is not None
     if is_flow(scheduler, spec):
-        sigmas = np.array(times, dtype=np.float64) / scheduler.config.num_train_timesteps
+        sigmas = np.array(times, dtype=np.float64) / scheduler.config.num_train_timesteps  # σ = t/T
         last = 0.0
-        if not spec.flow:
+        if not spec.flow:  # a solver for both kinds, which takes log((1-σ)/σ)
             sigmas = sigmas.clip(max=MOST_FLOW_SIGMA)
     else:
         sigmas = sigmas_at(scheduler, times, spec.between)
-        last = spec.last(scheduler)
+        last = spec.last_sigma(scheduler)
     inner = np.repeat(sigmas[1:], 2 if spec.layout == "heun" else 1)
     return np.concatenate([sigmas[:1], inner, [last]])

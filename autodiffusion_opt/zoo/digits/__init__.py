@@ -6,11 +6,16 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from safetensors.torch import load_file
 from torch import nn
+
+from autodiffusion_opt.errors import UserError
 
 FOLDER = Path(__file__).parent
 PIPELINE = FOLDER / "pipeline"
@@ -38,13 +43,13 @@ class DigitsClassifier(nn.Module):
 
     def features(self, images: torch.Tensor) -> torch.Tensor:
         """(N, 1, 8, 8) in -1..1 -> (N, 64)."""
-        found: torch.Tensor = self.body(images)
-        return found
+        features: torch.Tensor = self.body(images)
+        return features
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """(N, 1, 8, 8) in -1..1 -> (N, 10) logits."""
-        found: torch.Tensor = self.head(self.features(images))
-        return found
+        logits: torch.Tensor = self.head(self.features(images))
+        return logits
 
 
 def load_images() -> torch.Tensor:
@@ -57,3 +62,21 @@ def load_classifier() -> DigitsClassifier:
     network = DigitsClassifier()
     network.load_state_dict(load_file(FEATURES))
     return network.eval().requires_grad_(False)
+
+
+class Features:
+    """The 64-d penultimate layer of the classifier, as an extractor of features: uint8 NCHW -> float32 (N, 64)."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._network = load_classifier().to(device)
+        self._device = device
+        self.identity = "digits-" + hashlib.sha256(FEATURES.read_bytes()).hexdigest()[:16]
+
+    @torch.inference_mode()
+    def __call__(self, images: torch.Tensor) -> NDArray[np.float32]:
+        """Images must be 8×8 and grey. Raises UserError for others."""
+        if tuple(images.shape[1:]) != (1, 8, 8):
+            raise UserError(f"the features digits need grey 8×8 images; got (C, H, W) = {tuple(images.shape[1:])}")
+        unit = images.to(self._device).float() / 127.5 - 1
+        features: NDArray[np.float32] = self._network.features(unit).cpu().numpy()
+        return features

@@ -7,49 +7,44 @@ import inspect
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from optuna.trial import FrozenTrial
 
-from autodiffusion_opt.study.problem import load
 from autodiffusion_opt.candidate import Candidate
 from autodiffusion_opt.errors import UserError
-from autodiffusion_opt.study.config import StudyConfig, stored_config
-from autodiffusion_opt.progress import Progress, silent
-from autodiffusion_opt.study.results import candidate_file, study_name, top_trials
-from autodiffusion_opt.trials.storage import open_storage, storage_url
-from autodiffusion_opt.study.run import baseline_trials, need_study
-from autodiffusion_opt.trials.history import value_of
+from autodiffusion_opt.objective import MetricConfig
+from autodiffusion_opt.optimizer import OptimizerConfig
+from autodiffusion_opt.study.config import PYTHON, StudyConfig
+from autodiffusion_opt.study.results import Result, StoredStudy, candidate_file
+
+if TYPE_CHECKING:
+    from autodiffusion_opt.sampling.generate import ImageSampler
 
 CANDIDATE = "candidate.json"
 PLAIN = "plain.json"
 
 
-def export_study(study: str, storage: str | None, folder: Path, progress: Progress = silent) -> list[Path]:
+def export_study(stored: StoredStudy, config: StudyConfig, sampler: ImageSampler | None, folder: Path) -> list[Path]:
     """Write the best candidate of a study to ``folder``; the files written.
 
     Args:
-        study: its name, or its TOML file.
-        storage: the database.
+        stored: the study in SQL.
+        config: what it says.
+        sampler: its pipeline; None for a study without a pipeline.
         folder: created if need be; files of the same names are replaced.
-        progress: is told that the model is loaded.
 
     Raises:
-        UserError: for a study that is not in SQL or has no complete trial, or a folder that cannot be written.
+        UserError: for a study that has no complete trial, or a folder that cannot be written.
     """
-    name = study_name(study)
-    trials, definition = top_trials(study, storage, 1)
-    plan = stored_config(name, Path(name), definition)
-    candidate = Candidate.from_json(trials[0].user_attrs["candidate"])
-    pipeline = load(plan, progress)
-    plain = plain_lists(pipeline.scheduler, candidate)
-    everything = need_study(open_storage(storage_url(storage), create=False), name, storage_url(storage)).get_trials()
+    best = stored.top(1)[0]
+    plain = {} if sampler is None else plain_lists(sampler.pipeline.scheduler, best.candidate)
     files = {
-        CANDIDATE: json.dumps(candidate_file(trials[0], name, definition), indent=2) + "\n",
-        "README.md": _readme(plan, trials[0], candidate, everything, plain),
-        "sample.py": _script(plan, pipeline, candidate),
+        CANDIDATE: json.dumps(candidate_file(best, stored.name, stored.definition), indent=2) + "\n",
+        "README.md": _readme(stored, config, best, plain),
     }
+    if sampler is not None and config.pipeline is not None and not config.pipeline.model.startswith(f"{PYTHON}:"):
+        files["sample.py"] = _script(config, sampler.pipeline, best.candidate)
     if plain:
         files[PLAIN] = json.dumps(plain) + "\n"
     return _write(folder, files)
@@ -77,14 +72,14 @@ def plain_lists(scheduler: Any, candidate: Candidate) -> dict[str, list[float]]:
 def _guesses(scheduler: Any, candidate: Candidate) -> dict[str, list[float]]:
     taken = inspect.signature(scheduler.set_timesteps).parameters
     times = [int(time) if time.is_integer() else time for time in candidate.times]
-    found: dict[str, list[float]] = {"timesteps": times} if "timesteps" in taken else {}
+    guesses: dict[str, list[float]] = {"timesteps": times} if "timesteps" in taken else {}
     if "sigmas" in taken:
         train = scheduler.config.num_train_timesteps
         shift = float(scheduler.config.get("shift") or 1.0)
         # Flow matching: the scheduler applies σ -> s·σ / (1 + (s - 1)·σ) to what it is given; this is its inverse.
         levels = [time / train for time in candidate.times]
-        found["sigmas"] = [level / (shift - (shift - 1) * level) for level in levels]
-    return found
+        guesses["sigmas"] = [level / (shift - (shift - 1) * level) for level in levels]
+    return guesses
 
 
 def _gives(scheduler: Any, key: str, values: list[float], wanted: Any) -> bool:
@@ -96,13 +91,14 @@ def _gives(scheduler: Any, key: str, values: list[float], wanted: Any) -> bool:
     return all(_close(scheduler, wanted, name) for name in ("timesteps", "sigmas"))
 
 
-def _close(one: Any, other: Any, name: str) -> bool:
-    mine, theirs = (np.asarray(getattr(each, name, np.zeros(0)), dtype=np.float64) for each in (one, other))
-    return mine.shape == theirs.shape and bool(np.allclose(mine, theirs, rtol=1e-5, atol=1e-5))
+def _close(scheduler: Any, wanted: Any, name: str) -> bool:
+    has, needs = (np.asarray(getattr(each, name, np.zeros(0)), dtype=np.float64) for each in (scheduler, wanted))
+    return has.shape == needs.shape and bool(np.allclose(has, needs, rtol=1e-5, atol=1e-5))
 
 
-def _script(plan: StudyConfig, pipeline: Any, candidate: Candidate) -> str:
-    table = plan.space.pipeline
+def _script(config: StudyConfig, pipeline: Any, candidate: Candidate) -> str:
+    table = config.pipeline
+    assert table is not None
     settings = {
         "scheduler": None if table.scheduler is None else type(pipeline.scheduler).__name__,
         "scheduler_settings": table.scheduler_settings or None,
@@ -114,7 +110,7 @@ def _script(plan: StudyConfig, pipeline: Any, candidate: Candidate) -> str:
     call = {**table.call, **({"prompt": "a photograph"} if _takes_prompt(pipeline) else {})}
     words = "".join(f"{key}={value!r}, " for key, value in call.items())
     lines = [
-        f'"""Sample with the best candidate of the study {plan.name}."""',
+        f'"""Sample with the best candidate of the study {config.name}."""',
         "",
         "from pathlib import Path",
         "",
@@ -131,31 +127,27 @@ def _takes_prompt(pipeline: Any) -> bool:
     return "prompt" in inspect.signature(type(pipeline).__call__).parameters
 
 
-def _readme(
-    plan: StudyConfig,
-    trial: FrozenTrial,
-    candidate: Candidate,
-    trials: list[FrozenTrial],
-    plain: Mapping[str, list[float]],
-) -> str:
-    rows = [f"| {name} | {_four(value_of(one))} |" for name, one in baseline_trials(trials).items()]
-    objective = plan.objective
+def _readme(stored: StoredStudy, config: StudyConfig, best: Result, plain: Mapping[str, list[float]]) -> str:
+    model = "" if config.pipeline is None else f"`{config.pipeline.model}`, "
+    optimizer = (
+        config.optimizer.kind if isinstance(config.optimizer, OptimizerConfig) else type(config.optimizer).__name__
+    )
+    names = stored.value_names
     lines = [
-        f"# {plan.name}",
+        f"# {config.name}",
         "",
-        f"`{plan.space.pipeline.model}`, {len(candidate.steps)} steps: `{candidate}`.",
+        f"{model}{len(best.candidate.steps)} steps: `{best.candidate}`.",
         "",
-        f"Found by `{plan.optimizer.kind}` in {len([one for one in trials if value_of(one) is not None])} trials; "
-        f"{objective.kind} on {objective.images} images, features `{objective.features}`, reference "
-        f"`{objective.reference}`. These are values of the search, for ranking; "
+        f"Found by `{optimizer}` in {len(stored.complete())} trials; {_objective_text(config)} "
+        "These are values of the search, for ranking; "
         f"`autodiffusion-opt verify {CANDIDATE}` re-scores them on fresh seeds.",
         "",
-        "| schedule | value |",
-        "| --- | --- |",
-        *rows,
-        f"| **best** (trial {trial.number}) | **{_four(value_of(trial))}** |",
+        f"| schedule | {' | '.join(names)} |",
+        f"| --- |{' --- |' * len(names)}",
+        *(f"| {name} | {_row(result)} |" for name, result in stored.baselines().items()),
+        f"| **best** (trial {best.trial}) | {_row(best, '**')} |",
         "",
-        "Use it: `python sample.py`, or",
+        f"Use it: {'`python sample.py`, or' if model and not model.startswith(f'`{PYTHON}:') else ''}".rstrip(),
         "",
         "```python",
         "import autodiffusion_opt as ado",
@@ -167,15 +159,25 @@ def _readme(
         lines += [
             "",
             f"Without autodiffusion-opt: `scheduler.set_timesteps({key}={values})`, or pass `{key}=` to a call",
+            "that takes it. It was checked to give the same time steps and noise levels.",
         ]
-        lines += ["that takes it. It was checked to give the same time steps and noise levels."]
-    else:
+    elif model:
         lines += ["", "This scheduler or this candidate cannot be expressed as a plain list of diffusers."]
     return "\n".join(lines) + "\n"
 
 
-def _four(value: float | None) -> str:
-    return "" if value is None else f"{value:.4g}"
+def _objective_text(config: StudyConfig) -> str:
+    objective = config.objective
+    if isinstance(objective, MetricConfig):
+        features = objective.features if isinstance(objective.features, str) else objective.features.identity
+        return (
+            f"{objective.kind} on {objective.images} images, features `{features}`, reference `{objective.reference}`."
+        )
+    return f"the objective `{getattr(objective, 'identity', type(objective).__name__)}`."
+
+
+def _row(result: Result, mark: str = "") -> str:
+    return " | ".join(f"{mark}{value:.4g}{mark}" for value in result.values.values())
 
 
 def _write(folder: Path, files: Mapping[str, str]) -> list[Path]:

@@ -1,0 +1,247 @@
+"""Objectives and features of one's own, handed over in Python.
+
+A function says nothing of what it computes, so each comes with an ``identity``: text that is changed whenever the
+function would give other numbers. A resumed study compares it.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from autodiffusion_opt.candidate import Candidate
+from autodiffusion_opt.config import build
+from autodiffusion_opt.errors import EvaluationError, UserError
+from autodiffusion_opt.objective.base import Direction, Score
+from autodiffusion_opt.objective.image_objective import ImageObjective
+from autodiffusion_opt.progress import Progress, silent
+from autodiffusion_opt.sampling.config import ConditionsConfig
+from autodiffusion_opt.space.model_info import ModelInfo
+
+if TYPE_CHECKING:
+    import torch
+
+    from autodiffusion_opt.sampling.generate import ImageSampler
+
+
+@dataclass(frozen=True)
+class Features:
+    """A feature extractor of one's own, for the metrics that take features: ``{"kind": "fid", "features": ado.Features(...)}``.
+
+    Attributes:
+        function: uint8 (N, C, H, W), on the pipeline's device, to (N, D) floats: a torch tensor or a NumPy array.
+        identity: is changed whenever the function would give other numbers.
+
+    Raises:
+        UserError: without an identity.
+    """
+
+    function: Callable[[torch.Tensor], Any]
+    identity: str = ""
+
+    def __post_init__(self) -> None:
+        _need_identity("Features", self.function, self.identity)
+
+    def __call__(self, images: torch.Tensor) -> NDArray[np.float32]:
+        """Float32 (N, D). Raises EvaluationError where the function fails or gives another shape."""
+        result = _call(self.function, images, f"the features {self.identity!r}")
+        array = np.asarray(result.detach().cpu() if hasattr(result, "detach") else result, dtype=np.float32)
+        if array.ndim != 2 or len(array) != len(images):
+            raise EvaluationError(
+                f"the features {self.identity!r} must be (N, D) for N = {len(images)} images; got {array.shape}"
+            )
+        return array
+
+
+@dataclass(frozen=True)
+class ImageMetric:
+    """An objective of one's own on generated images.
+
+    Attributes:
+        function: uint8 (N, C, H, W), all images of a candidate in main memory, to a number, or to a dict of numbers
+            that holds ``name``.
+        images: how many a trial generates.
+        identity: is changed whenever the function would give other numbers.
+        name: of the value.
+        direction: whether less or more is better.
+        seed: of the noise.
+        conditions: as the table ``[conditions]``: prompts or labels.
+
+    Raises:
+        UserError: without an identity.
+    """
+
+    function: Callable[[torch.Tensor], Any]
+    images: int = 0
+    identity: str = ""
+    name: str = "value"
+    direction: Direction = "minimize"
+    seed: int = 0
+    conditions: ConditionsConfig | Mapping[str, Any] = field(default_factory=ConditionsConfig)
+
+    def __post_init__(self) -> None:
+        _need_identity("ImageMetric", self.function, self.identity)
+        _check_direction(self.direction)
+        if self.images < 1:
+            raise UserError(f"ImageMetric: images must be 1 or more, the number of images a trial; got {self.images}")
+        if not isinstance(self.conditions, ConditionsConfig):
+            table = build(ConditionsConfig, self.conditions, "ImageMetric: conditions")
+            object.__setattr__(self, "conditions", table)
+
+    def definition(self) -> dict[str, Any]:
+        """What a resumed study compares, as JSON values."""
+        assert isinstance(self.conditions, ConditionsConfig)
+        return {
+            "python": "ImageMetric",
+            "identity": self.identity,
+            "images": self.images,
+            "seed": self.seed,
+            "name": self.name,
+            "direction": self.direction,
+            "conditions": self.conditions.model_dump(mode="json"),
+        }
+
+    def objective(
+        self, sampler: ImageSampler, info: ModelInfo, base: Path, progress: Progress = silent
+    ) -> ImageObjective:
+        """The objective of a loaded pipeline."""
+        return ImageObjective(
+            sampler,
+            info,
+            self.images,
+            self.seed,
+            {self.name: self.direction},
+            lambda: _Collected(self),
+            self.identity,
+        )
+
+
+class _Collected:
+    """Keeps the images of one candidate for a function that wants them all."""
+
+    def __init__(self, metric: ImageMetric) -> None:
+        self._metric = metric
+        self._blocks: list[torch.Tensor] = []
+
+    def add(self, images: torch.Tensor) -> None:
+        self._blocks.append(images.cpu())
+
+    def values(self) -> dict[str, float]:
+        import torch
+
+        what = f"the metric {self._metric.identity!r}"
+        result = _call(self._metric.function, torch.cat(self._blocks), what)
+        return named_values(result, self._metric.name, what)
+
+
+@dataclass(frozen=True)
+class CandidateMetric:
+    """An objective of one's own on candidates, with a sampling system of one's own: no pipeline is loaded.
+
+    Attributes:
+        function: a :class:`~autodiffusion_opt.Candidate` to a number, or to a dict of numbers that holds ``name``.
+        identity: is changed whenever the function would give other numbers.
+        name: of the value.
+        direction: whether less or more is better.
+
+    Raises:
+        UserError: without an identity.
+    """
+
+    function: Callable[[Candidate], Any]
+    identity: str = ""
+    name: str = "value"
+    direction: Direction = "minimize"
+
+    def __post_init__(self) -> None:
+        _need_identity("CandidateMetric", self.function, self.identity)
+        _check_direction(self.direction)
+
+    def definition(self) -> dict[str, Any]:
+        """What a resumed study compares, as JSON values."""
+        return {
+            "python": "CandidateMetric",
+            "identity": self.identity,
+            "name": self.name,
+            "direction": self.direction,
+        }
+
+    def bound_to(self, info: ModelInfo) -> CandidateObjective:
+        """The objective, with a model's numbers for costs."""
+        return CandidateObjective(self, info)
+
+
+@dataclass(frozen=True)
+class CandidateObjective:
+    """A :class:`CandidateMetric` as an objective: it makes no images, so ``seed`` and ``images`` change nothing."""
+
+    metric: CandidateMetric
+    info: ModelInfo
+
+    @property
+    def directions(self) -> Mapping[str, Direction]:
+        """The metric's."""
+        return {self.metric.name: self.metric.direction}
+
+    @property
+    def identity(self) -> str:
+        """The metric's."""
+        return self.metric.identity
+
+    def measure(
+        self, candidate: Candidate, *, seed: int | None = None, images: int | None = None, progress: Progress = silent
+    ) -> Iterator[Score]:
+        """One rung; see :class:`~autodiffusion_opt.objective.base.Objective`."""
+        begun = time.perf_counter()
+        what = f"the metric {self.metric.identity!r}"
+        values = named_values(_call(self.metric.function, candidate, what), self.metric.name, what)
+        yield Score.of(values, candidate, self.info, images=0, seconds=time.perf_counter() - begun)
+
+
+def named_values(result: Any, name: str, what: str) -> dict[str, float]:
+    """A function's result as named values, the value that is optimised first.
+
+    Raises:
+        EvaluationError: for what is no number, not a number (NaN), or a dict without ``name``.
+    """
+    given = dict(result) if isinstance(result, Mapping) else {name: result}
+    if name not in given:
+        raise EvaluationError(f"{what} must give a value named {name!r}; got {', '.join(map(str, given)) or 'none'}")
+    values: dict[str, float] = {}
+    for key in [name, *(key for key in given if key != name)]:
+        try:
+            values[str(key)] = float(given[key])
+        except (TypeError, ValueError):
+            raise EvaluationError(f"{what} must give numbers; {key} is {given[key]!r}") from None
+        if math.isnan(values[str(key)]):
+            raise EvaluationError(f"{what} must give numbers; {key} is not a number (NaN)")
+    return values
+
+
+def _call(function: Callable[[Any], Any], argument: Any, what: str) -> Any:
+    try:
+        return function(argument)
+    except Exception as error:
+        raise EvaluationError(f"{what} failed: {type(error).__name__}: {error}") from error
+
+
+def _need_identity(what: str, function: object, identity: str) -> None:
+    if not callable(function):
+        raise UserError(f"{what}: function must be callable; got {function!r}")
+    if not identity:
+        raise UserError(
+            f'{what} needs an identity, such as identity="my-metric-1": a function does not say what it computes, and '
+            "a resumed study must know that it computes the same. Change it whenever the numbers change"
+        )
+
+
+def _check_direction(direction: str) -> None:
+    if direction not in ("minimize", "maximize"):
+        raise UserError(f'direction must be "minimize" or "maximize"; got {direction!r}')

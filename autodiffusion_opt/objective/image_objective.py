@@ -1,0 +1,67 @@
+"""The objective that generates images, block by block, and hands them to a measurement."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+from autodiffusion_opt.candidate import Candidate
+from autodiffusion_opt.objective.base import Direction, Score
+from autodiffusion_opt.progress import Progress, silent
+from autodiffusion_opt.space.model_info import ModelInfo
+
+if TYPE_CHECKING:
+    import torch
+
+    from autodiffusion_opt.sampling.generate import ImageSampler
+
+
+class Measurement(Protocol):
+    """Takes the images of one candidate, block by block, and says what they are worth."""
+
+    def add(self, images: torch.Tensor) -> None:
+        """uint8 (N, C, H, W)."""
+        ...
+
+    def values(self) -> Mapping[str, float]:
+        """Of all images that were added."""
+        ...
+
+
+@dataclass(frozen=True)
+class ImageObjective:
+    """Generates ``images`` images of a candidate, always from the same noise, and measures them.
+
+    Attributes:
+        sampler: makes the images.
+        info: the model's numbers, for costs.
+        images: how many, unless ``measure`` is told.
+        seed: of the noise, unless ``measure`` is told.
+        directions: of the values.
+        start: makes the measurement of one candidate.
+        identity: changes when the measurement does, for a reason that the table does not tell.
+    """
+
+    sampler: ImageSampler
+    info: ModelInfo
+    images: int
+    seed: int
+    directions: Mapping[str, Direction]
+    start: Callable[[], Measurement]
+    identity: str
+
+    def measure(
+        self, candidate: Candidate, *, seed: int | None = None, images: int | None = None, progress: Progress = silent
+    ) -> Iterator[Score]:
+        """One rung; see :class:`~autodiffusion_opt.objective.base.Objective`."""
+        count = self.images if images is None else images
+        begun = time.perf_counter()
+        measurement, done = self.start(), 0
+        for block in self.sampler.images(candidate, range(count), self.seed if seed is None else seed):
+            measurement.add(block)
+            done += len(block)
+            progress("images", done, count)
+        values = measurement.values()
+        yield Score.of(values, candidate, self.info, images=count, seconds=time.perf_counter() - begun)

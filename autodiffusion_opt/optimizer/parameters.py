@@ -1,0 +1,211 @@
+"""Any Optuna sampler as a study's optimizer, so that a study run in parts proposes what one run would.
+
+A stock sampler starts its random numbers anew in every process, and sees trials by their numbers, retries included.
+Here every trial gets a fresh copy of the sampler whose random numbers follow from (study seed, position), and which
+sees the trials before it one a position, numbered by position: what an uninterrupted study would show it.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Container, Iterable, Mapping
+from typing import Any
+
+import numpy as np
+import optuna
+from optuna.distributions import BaseDistribution
+from optuna.samplers import BaseSampler
+from optuna.trial import FrozenTrial, TrialState
+from pydantic import ConfigDict, model_validator
+
+from autodiffusion_opt.errors import UserError, unknown_text
+from autodiffusion_opt.optimizer.base import OptimizerConfig, require_fully_parametric
+from autodiffusion_opt.space import Space
+from autodiffusion_opt.trials.history import History
+
+PREFIX = "optuna:"
+SAMPLERS = {"tpe": "TPESampler", "cmaes": "CmaEsSampler", "random": "RandomSampler"}
+# Packages that a sampler imports only when it is asked.
+NEEDS = {"cmaes": "cmaes"}
+
+
+class OptunaConfig(OptimizerConfig):
+    """``kind = "optuna:tpe"``, ``"optuna:cmaes"``, ``"optuna:random"``: a sampler of Optuna's, with its own arguments.
+
+    Every other key is an argument of the sampler: ``n_startup_trials = 20``.
+    """
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    @model_validator(mode="after")
+    def _arguments_exist(self) -> OptunaConfig:
+        sampler = _sampler_class(self.kind)
+        allowed = [name for name in inspect.signature(sampler).parameters if name != "seed"]
+        for name in self.__pydantic_extra__ or {}:
+            if name == "seed":
+                raise ValueError("seed is the study's: set it beside trials")
+            if name not in allowed:
+                raise ValueError(unknown_text(f"an argument of {sampler.__name__}", name, allowed))
+        return self
+
+    def sampler(self, space: Space, seed: int) -> BaseSampler:
+        """The sampler. Raises UserError for arguments that it refuses, or a package that is not installed."""
+        require_fully_parametric(space, self.kind)
+        sampler_class = _sampler_class(self.kind)
+        package = NEEDS.get(self.kind.removeprefix(PREFIX))
+        if package is not None:
+            try:
+                __import__(package)
+            except ImportError:
+                raise UserError(f"optimizer {self.kind} needs the package {package}: pip install {package}") from None
+        try:
+            return ParameterSampler(sampler_class(**(self.__pydantic_extra__ or {})), seed)
+        except (TypeError, ValueError) as error:
+            raise UserError(f"optimizer {self.kind}: {error}") from None
+
+
+def _sampler_class(kind: str) -> type[BaseSampler]:
+    name = kind.removeprefix(PREFIX)
+    if name not in SAMPLERS:
+        raise ValueError(unknown_text("a sampler of Optuna", kind, [PREFIX + known for known in SAMPLERS]))
+    sampler: type[BaseSampler] = getattr(optuna.samplers, SAMPLERS[name])
+    return sampler
+
+
+class ParameterSampler(BaseSampler):
+    """Wraps an Optuna sampler; see the module.
+
+    Args:
+        sampler: any sampler; is copied, never changed. Its random numbers must come from NumPy generators that it
+            holds (all of Optuna's do); others are not derived from the seed.
+        seed: the study's.
+    """
+
+    def __init__(self, sampler: BaseSampler, seed: int) -> None:
+        self.original = sampler
+        self.seed = seed
+        self.history: History | None = None
+        self._trial_id: int | None = None
+        self._sampler = sampler
+        self._settled: list[FrozenTrial] = []  # as the sampler sees them: positions from 0 on that will not change
+
+    def before_trial(self, study: optuna.Study, trial: FrozenTrial) -> None:
+        """A fresh copy of the sampler for this trial, its random numbers set."""
+        if self.history is None or self.history.study.study_name != study.study_name:
+            self.history, self._settled = History(study), []
+        position = self.history.refresh().position(trial.number)
+        self._sampler = copy.deepcopy(self.original)
+        _seed(self._sampler, np.random.default_rng([self.seed, position]))
+        self._trial_id = trial._trial_id
+        self._sampler.before_trial(*self._seen_at(study, trial))
+
+    def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
+        """As the sampler has it."""
+        return self._sampler.infer_relative_search_space(*self._seen_at(study, trial))
+
+    def sample_relative(
+        self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Any]:
+        """As the sampler has it."""
+        return self._sampler.sample_relative(*self._seen_at(study, trial), search_space)
+
+    def sample_independent(
+        self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
+    ) -> Any:
+        """As the sampler has it."""
+        return self._sampler.sample_independent(*self._seen_at(study, trial), param_name, param_distribution)
+
+    def after_trial(self, study: optuna.Study, trial: FrozenTrial, state: TrialState, values: Any) -> None:
+        """As the sampler has it."""
+        self._sampler.after_trial(*self._seen_at(study, trial), state, values)
+
+    def _seen_at(self, study: optuna.Study, trial: FrozenTrial) -> tuple[Any, FrozenTrial]:
+        """The study and the trial as the sampler sees them."""
+        assert self.history is not None  # before_trial comes first
+        position = self.history.position(trial.number)
+        settled = self.history.settled
+        while len(self._settled) < position and len(self._settled) in settled:
+            self._settled += self._numbered(self.history.sequence(len(self._settled), len(self._settled) + 1))
+        rest = self._numbered(self.history.sequence(len(self._settled), position))
+        return _StudyView(study, [*self._settled[:position], *rest]), _with_number(trial, position)
+
+    def _numbered(self, trials: Iterable[FrozenTrial]) -> list[FrozenTrial]:
+        assert self.history is not None
+        return [_with_number(trial, self.history.position(trial.number)) for trial in trials]
+
+
+def _with_number(trial: FrozenTrial, number: int) -> FrozenTrial:
+    if trial.number == number:
+        return trial
+    renumbered = copy.copy(trial)
+    renumbered.number = number
+    return renumbered
+
+
+class _StudyView:
+    """An Optuna study that shows other trials than its own; everything else is the study's."""
+
+    def __init__(self, study: optuna.Study, trials: list[FrozenTrial]) -> None:
+        self._study = study
+        self._trials = trials
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._study, name)
+
+    @property
+    def trials(self) -> list[FrozenTrial]:
+        return self.get_trials()
+
+    def get_trials(self, deepcopy: bool = True, states: Container[TrialState] | None = None) -> list[FrozenTrial]:
+        chosen = [trial for trial in self._trials if states is None or trial.state in states]
+        return copy.deepcopy(chosen) if deepcopy else chosen
+
+    def _get_trials(
+        self, deepcopy: bool = True, states: Container[TrialState] | None = None, use_cache: bool = False
+    ) -> list[FrozenTrial]:
+        return self.get_trials(deepcopy, states)  # the name by which Optuna's samplers ask
+
+
+def _seed(sampler: object, rng: np.random.Generator) -> None:
+    """Seed every random generator that a sampler holds, itself or in a part of it, in the order of their names."""
+    seen: set[int] = set()
+
+    def visit(part: Any) -> None:
+        if id(part) in seen or not hasattr(part, "__dict__"):
+            return
+        seen.add(id(part))
+        for name in sorted(vars(part)):
+            value = vars(part)[name]
+            state = value if isinstance(value, np.random.RandomState) else _lazy_state(value)
+            if state is not None and id(state) not in seen:
+                seen.add(id(state))
+                state.seed(int(rng.integers(2**32)))
+            elif isinstance(value, np.random.Generator):
+                vars(part)[name] = np.random.default_rng(int(rng.integers(2**32)))
+            elif isinstance(value, BaseSampler) or type(value).__module__.startswith("optuna.samplers"):
+                visit(value)
+
+    visit(sampler)
+
+
+def _lazy_state(value: Any) -> np.random.RandomState | None:
+    """The generator inside Optuna's LazyRandomState, which makes it when it is first asked for."""
+    state = getattr(value, "rng", None) if type(value).__name__ == "LazyRandomState" else None
+    return state if isinstance(state, np.random.RandomState) else None
+
+
+def describe_sampler(sampler: BaseSampler) -> dict[str, Any]:
+    """A sampler's class and its settings that are plain values, as JSON: what a resumed study compares."""
+    settings: dict[str, Any] = {}
+    for name, value in sorted(vars(sampler).items()):
+        key = name.lstrip("_")
+        if isinstance(value, BaseSampler):
+            settings[key] = describe_sampler(value)
+        elif value is None or isinstance(value, bool | int | float | str):
+            settings[key] = value
+        elif inspect.isroutine(value):
+            settings[key] = f"{value.__module__}.{value.__qualname__}"
+        elif isinstance(value, Mapping) and all(isinstance(entry, int | float | str) for entry in value.values()):
+            settings[key] = dict(value)
+    return {"kind": f"{type(sampler).__module__}.{type(sampler).__qualname__}", **settings}

@@ -1,0 +1,52 @@
+"""Every key that this package writes to SQL, and what it means. No other file spells one."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+from optuna.trial import FrozenTrial, TrialState
+
+from autodiffusion_opt.candidate import Candidate
+
+# User attributes of a trial.
+CANDIDATE = "candidate"  # its canonical JSON, published before the parameters
+BASELINE = "baseline"  # the name of the usual schedule that this is
+ORIGIN = "origin"  # how the optimizer made it: random, mutation, crossover ...
+STAGE = "stage"  # of a search in stages
+RETRY_OF = "retry_of"  # the position of the trial whose worker died
+WORKER = "worker"  # host, process and start of the process that runs it
+REUSED_FROM = "reused_from"  # the number of the trial whose values were taken over
+SCORE = "score"  # named values, images, seconds, NFE, layer runs, FLOPs
+ERROR = "error"  # why it failed
+EVALUATION_FAILED = "evaluation_failed"  # true: measuring raised an error; the candidate is not tried again
+
+# User attributes of a study.
+DEFINITION = "definition"  # what must not change under the study's name
+FINGERPRINT = "fingerprint"  # in the definition: of the model, the conditions, the reference
+RANKING = "ranking"  # of layers, measured once
+WANTED = "trials"  # how many trials the study's file asks for
+FILE = "file"  # the study's: relative paths in its tables start from there
+
+# Of a trial that died, a retry takes over what says which candidate it is and where it came from.
+INHERITED = (CANDIDATE, BASELINE, ORIGIN, STAGE)
+# System attribute in which Optuna keeps the parameters of an enqueued trial.
+FIXED_PARAMETERS = "fixed_params"
+
+
+@lru_cache(maxsize=65536)
+def parse_candidate(text: str) -> Candidate:
+    """The candidate of a JSON text, parsed once."""
+    return Candidate.from_json(text)
+
+
+def candidate_of(trial: FrozenTrial) -> Candidate | None:
+    """The trial's candidate; None where the trial died before it had one."""
+    text = trial.user_attrs.get(CANDIDATE)
+    return None if text is None else parse_candidate(text)
+
+
+def values_of(trial: FrozenTrial) -> tuple[float, ...] | None:
+    """The trial's values, one for each direction of the study, if it completed."""
+    if trial.state != TrialState.COMPLETE or not trial.values:
+        return None
+    return tuple(trial.values)

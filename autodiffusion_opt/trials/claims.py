@@ -1,0 +1,155 @@
+"""Positions are claimed one at a time, so that no two workers measure the same; a lost worker's are retried once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+import optuna
+from optuna.trial import FrozenTrial, TrialState
+
+from autodiffusion_opt.candidate import Candidate
+from autodiffusion_opt.trials import workers
+from autodiffusion_opt.trials.attributes import BASELINE, CANDIDATE, INHERITED, ORIGIN, RETRY_OF, WORKER, candidate_of
+from autodiffusion_opt.trials.history import History
+from autodiffusion_opt.trials.storage import fail, record_heartbeat, stale_trial_ids, start_trial
+
+Encode = Callable[[Candidate], dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A running trial that belongs to this worker.
+
+    Attributes:
+        study: the Optuna study.
+        trial_id: in the database.
+        number: of the trial.
+        position: in the study's sequence.
+    """
+
+    study: optuna.Study
+    trial_id: int
+    number: int
+    position: int
+
+    def heartbeat(self) -> AbstractContextManager[None]:
+        """Tells SQL, while it lasts, that the trial is being worked at."""
+        return workers.heartbeat(lambda: record_heartbeat(self.study, self.trial_id))
+
+
+class Claims:
+    """Takes positions of a study for this worker.
+
+    Args:
+        history: of the study; is refreshed here.
+        encode: the parameters of a candidate, for trials that are enqueued with one.
+    """
+
+    def __init__(self, history: History, encode: Encode) -> None:
+        self._history = history
+        self._study = history.study
+        self._encode = encode
+
+    def enqueue_baselines(self, baselines: Mapping[str, Candidate]) -> None:
+        """The usual schedules come first, so that every study carries its own comparison; each is enqueued once."""
+        known = self._history.refresh().baseline_names
+        for name, candidate in baselines.items():
+            if name not in known:
+                attributes = {BASELINE: name, CANDIDATE: candidate.to_json(), ORIGIN: "baseline"}
+                self._study.enqueue_trial(self._encode(candidate), user_attrs=attributes)
+        self._drop_duplicates()
+
+    def _drop_duplicates(self) -> None:
+        """Of baselines that several workers enqueued, since each saw an empty study, only the first is run."""
+        first: set[str] = set()
+        for _, trial in sorted(self._history.refresh().trials.items()):
+            name = None if RETRY_OF in trial.user_attrs else trial.user_attrs.get(BASELINE)
+            if name in first and trial.state == TrialState.WAITING:
+                fail(self._study, trial._trial_id, "another worker enqueued it first")
+            if name is not None:
+                first.add(name)
+
+    def take(self, wanted: int) -> Claim | None:
+        """The next position, its trial running under this worker's name; None where ``wanted`` positions are taken.
+
+        A position whose worker died comes before a new one.
+        """
+        while True:
+            self.recover(wanted)
+            if len(self._taken()) >= wanted:
+                return None
+            waiting = self._history.unfinished(TrialState.WAITING)
+            trial_id = start_trial(self._study, waiting[0] if waiting else None)
+            if trial_id is None:  # another worker took the waiting trial
+                continue
+            trials = self._history.refresh().trials.values()
+            number = next(trial.number for trial in reversed(trials) if trial._trial_id == trial_id)
+            position = self._history.position(number)
+            if sum(taken < position for taken in self._taken()) >= wanted:
+                fail(self._study, trial_id, "not wanted: other workers began the last trials")
+                continue
+            return Claim(self._study, trial_id, number, position)
+
+    def recover(self, wanted: int) -> int:
+        """Fail the trials whose worker died, and enqueue each open position below ``wanted``; how many had died.
+
+        A trial that is finished already is left alone, and a position that another worker retried first is retried by
+        that worker.
+        """
+        lost = [trial for trial in self._running() if not self._is_alive(trial)]
+        for trial in lost:
+            fail(self._study, trial._trial_id, "its worker died")
+        self._retry_open(wanted)
+        return len(lost)
+
+    def release(self, reason: str, wanted: int) -> None:
+        """Whatever stopped the run: no trial of this worker stays running, and each is retried first next time."""
+        for trial in self._running():
+            if trial.user_attrs.get(WORKER) == workers.this_worker():
+                fail(self._study, trial._trial_id, reason)
+        self._retry_open(wanted)
+
+    def has_live_workers(self) -> bool:
+        """Whether anybody works at a trial, as far as can be told."""
+        return any(self._is_alive(trial) for trial in self._running())
+
+    def _running(self) -> list[FrozenTrial]:
+        return self._history.refresh().unfinished(TrialState.RUNNING)
+
+    def _taken(self) -> set[int]:
+        """Positions that are settled, or at which a live worker works."""
+        running = self._history.unfinished(TrialState.RUNNING)
+        live = {self._history.position(trial.number) for trial in running if self._is_alive(trial)}
+        return self._history.settled | live
+
+    def _retry_open(self, wanted: int) -> None:
+        """Enqueue every open position below ``wanted``, with the candidate it had, if it had one."""
+        for position in self._history.refresh().open_positions:
+            if position >= wanted:
+                break  # ascending; these are for a run that wants more
+            attributes: dict[str, Any] = {RETRY_OF: position}
+            parameters: dict[str, Any] = {}
+            for trial in self._history.at(position):
+                attributes |= {key: trial.user_attrs[key] for key in INHERITED if key in trial.user_attrs}
+                candidate = candidate_of(trial)
+                parameters = parameters if candidate is None else self._encode(candidate)
+            self._study.enqueue_trial(parameters, user_attrs=attributes)
+        self._history.refresh()
+
+    def _is_alive(self, trial: FrozenTrial) -> bool:
+        worker = trial.user_attrs.get(WORKER)
+        if worker == workers.this_worker():
+            return True
+        if worker is not None and workers.worker_died(str(worker)):
+            return False
+        if trial._trial_id in stale_trial_ids(self._study):
+            return False
+        started = trial.datetime_start
+        # A trial without a worker: its process may be about to write its name.
+        return worker is not None or (
+            started is None or (datetime.now() - started).total_seconds() <= workers.GRACE_SECONDS
+        )

@@ -1,0 +1,205 @@
+"""What holds for every space. Add a kind to SPACES and its tables to TABLES, and it is tested."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from optuna.distributions import IntDistribution
+from space.examples import DIGITS, FEW_TIMES, build_space, joint
+
+from autodiffusion_opt.candidate import Candidate, Step
+from autodiffusion_opt.config import build, kind_in
+from autodiffusion_opt.errors import UserError
+from autodiffusion_opt.space import SPACES, UNIFORM, Evolvable, ModelInfo, Space, cost
+
+HEUN = ModelInfo(1000, layout="heun", layers=6, removable=(0, 1, 2, 4))
+PLMS = ModelInfo(1000, layout="plms", layers=6, removable=(0, 1, 2, 4), ranking=((0, 1, 2, 4),) * 3)
+
+TABLES: dict[str, tuple[dict[str, Any], ModelInfo]] = {
+    "one step": ({"kind": "time-steps", "steps": 1}, DIGITS),
+    "integer": ({"kind": "time-steps", "steps": 4}, DIGITS),
+    "nfe": ({"kind": "time-steps", "nfe": 9}, HEUN),
+    "every time": ({"kind": "time-steps", "steps": 5}, FEW_TIMES),
+    "continuous": ({"kind": "time-steps", "steps": 6, "times": "continuous"}, DIGITS),
+    "guidance": ({"kind": "time-steps", "steps": 3, "guidance_scale": [1.0, 7.5]}, DIGITS),
+    "any": ({"kind": "joint", "n_max": 72, "steps_min": 2, "steps_max": 10}, DIGITS),
+    "any, tight": ({"kind": "joint", "n_max": 36, "steps_min": 4, "steps_max": 9}, DIGITS),
+    "any, few times": ({"kind": "joint", "n_max": 11}, FEW_TIMES),
+    "any, all may go": ({"kind": "joint", "n_max": 40, "max_removed_share": 1.0, "steps_max": 6}, DIGITS),
+    "any, heun": ({"kind": "joint", "n_max": 31, "steps_min": 2}, HEUN),
+    "ranked": ({"kind": "joint", "n_max": 72, "steps_min": 2, "layers": "ranked"}, DIGITS),
+    "ranked, some": (
+        {"kind": "joint", "n_max": 60, "layers": "ranked", "removable": [1, 5, 9, 17], "times": "continuous"},
+        DIGITS,
+    ),
+    "ranked, guidance": ({"kind": "joint", "n_max": 50, "layers": "ranked", "guidance_scale": [0.0, 3.0]}, DIGITS),
+    "ranked, few times": ({"kind": "joint", "n_max": 9, "layers": "ranked", "max_removed_share": 0.75}, FEW_TIMES),
+    "ranked, plms": ({"kind": "joint", "n_max": 20, "layers": "ranked"}, PLMS),
+}
+EXAMPLES = {name: build_space(info, **table) for name, (table, info) in TABLES.items()}
+every_space = pytest.mark.parametrize("space", EXAMPLES.values(), ids=EXAMPLES)
+some = settings(max_examples=30, derandomize=True, deadline=None, database=None)
+
+
+def points(space: Space) -> st.SearchStrategy[dict[str, Any]]:
+    """Any point of the box."""
+
+    def values(box: Any) -> st.SearchStrategy[Any]:
+        if isinstance(box, IntDistribution):
+            return st.integers(box.low, box.high)
+        return st.floats(box.low, box.high)
+
+    return st.fixed_dictionaries({name: values(box) for name, box in space.distributions().items()})
+
+
+def inside(space: Space, parameters: dict[str, Any]) -> bool:
+    boxes = space.distributions()
+    return list(parameters) == list(boxes) and all(
+        box._contains(box.to_internal_repr(parameters[name])) for name, box in boxes.items()
+    )
+
+
+def test_every_kind_is_tested_and_can_evolve() -> None:
+    assert {table["kind"] for table, _ in TABLES.values()} == set(SPACES)
+    assert all(isinstance(space, Evolvable) and isinstance(space, Space) for space in EXAMPLES.values())
+
+
+def test_an_unknown_kind_is_refused_with_the_nearest() -> None:
+    with pytest.raises(UserError, match="Did you mean 'time-steps'"):
+        kind_in({"kind": "time-step", "steps": 4}, SPACES, "here")
+
+
+@pytest.mark.parametrize("name", SPACES)
+def test_a_tables_kind_is_its_name_and_a_space_names_no_model(name: str) -> None:
+    table = next(table for table, _ in TABLES.values() if table["kind"] == name)
+    assert build(SPACES[name], table, "here").kind == name
+    with pytest.raises(UserError, match="key pipeline is unknown"):
+        build(SPACES[name], table | {"pipeline": {"model": "digits"}}, "here")
+
+
+@every_space
+@some
+@given(data=st.data())
+def test_every_point_decodes_to_a_candidate_in_the_space_that_encodes_back(space: Space, data: st.DataObject) -> None:
+    candidate = space.decode(data.draw(points(space)))
+    space.check(candidate)
+    parameters = space.encode(candidate)
+    assert inside(space, parameters)
+    assert space.decode(parameters) == candidate
+
+
+@every_space
+def test_the_corners_of_the_box_decode_to_candidates_in_the_space(space: Space) -> None:
+    boxes: dict[str, Any] = space.distributions()
+    for low in (True, False):
+        space.check(space.decode({name: box.low if low else box.high for name, box in boxes.items()}))
+
+
+@every_space
+@some
+@given(seed=st.integers(0, 2**32))
+def test_candidates_that_evolution_makes_are_in_the_space_and_encode_into_the_box(space: Evolvable, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    first, second = space.random(rng), space.random(rng)
+    for candidate in (first, space.mutate(first, rng, 0.5), space.crossover(first, second, rng)):
+        space.check(candidate)
+        parameters = space.encode(candidate)
+        assert inside(space, parameters)
+        again = space.decode(parameters)
+        assert (again.times, again.guidance_scale) == (candidate.times, candidate.guidance_scale)
+        assert [len(removed) for removed in again.removed] == [len(removed) for removed in candidate.removed]
+        assert again == candidate or not space.fully_parametric
+
+
+@every_space
+def test_thousands_of_mutations_and_crossovers_keep_every_constraint(space: Evolvable) -> None:
+    rng = np.random.default_rng(0)
+    family = [space.random(rng) for _ in range(10)]
+    for turn in range(4000):
+        first, second = family[int(rng.integers(10))], family[int(rng.integers(10))]
+        child = space.mutate(first, rng, 0.25) if turn % 2 else space.crossover(first, second, rng)
+        space.check(child)
+        family[int(rng.integers(10))] = child
+
+
+@every_space
+def test_baselines_are_in_the_space_and_the_uniform_is_first(space: Space) -> None:
+    baselines = space.baselines()
+    assert next(iter(baselines)) == UNIFORM
+    for candidate in baselines.values():
+        space.check(candidate)
+        assert space.decode(space.encode(candidate)) == candidate or not space.fully_parametric
+
+
+@every_space
+def test_a_space_with_a_layer_share_is_part_of_the_space_and_has_its_baselines(space: Evolvable) -> None:
+    rng = np.random.default_rng(1)
+    assert space.with_layer_share(1.0) == space
+    for share in (0.0, 0.3, 0.5, 0.9):
+        part = space.with_layer_share(share)
+        assert part.baselines() == space.baselines()
+        for candidate in (*part.baselines().values(), *(part.random(rng) for _ in range(20))):
+            part.check(candidate)
+            space.check(candidate)
+
+
+@every_space
+def test_parents_from_the_whole_space_have_children_in_a_space_with_a_layer_share(space: Evolvable) -> None:
+    rng = np.random.default_rng(2)
+    for share in (0.0, 0.4):
+        part = space.with_layer_share(share)
+        for _ in range(30):
+            first, second = space.random(rng), space.random(rng)
+            part.check(part.mutate(first, rng, 0.2))
+            part.check(part.crossover(first, second, rng))
+
+
+@every_space
+def test_without_probability_of_mutation_nothing_changes(space: Evolvable) -> None:
+    rng = np.random.default_rng(3)
+    candidate = space.random(rng)
+    assert space.mutate(candidate, rng, 0.0) == candidate
+
+
+@every_space
+def test_a_candidate_crossed_with_itself_is_itself(space: Evolvable) -> None:
+    rng = np.random.default_rng(4)
+    candidate = space.random(rng)
+    assert space.crossover(candidate, candidate, rng) == candidate
+
+
+@every_space
+@pytest.mark.parametrize("step", [Step(1_000_000), Step(3, compute="partial"), Step(3, (99,)), Step(2.005)])
+def test_a_step_that_no_space_has_is_refused(space: Space, step: Step) -> None:
+    steps = space.baselines()[UNIFORM].steps
+    with pytest.raises(UserError):
+        space.encode(Candidate((*steps[:-1], step)))
+
+
+@every_space
+def test_more_or_fewer_steps_than_any_point_decodes_to_are_refused(space: Space) -> None:
+    boxes: dict[str, Any] = space.distributions()
+    times = [name for name in boxes if name.startswith("t")]
+    if len(times) < boxes["t1"].high + 1:
+        with pytest.raises(UserError, match="steps; got"):
+            space.check(Candidate.from_time_steps(range(len(times) + 1)))
+
+
+def test_where_the_least_budget_leaves_no_choice_of_numbers_every_step_removes_all_it_may() -> None:
+    space = joint(n_max=10, steps_min=2)
+    rng = np.random.default_rng(0)
+    for candidate in (space.random(rng), space.baselines()[UNIFORM], space.mutate(space.random(rng), rng, 0.5)):
+        assert [len(removed) for removed in candidate.removed] == [5, 5]
+        assert cost.layer_runs(space.info, candidate) == 10
+
+
+def test_ends_of_the_grid_that_are_no_round_numbers_stay_inside_the_distribution() -> None:
+    info = ModelInfo(1000, lowest=0.12345678, highest=998.7699, continuous=True)
+    space = build_space(info, kind="time-steps", steps=2, times="continuous")
+    candidate = space.decode({"t1": 998.7699, "t2": 0.12345678})
+    assert info.highest >= candidate.times[0]
+    assert inside(space, space.encode(candidate))

@@ -32,7 +32,7 @@ seed = 0
 kind = "time-steps"
 steps = 4
 
-[space.pipeline]
+[pipeline]
 model = "digits"
 scheduler = "ddim"
 device = "cpu"
@@ -65,12 +65,12 @@ def digits() -> Any:
 @pytest.fixture(scope="session")
 def problem(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """The small study's parts, the model loaded once."""
-    from autodiffusion_opt.study.problem import bind
     from autodiffusion_opt.study.config import load_study_config
+    from autodiffusion_opt.study.problem import load_problem
 
     path = tmp_path_factory.mktemp("problem") / "small.toml"
     path.write_text(STUDY)
-    return bind(load_study_config(str(path)))
+    return load_problem(load_study_config(str(path)))
 
 
 @pytest.fixture(scope="session")
@@ -102,7 +102,7 @@ def study_file(tmp_path: Path) -> Callable[..., Path]:
     def write(name: str = "small", **changes: str) -> Path:
         text = STUDY
         for key, line in changes.items():
-            lines = [line if one.split(" =")[0] == key else one for one in text.splitlines()]
+            lines = [line if old.split(" =")[0] == key else old for old in text.splitlines()]
             assert lines != text.splitlines(), f"{key} is not in the study"
             text = "\n".join(lines) + "\n"
         path = tmp_path / f"{name}.toml"

@@ -89,7 +89,8 @@ def test_layers_follow_their_time_when_steps_are_sorted() -> None:
 
 
 def test_minus_zero_is_the_time_zero() -> None:
-    assert Candidate.from_time_steps([-0.0]).to_json() == Candidate.from_time_steps([0]).to_json()
+    assert Candidate.from_time_steps([-0.0]).to_json() == '{"format":1,"steps":[{"time":0}]}'
+    assert str(Candidate.from_time_steps([-0.0])) == "[0]"
 
 
 def test_a_candidate_cannot_be_changed() -> None:

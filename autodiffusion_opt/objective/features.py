@@ -43,7 +43,10 @@ FORCE = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
 class Extractor(Protocol):
     """A feature extractor; ``identity`` changes when its features do."""
 
-    identity: str
+    @property
+    def identity(self) -> str:
+        """Text."""
+        ...
 
     def __call__(self, images: torch.Tensor) -> NDArray[np.float32]:
         """uint8 (N, C, H, W) -> float32 (N, D)."""

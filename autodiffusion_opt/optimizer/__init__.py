@@ -13,11 +13,12 @@ from autodiffusion_opt.optimizer.evolution import EvolutionConfig
 from autodiffusion_opt.optimizer.parameters import PREFIX, SAMPLERS, OptunaConfig, ParameterSampler
 from autodiffusion_opt.optimizer.random_search import RandomSearchConfig
 
-OPTIMIZERS: Registry[type[OptimizerConfig]] = Registry(
-    "optimizer",
-    "optimizers",
-    {"evolution": EvolutionConfig, "random": RandomSearchConfig} | {PREFIX + name: OptunaConfig for name in SAMPLERS},
-)
+_BUILTIN: dict[str, type[OptimizerConfig]] = {
+    "evolution": EvolutionConfig,
+    "random": RandomSearchConfig,
+    **{PREFIX + name: OptunaConfig for name in SAMPLERS},
+}
+OPTIMIZERS: Registry[type[OptimizerConfig]] = Registry("optimizer", "optimizers", _BUILTIN)
 
 __all__ = [
     "OPTIMIZERS",

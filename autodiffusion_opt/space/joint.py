@@ -284,7 +284,7 @@ class Joint:
         length = len((first if rng.random() < 0.5 else second).steps)
         length = min(max(length, self.steps_min), self.steps_max)
         drafts = []
-        # pair: the step of each parent at a position, None where it has none; never both
+        # pair: the step of each parent at a position, None where it has none
         for pair in zip(_spread(first, length), _spread(second, length), strict=True):
             preferred = pair if rng.random() < 0.5 else pair[::-1]
             drafts += [(step.time, step.removed) for step in preferred if step is not None][:1]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import tomllib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, is_dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -184,19 +185,19 @@ def _resolved(
 ) -> StudyConfig:
     """A study's file with the files that it names read, the changes made, and everything checked."""
     changes = list(changes)
-    sections: dict[str, Section | None] = {"pipeline": None, "space": "spaces", "objective": "objectives"}
-    where = {part: f"{path}: {part}" for part in (*sections, "optimizer")}
+    sections: dict[str, Section | None] = {
+        "pipeline": None,
+        "space": "spaces",
+        "objective": "objectives",
+        "optimizer": None,
+    }
+    where = {part: f"{path}: {part}" for part in sections}
     # A change of a whole part comes before its name is looked up, a change inside it after.
     tables = _try(errors, lambda: _changed(tables, (change for change in changes if len(change[0]) == 1))) or tables
-    for part, section in (*sections.items(), ("optimizer", None)):
+    for part, section in sections.items():
         if isinstance(tables.get(part), str):
-            given = tables[part]
-            written = _try(
-                errors,
-                lambda part=part, section=section, given=given: _written_out(
-                    part, section, given, path.parent, where[part], near=path
-                ),
-            )
+            look = partial(_written_out, part, section, tables[part], path.parent, where[part], near=path)
+            written = _try(errors, look)
             if written is not None:
                 tables = {**tables, part: written[0]}
                 where[part] = written[1]

@@ -14,7 +14,6 @@ import numpy as np
 from autodiffusion_opt.candidate import Candidate
 from autodiffusion_opt.errors import UserError
 from autodiffusion_opt.objective import MetricConfig
-from autodiffusion_opt.optimizer import OptimizerConfig
 from autodiffusion_opt.study.config import PYTHON, StudyConfig
 from autodiffusion_opt.study.results import Result, StoredStudy, candidate_file
 
@@ -129,9 +128,7 @@ def _takes_prompt(pipeline: Any) -> bool:
 
 def _readme(stored: StoredStudy, config: StudyConfig, best: Result, plain: Mapping[str, list[float]]) -> str:
     model = "" if config.pipeline is None else f"`{config.pipeline.model}`, "
-    optimizer = (
-        config.optimizer.kind if isinstance(config.optimizer, OptimizerConfig) else type(config.optimizer).__name__
-    )
+    optimizer = getattr(config.optimizer, "kind", type(config.optimizer).__name__)
     names = stored.value_names
     lines = [
         f"# {config.name}",

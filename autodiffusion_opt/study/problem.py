@@ -138,12 +138,15 @@ def _objective(config: StudyConfig, sampler: ImageSampler, info: ModelInfo, prog
 
 def _without_pipeline(config: StudyConfig) -> Problem:
     info = config.model_info or getattr(config.space, "info", None)
-    if isinstance(config.space, SpaceConfig) and info is None:
-        raise UserError(
-            f"{config.path}: without a pipeline the space needs the model's numbers: give "
-            "model_info=ado.ModelInfo(train_steps=1000), or a pipeline"
-        )
-    space = config.space.space(info) if isinstance(config.space, SpaceConfig) else config.space
+    if isinstance(config.space, SpaceConfig):
+        if info is None:
+            raise UserError(
+                f"{config.path}: without a pipeline the space needs the model's numbers: give "
+                "model_info=ado.ModelInfo(train_steps=1000), or a pipeline"
+            )
+        space = config.space.space(info)
+    else:
+        space = config.space
     info = info or ModelInfo(train_steps=1000)
     objective = config.objective.bound_to(info) if isinstance(config.objective, CandidateMetric) else config.objective
     assert isinstance(objective, Objective)  # the others need a pipeline, which was checked

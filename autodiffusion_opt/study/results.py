@@ -105,7 +105,8 @@ class StoredStudy:
         """What it was started with, with the file, the number of trials and the ranking beside it."""
         attributes = self.study.user_attrs
         more = {key: attributes[key] for key in (WANTED, FILE, RANKING) if key in attributes}
-        return more | attributes.get(DEFINITION, {})
+        definition: dict[str, Any] = attributes.get(DEFINITION, {})
+        return more | definition
 
     def complete(self) -> list[Result]:
         """The complete trials, best first."""

@@ -170,7 +170,7 @@ class History:
         A baseline that two workers enqueued, since both saw an empty study, counts as a retry of the first.
         """
         name = trial.user_attrs.get(BASELINE)
-        position = int(trial.user_attrs.get(RETRY_OF, self._baselines.get(name, self._next_position)))
+        position = int(trial.user_attrs.get(RETRY_OF, self._baselines.get(str(name), self._next_position)))
         self._next_position += position == self._next_position
         self._position[trial.number] = position
         self._numbers.setdefault(position, []).append(trial.number)

@@ -161,10 +161,9 @@ def _running_template() -> FrozenTrial:
 
 def new_trials(study: optuna.Study, unfinished: set[int], last_id: int) -> list[FrozenTrial]:
     """The trials whose ids are above ``last_id`` or among ``unfinished``; all of them where it is no SQL storage."""
-    backend = getattr(study._storage, "_backend", study._storage)
-    if not isinstance(backend, RDBStorage):
+    if not isinstance(study._storage, Storage):
         return study._storage.get_all_trials(study._study_id, deepcopy=False)
-    return backend._get_trials(
+    return study._storage._get_trials(
         study._study_id, states=None, included_trial_ids=unfinished, trial_id_greater_than=last_id
     )
 
@@ -226,9 +225,10 @@ def create_study(storage: Storage, name: str, directions: dict[str, StudyDirecti
     """
     for attempt in range(10):
         try:
-            return optuna.create_study(
+            study = optuna.create_study(
                 storage=storage, study_name=name, directions=list(directions.values()), load_if_exists=True
             )
+            return _without_cache(study, storage)
         except (optuna.exceptions.StorageInternalError, optuna.exceptions.DuplicatedStudyError):
             if attempt == 9:
                 raise
@@ -256,7 +256,13 @@ def find_study(storage: Storage, name: str) -> optuna.Study | None:
     """The Optuna study of a name, if it is there."""
     if name not in optuna.get_all_study_names(storage):
         return None
-    return optuna.load_study(study_name=name, storage=storage)
+    return _without_cache(optuna.load_study(study_name=name, storage=storage), storage)
+
+
+def _without_cache(study: optuna.Study, storage: Storage) -> optuna.Study:
+    """Optuna puts a cache before the storage, which sorts all trials whenever it is asked; History is read instead."""
+    study._storage = storage
+    return study
 
 
 def need_study(storage: Storage, name: str) -> optuna.Study:

@@ -97,8 +97,8 @@ def pixart() -> Any:
 
 def pixart_inputs() -> dict[str, Any]:
     text, conditions = torch.randn(1, 5, 8), {"resolution": None, "aspect_ratio": None}
-    found = dit_inputs() | {"encoder_hidden_states": text, "added_cond_kwargs": conditions}
-    return {name: value for name, value in found.items() if name != "class_labels"}
+    inputs = dit_inputs() | {"encoder_hidden_states": text, "added_cond_kwargs": conditions}
+    return {name: value for name, value in inputs.items() if name != "class_labels"}
 
 
 def sd3() -> Any:
@@ -228,8 +228,8 @@ def auraflow() -> Any:
 
 
 def auraflow_inputs() -> dict[str, Any]:
-    found = {name: value for name, value in sd3_inputs().items() if name != "pooled_projections"}
-    return found | {"timestep": torch.tensor([0.3])}
+    inputs = {name: value for name, value in sd3_inputs().items() if name != "pooled_projections"}
+    return inputs | {"timestep": torch.tensor([0.3])}
 
 
 NETWORKS: dict[str, tuple[Callable[[], Any], Callable[[], dict[str, Any]]]] = {

@@ -95,12 +95,12 @@ def lagrange_means(nodes: Array, start: float, end: float, read: Callable[[Array
     """Means over [start, end] of the Lagrange polynomials in ``read(·)`` through the nodes, by Gauss."""
     points, masses = np.polynomial.legendre.leggauss(40)
     at = read((start + end) / 2 + (end - start) / 2 * points)
-    found = []
+    means = []
     for j, node in enumerate(nodes):
-        others = [read(one) for i, one in enumerate(nodes) if i != j]
-        basis = np.prod([(at - other) / (read(node) - other) for other in others] or [at * 0 + 1], axis=0)
-        found.append(float(masses @ basis / 2))
-    return found
+        zeros = [read(zero) for i, zero in enumerate(nodes) if i != j]
+        basis = np.prod([(at - zero) / (read(node) - zero) for zero in zeros] or [at * 0 + 1], axis=0)
+        means.append(float(masses @ basis / 2))
+    return means
 
 
 def adams(
@@ -199,10 +199,10 @@ def dpm_multistep(
 
 def _derivatives(lam: Array, values: list[Array]) -> tuple[Array, Array]:
     """First and second derivative at ``lam[0]`` of the parabola through three points."""
-    one, two = lam[1] - lam[0], lam[2] - lam[0]
-    near, far = (values[1] - values[0]) / one, (values[2] - values[0]) / two
-    second = 2 * (far - near) / (two - one)
-    return near - second * one / 2, second
+    to_near, to_far = lam[1] - lam[0], lam[2] - lam[0]
+    near, far = (values[1] - values[0]) / to_near, (values[2] - values[0]) / to_far
+    second = 2 * (far - near) / (to_far - to_near)
+    return near - second * to_near / 2, second
 
 
 def dpm_noise_multistep(noise: Noise, alpha: Array, sigma: Array, x: Array, draws: Iterator[Array]) -> Array:

@@ -19,8 +19,6 @@ from autodiffusion_opt.sampling.layers import (
     total_flops,
 )
 
-torch.set_num_threads(1)
-
 DOWN, UP = "ResnetDownsampleBlock2D", "ResnetUpsampleBlock2D"
 ADM: dict[str, Any] = {
     "resnet_time_scale_shift": "scale_shift",
@@ -252,7 +250,7 @@ class Halve(torch.nn.Module):
         return x + self.mix(x) if self.keep else self.mix(x)[..., :2]
 
 
-class Theirs(torch.nn.Module):
+class Halves(torch.nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.last, self.first = Halve(), Halve()
@@ -274,7 +272,7 @@ def known_halve(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("known_halve")
 def test_a_block_of_anybody_is_a_layer_once_it_is_registered() -> None:
-    denoiser, x = Theirs(), torch.randn(3, 4)
+    denoiser, x = Halves(), torch.randn(3, 4)
     layers = list_layers(denoiser, {"x": x})
     assert [(layer.path, layer.kind) for layer in layers] == [
         ("first", "mixer"),  # runs twice: one layer, at its first place, with the cost of both
@@ -289,10 +287,34 @@ def test_a_block_of_anybody_is_a_layer_once_it_is_registered() -> None:
         install_bypass(denoiser, [{2}], lambda: 0)
 
 
+class Shortcut(torch.nn.Module):
+    """A block of which something is still computed when it is bypassed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.widen, self.narrow, self.skip = torch.nn.Linear(4, 8), torch.nn.Linear(8, 4), torch.nn.Linear(4, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.skip(x) + self.narrow(self.widen(x))
+
+
+@pytest.mark.usefixtures("known_halve")
+def test_flops_are_those_counted_by_hand() -> None:
+    """3 rows: a linear layer from a to b is 2·3·a·b."""
+    register_layer_kind(Shortcut, "shortcut", lambda module, x: module.skip(x))
+    denoiser = torch.nn.Sequential(torch.nn.Linear(2, 4), Shortcut(), Halve(), torch.nn.Linear(4, 2))
+    inputs = {"input": torch.zeros(3, 2)}
+    shortcut, halve = list_layers(denoiser, inputs)
+    assert (shortcut.path, shortcut.flops, shortcut.bypass_flops, shortcut.saved_flops) == ("1", 480, 96, 384)
+    assert (halve.path, halve.flops, halve.bypass_flops, halve.saved_flops) == ("2", 96, 0, 96)
+    assert (shortcut.parameters, halve.parameters) == (40 + 36 + 20, 20)
+    assert total_flops(denoiser, inputs) == 48 + 480 + 96 + 48
+
+
 @pytest.mark.usefixtures("known_halve")
 def test_inputs_that_cannot_be_made_are_asked_for() -> None:
-    with pytest.raises(UserError, match=r"Theirs: its inputs cannot be made.*inputs="):
-        list_layers(Theirs())
+    with pytest.raises(UserError, match=r"Halves: its inputs cannot be made.*inputs="):
+        list_layers(Halves())
 
 
 def test_a_denoiser_without_known_layers_says_how_to_add_them() -> None:
@@ -300,10 +322,10 @@ def test_a_denoiser_without_known_layers_says_how_to_add_them() -> None:
         list_layers(torch.nn.Linear(2, 2), {"input": torch.zeros(1, 2)})
 
 
-def test_a_rule_may_refuse_one_block(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_kind_may_refuse_a_block(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("autodiffusion_opt.sampling.layers.kinds._KINDS", {})
     register_layer_kind(Halve, "mixer", lambda module, x: x, removable=lambda module: False)
-    assert not any(layer.removable for layer in list_layers(Theirs(), {"x": torch.zeros(1, 4)}))
+    assert not any(layer.removable for layer in list_layers(Halves(), {"x": torch.zeros(1, 4)}))
 
 
 def test_a_sample_size_that_the_config_does_not_say_is_asked_for() -> None:
@@ -320,7 +342,7 @@ def test_a_loaded_ip_adapter_does_not_hinder_the_listing() -> None:
 
 @pytest.mark.usefixtures("known_halve")
 def test_a_model_without_a_config_is_copied_without_what_hangs_on_it() -> None:
-    denoiser, x = Theirs(), torch.randn(3, 4)
+    denoiser, x = Halves(), torch.randn(3, 4)
     before = list_layers(denoiser, {"x": x})
     denoiser.first.forward = denoiser.first._old_forward = _fail  # as accelerate wraps it
     denoiser.first._hf_hook = (number for number in ())  # what cannot be copied

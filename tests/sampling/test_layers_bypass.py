@@ -15,8 +15,6 @@ from peers.denoisers import NETWORKS, condition_inputs, made, output
 from autodiffusion_opt.errors import UserError
 from autodiffusion_opt.sampling.layers import install_bypass, list_layers
 
-torch.set_num_threads(1)
-
 WARNS = pytest.mark.filterwarnings("ignore:.FluxPosEmbed. is deprecated:FutureWarning")  # diffusers' own, in 0.42
 
 
@@ -43,15 +41,15 @@ BRANCH_ENDS = (
 
 def without_branches(denoiser: Any, path: str) -> Any:
     """A copy in which the residual branches of one block give zero."""
-    meta_copy = copy.deepcopy(denoiser)
-    block = meta_copy.get_submodule(path)
+    changed = copy.deepcopy(denoiser)
+    block = changed.get_submodule(path)
     is_unet_transformer = isinstance(block, diffusers.models.Transformer2DModel)
     ends = ("proj_out",) if is_unet_transformer else BRANCH_ENDS
     for name, inner in block.named_modules():
         if name in {*ends, *(f"{part}.{end}" for part in ("attn", "attn1", "attn2") for end in ends)}:
             for weight in inner.parameters():
                 torch.nn.init.zeros_(weight)
-    return meta_copy
+    return changed
 
 
 @WARNS
@@ -63,9 +61,9 @@ def test_removing_a_layer_is_zeroing_its_residual_branch(name: str) -> None:
     for layer in layers:
         expected = output(without_branches(denoiser, layer.path), inputs)
         with install_bypass(denoiser, [{layer.index}], step_zero):
-            found = output(denoiser, inputs)
-        torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6)
-        assert (found - whole).abs().max() > 1e-4, f"{layer} makes no difference here: the test shows nothing"
+            bypassed = output(denoiser, inputs)
+        torch.testing.assert_close(bypassed, expected, rtol=1e-6, atol=1e-6)
+        assert (bypassed - whole).abs().max() > 1e-4, f"{layer} makes no difference here: the test shows nothing"
     assert torch.equal(output(denoiser, inputs), whole)
 
 
@@ -78,12 +76,12 @@ def test_removing_a_transformer_block_is_deleting_it(name: str) -> None:
     for layer in list_layers(denoiser):
         if (name, layer.index) == ("DiT", 0):
             continue  # its embedding of the time serves the output layer as well
-        meta_copy = copy.deepcopy(denoiser)
+        changed = copy.deepcopy(denoiser)
         blocks, _, place = layer.path.rpartition(".")
-        del meta_copy.get_submodule(blocks)[int(place)]
+        del changed.get_submodule(blocks)[int(place)]
         with install_bypass(denoiser, [{layer.index}], step_zero):
-            found = output(denoiser, inputs)
-        torch.testing.assert_close(found, output(meta_copy, inputs), rtol=1e-6, atol=1e-6)
+            bypassed = output(denoiser, inputs)
+        torch.testing.assert_close(bypassed, output(changed, inputs), rtol=1e-6, atol=1e-6)
 
 
 def test_the_residual_blocks_tried_have_every_form() -> None:
@@ -133,7 +131,7 @@ def test_the_layers_removed_follow_the_step_counter() -> None:
             assert torch.equal(output(denoiser, inputs), expected[now[0]])
 
 
-def test_a_pipeline_takes_a_plan_step_by_step() -> None:
+def test_a_pipeline_runs_without_the_layers_removed_step_by_step() -> None:
     denoiser, _ = made("ADM")
     pipeline = diffusers.DDIMPipeline(denoiser, diffusers.DDIMScheduler())
     pipeline.set_progress_bar_config(disable=True)
@@ -148,13 +146,14 @@ def test_a_pipeline_takes_a_plan_step_by_step() -> None:
     assert calls == [0, 2]
 
 
-def test_a_step_outside_the_plan_is_an_error() -> None:
+def test_a_step_outside_the_candidate_is_an_error() -> None:
     denoiser, inputs = made("ADM")
-    with (
-        install_bypass(denoiser, [{0}, ()], lambda: 2),
-        pytest.raises(UserError, match="2 steps, 0 to 1; the sampler is at step 2"),
-    ):
-        output(denoiser, inputs)
+    for step in (2, -1):
+        with (
+            install_bypass(denoiser, [{0}, ()], lambda step=step: step),
+            pytest.raises(UserError, match=f"the candidate has 2 steps, 0 to 1; the sampler is at step {step}"),
+        ):
+            output(denoiser, inputs)
 
 
 def test_guidance_batches_are_bypassed_as_single_images_are() -> None:
@@ -171,7 +170,7 @@ def test_guidance_batches_are_bypassed_as_single_images_are() -> None:
 
 
 class Counting:
-    """An attention processor of somebody's."""
+    """An attention processor of the user's."""
 
     def __init__(self, inner: Any) -> None:
         self.inner, self.calls = inner, 0
@@ -242,7 +241,7 @@ def test_nothing_to_remove_installs_nothing(removed: list[tuple[int, ...]]) -> N
 
 
 class Add(ModelHook):
-    """A hook of somebody's on a block."""
+    """A hook of somebody else's on a block."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -257,7 +256,7 @@ class Add(ModelHook):
 def hooked() -> Iterator[tuple[Any, dict[str, Any], Any, Add]]:
     denoiser, inputs = made("ADM")
     block, hook = denoiser.get_submodule(list_layers(denoiser)[0].path), Add()
-    HookRegistry.check_if_exists_or_initialize(block).register_hook(hook, "theirs")
+    HookRegistry.check_if_exists_or_initialize(block).register_hook(hook, "earlier")
     return denoiser, inputs, block, hook
 
 
@@ -269,7 +268,7 @@ def test_hooks_that_were_there_stay_and_are_called_when_the_layer_runs(hooked: A
             output(denoiser, inputs)
     assert hook.calls == 1
     assert trace(denoiser) == before
-    assert list(block._diffusers_hook.hooks) == ["theirs"]
+    assert list(block._diffusers_hook.hooks) == ["earlier"]
 
 
 def test_hooks_that_come_later_stay(hooked: Any) -> None:
@@ -287,8 +286,8 @@ def test_a_forward_that_was_wrapped_later_stays_and_runs_the_layer() -> None:
     whole, block = output(denoiser, inputs), denoiser.get_submodule(list_layers(denoiser)[0].path)
     with install_bypass(denoiser, [{0}], step_zero):
         inner = block.forward
-        block.forward = theirs = lambda *args, **kwargs: inner(*args, **kwargs)  # accelerate does so
-    assert block.forward is theirs
+        block.forward = wrapper = lambda *args, **kwargs: inner(*args, **kwargs)  # accelerate does so
+    assert block.forward is wrapper
     assert torch.equal(output(denoiser, inputs), whole)
     with install_bypass(denoiser, [{0}], step_zero):
         assert not torch.equal(output(denoiser, inputs), whole)
@@ -315,18 +314,25 @@ def test_a_layer_that_is_not_there_is_named() -> None:
     assert trace(denoiser) == before
 
 
-def test_a_compiled_denoiser_is_refused_unless_nothing_is_removed() -> None:
+@pytest.mark.parametrize("part", ["", "mid_block", "conv_out"])
+def test_a_compiled_denoiser_is_refused_unless_nothing_is_removed(part: str) -> None:
+    """The whole, or any part of it, also one that has no layer."""
     denoiser, _ = made("ADM")
-    denoiser.mid_block.compile(backend="eager")
+    denoiser.get_submodule(part).compile(backend="eager")
+    before = trace(denoiser)
     install_bypass(denoiser, [()], step_zero)
-    with pytest.raises(UserError, match="UNet2DModel is compiled"):
+    with pytest.raises(UserError, match="UNet2DModel is compiled: it would be compiled anew at every step"):
         install_bypass(denoiser, [{0}], step_zero)
+    assert trace(denoiser) == before
 
 
 def test_what_torch_compile_returns_is_known_for_compiled() -> None:
     denoiser, _ = made("ADM")
     compiled = torch.compile(denoiser, backend="eager")
-    assert list_layers(compiled) == list_layers(denoiser)
+    assert [layer.path for layer in list_layers(compiled)][:2] == [
+        "down_blocks.0.resnets.0",
+        "down_blocks.0.downsamplers.0",
+    ]
     with pytest.raises(UserError, match="UNet2DModel is compiled"):
         install_bypass(compiled, [{0}], step_zero)
 

@@ -17,7 +17,6 @@ from peers.schedulers import CASES, INTEGERS, Case
 
 from autodiffusion_opt.sampling import schedule as schedules
 
-torch.set_num_threads(1)
 # diffusers 0.42 with NumPy 2 and its own future: nothing of ours.
 pytestmark = [
     pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning"),
@@ -29,7 +28,7 @@ every_case = pytest.mark.parametrize("case", CASES, ids=str)
 
 
 def curved(x: torch.Tensor, k: int) -> torch.Tensor:
-    """A made-up noise prediction: not linear, other at every step."""
+    """A made-up noise prediction: not linear, and different at every step."""
     return 0.8 * torch.sin(1.3 * x + 0.4 * k) + 0.1 * x
 
 
@@ -60,14 +59,14 @@ def sample_with(
     generator = {"generator": torch.Generator().manual_seed(7)}
     if "generator" not in inspect.signature(scheduler.step).parameters:
         generator = {}
-    sample, found = x * unit[0], []
+    sample, samples = x * unit[0], []
     for call, time in enumerate(scheduler.timesteps):
         k = at[call]
         seen = scheduler.scale_model_input(sample, time) if hasattr(scheduler, "scale_model_input") else sample
         output = answer(kind, noise(seen, k), seen, alpha[k], sigma[k])
         sample = scheduler.step(output, time, sample, **generator, **case.step).prev_sample
-        found.append(sample / unit[at[call + 1]])
-    return found
+        samples.append(sample / unit[at[call + 1]])
+    return samples
 
 
 def installed_times(scheduler: Any) -> tuple[float, ...]:
@@ -248,12 +247,12 @@ def test_ddpm_variances_are_those_of_diffusers(variance: str) -> None:
     copied.set_timesteps(8)
     schedules.install_schedule(scheduler, schedules.default_times(scheduler, 8))
     results = []
-    for one in (scheduler, copied):
+    for run in (scheduler, copied):
         sample, generator = start().float(), torch.Generator().manual_seed(7)
-        for time in one.timesteps:
+        for time in run.timesteps:
             output = torch.sin(sample)
             output = torch.cat([output, output.cos()], dim=1) if variance == "learned_range" else output
-            sample = one.step(output, time, sample, generator=generator).prev_sample
+            sample = run.step(output, time, sample, generator=generator).prev_sample
         results.append(sample)
     torch.testing.assert_close(*results, rtol=0, atol=1e-6)
 

@@ -51,6 +51,7 @@ def test_every_call_of_a_step_counts(layout: Layout, nfe: int, runs: int, flops:
 def test_costs_that_were_not_counted_are_zero() -> None:
     whole = Candidate.from_time_steps([900, 100])
     assert cost.layer_runs(ModelInfo(1000), whole) == 0
+    assert cost.layer_runs(ModelInfo(1000), CANDIDATE) == 0
     assert cost.flops(ModelInfo(1000, layers=10), whole) == 0
     assert cost.flops(ModelInfo(1000, flops=100), whole) == 200
     assert cost.flops(ModelInfo(1000, layers=10, flops=100), CANDIDATE) == 0

@@ -91,6 +91,15 @@ def test_a_change_adds_gives_back_or_exchanges_equally_often() -> None:
     np.testing.assert_allclose([numbers[n] / DRAWS for n in (1, 2, 3, 4)], [0.5, 0.25, 0.125, 0.125], atol=0.03)
 
 
+def test_a_change_adds_layers_that_matter_less_and_gives_back_those_that_matter_more() -> None:
+    rng = np.random.default_rng(0)
+    children = [set(WEIGHTED.changed(999, (1, 2, 7, 8), 8, rng)) for _ in range(2000)]
+    added = Counter(layer for child in children for layer in child - {1, 2, 7, 8})
+    given_back = Counter(layer for child in children for layer in {1, 2, 7, 8} - child)
+    assert added[0] > 5 * added[9]
+    assert given_back[8] > 2 * given_back[1]
+
+
 def test_a_change_keeps_the_greatest_number_of_layers() -> None:
     rng = np.random.default_rng(0)
     children = [ANY.changed(0, (1, 4, 8), 5, rng) for _ in range(300)]

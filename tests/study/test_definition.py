@@ -10,10 +10,18 @@ import pytest
 from optuna.trial import TrialState
 from PIL import Image
 
-from autodiffusion_opt import Candidate, Study, UserError
-from autodiffusion_opt.study.run import Watch
+from autodiffusion_opt import Callback, Candidate, Study, UserError
+from autodiffusion_opt.trials.attributes import DEFINITION, WORKER
+from autodiffusion_opt.trials.storage import find_study
 
 Write = Callable[..., Path]
+
+
+class Full(Callback):
+    """The first trial finds too little memory."""
+
+    def proposed(self, number: int, candidate: Candidate) -> None:
+        raise RuntimeError
 
 
 def test_a_changed_definition_is_refused(study_file: Write, url: str) -> None:
@@ -28,14 +36,8 @@ def test_a_changed_definition_is_refused(study_file: Write, url: str) -> None:
 
 
 def test_a_file_is_put_right_before_anything_is_measured(study_file: Write, url: str) -> None:
-    """As after a first trial for which the memory was too small."""
-
-    class Full(Watch):
-        def proposed(self, number: int, candidate: Candidate) -> None:
-            raise RuntimeError
-
     with pytest.raises(RuntimeError):
-        Study.load(study_file(), storage=url).run(watch=Full())
+        Study.load(study_file(), storage=url).run(progress=Full())
     study = Study.load(study_file(micro_batch="micro_batch = 5"), storage=url)
     assert len(study.run(2)) == 2
     before = study.trials()
@@ -45,13 +47,33 @@ def test_a_file_is_put_right_before_anything_is_measured(study_file: Write, url:
     assert study.trials() == before
 
 
+def test_a_study_whose_first_trial_another_worker_measures_is_not_put_right(study_file: Write, url: str) -> None:
+    class Leave(Callback):
+        def proposed(self, number: int, candidate: Candidate) -> None:
+            stored = find_study(study.storage, "small")
+            assert stored is not None
+            (running,) = stored.get_trials(states=(TrialState.RUNNING,))
+            study.storage.set_trial_user_attr(running._trial_id, WORKER, "elsewhere:1:1")
+            raise RuntimeError
+
+    study = Study.load(study_file(), storage=url)
+    with pytest.raises(RuntimeError):
+        study.run(progress=Leave())
+    before = study.trials()
+    assert TrialState.RUNNING in {trial.state for trial in before}
+    with pytest.raises(UserError, match="micro_batch: 10 -> 5"):
+        Study.load(study_file(micro_batch="micro_batch = 5"), storage=url).run()
+    assert study.trials() == before
+
+
 def test_a_changed_model_is_refused(study_file: Write, url: str) -> None:
     study = Study.load(study_file(), storage=url)
     study.run(1)
-    other = Study.load(study_file(), storage=url)
-    vars(other)["problem"] = dataclasses.replace(study.problem, fingerprint={**study.problem.fingerprint, "model": "other"})
-    with pytest.raises(UserError, match=r"fingerprint\.model: '.*' -> 'other'"):
-        other.run()
+    changed = Study.load(study_file(), storage=url)
+    fingerprint = {**study.problem.fingerprint, "model": "another"}
+    vars(changed)["problem"] = dataclasses.replace(study.problem, fingerprint=fingerprint)
+    with pytest.raises(UserError, match=r"fingerprint\.model: '.*' -> 'another'"):
+        changed.run()
 
 
 @pytest.mark.usefixtures("scans")
@@ -63,8 +85,20 @@ def test_changed_reference_images_are_refused(study_file: Write, tmp_path: Path,
         Study.load(path, storage=url).run(2)
 
 
-def test_too_many_steps_for_the_model(study_file: Write, url: str) -> None:
+def test_a_study_that_version_0_1_0_stored_is_refused_with_a_sentence(study_file: Write, url: str) -> None:
+    study = Study.load(study_file(), storage=url)
+    study.run(1)
+    stored = find_study(study.storage, "small")
+    assert stored is not None
+    definition = stored.user_attrs[DEFINITION]
+    pipeline = definition.pop("pipeline")
+    stored.set_user_attr(DEFINITION, {**definition, "space": {**definition["space"], "pipeline": pipeline}})
+    with pytest.raises(UserError, match=r"stored by version 0\.1\.0.*another name, or with another --storage"):
+        Study.load(study_file(), storage=url).run()
+
+
+def test_too_many_steps_for_the_model_are_refused_with_the_file(study_file: Write, url: str) -> None:
     path = study_file(steps="steps = 1001")
     with pytest.raises(UserError, match=r"steps must be at most 1000, .* got 1001") as error:
         Study.load(path, storage=url).run()
-    assert str(path) in str(error.value)
+    assert f"{path}: space: " in str(error.value)

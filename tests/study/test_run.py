@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -15,66 +16,89 @@ from typing import Any
 import pytest
 from optuna.trial import FrozenTrial, TrialState
 
-from autodiffusion_opt import Candidate, Study, UserError
-from autodiffusion_opt import study as rooms
+from autodiffusion_opt import Callback, Candidate, Study, UserError
+from autodiffusion_opt.study import run as run_room
 from autodiffusion_opt.study.config import StudyConfig
-from autodiffusion_opt.study.run import Watch
-from autodiffusion_opt.trials.history import BASELINE, CANDIDATE, ERROR, REUSED_FROM, SCORE, candidate_of, positions, value_of
+from autodiffusion_opt.trials.attributes import (
+    BASELINE,
+    CANDIDATE,
+    DEFINITION,
+    ERROR,
+    ORIGIN,
+    RANKING,
+    REUSED_FROM,
+    SCORE,
+    STAGE,
+    WORKER,
+    candidate_of,
+    values_of,
+)
+from autodiffusion_opt.trials.claims import Claims
+from autodiffusion_opt.trials.history import History
+from autodiffusion_opt.trials.storage import find_study
+from autodiffusion_opt.trials.workers import this_worker
 
 Write = Callable[..., Path]
 TRIALS = 14
 BASELINES = ["leading", "linspace", "trailing", "quadratic", "karras", "exponential", "beta", "log-snr"]
 
 
-class Stop(Watch):
+class Stop(Callback):
     """Raises ``error`` in the middle of trial ``number``."""
 
     def __init__(self, number: int, error: BaseException) -> None:
         self.number, self.error = number, error
-        self.now = -1
+        self.current = -1
 
     def proposed(self, number: int, candidate: Candidate) -> None:
-        self.now = number
+        self.current = number
 
-    def images(self, done: int, of: int) -> None:
-        if self.now == self.number and 0 < done < of:
+    def progress(self, what: str, done: int, total: int) -> None:
+        if self.current == self.number and 0 < done < total:
             raise self.error
 
 
-class Notes(Watch):
+class Notes(Callback):
     """What was told, in order."""
 
     def __init__(self) -> None:
         self.told: list[str] = []
 
-    def started(self, plan: StudyConfig, trials: list[FrozenTrial], wanted: int) -> None:
+    def started(self, config: StudyConfig, history: History, wanted: int) -> None:
         self.told.append(f"started {wanted}")
 
     def proposed(self, number: int, candidate: Candidate) -> None:
         self.told.append(f"proposed {number}")
 
-    def images(self, done: int, of: int) -> None:
-        self.told.append(f"images {done}/{of}")
+    def progress(self, what: str, done: int, total: int) -> None:
+        if what == "images":
+            self.told.append(f"images {done}/{total}")
 
-    def finished(self, trial: FrozenTrial, trials: list[FrozenTrial]) -> None:
+    def finished(self, trial: FrozenTrial, history: History) -> None:
         self.told.append(f"finished {trial.number}")
 
 
-def sequence(study: Study) -> list[tuple[Candidate | None, float | None]]:
-    """Candidate and value at each position; every position complete exactly once, nothing running or waiting."""
-    trials = study.trials()
+def history_of(study: Study) -> History:
+    optuna_study = find_study(study.storage, study.config.name)
+    assert optuna_study is not None
+    return History(optuna_study).refresh()
+
+
+def sequence(study: Study) -> list[tuple[Candidate | None, tuple[float, ...] | None]]:
+    """Candidate and values at each position; every position complete exactly once, nothing running or waiting."""
+    history = history_of(study)
+    trials = history.trials.values()
     assert {trial.state for trial in trials} <= {TrialState.COMPLETE, TrialState.FAIL}
-    placed = positions(trials)
-    found = {placed[t.number]: (candidate_of(t), value_of(t)) for t in trials if t.state == TrialState.COMPLETE}
-    assert len(found) == sum(trial.state == TrialState.COMPLETE for trial in trials)
-    assert sorted(found) == list(range(len(found)))
-    return [found[position] for position in sorted(found)]
+    complete = [trial for trial in trials if trial.state == TrialState.COMPLETE]
+    at = {history.position(t.number): (candidate_of(t), values_of(t)) for t in complete}
+    assert len(at) == len(complete)
+    assert sorted(at) == list(range(len(at)))
+    return [at[position] for position in sorted(at)]
 
 
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory: pytest.TempPathFactory, study_text: str) -> Study:
     """The small study, run at one go."""
-
     place = tmp_path_factory.mktemp("uninterrupted")
     (place / "small.toml").write_text(study_text)
     study = Study.load(place / "small.toml", storage=f"sqlite:///{place}/studies.db")
@@ -92,22 +116,26 @@ def test_baselines_come_first(uninterrupted: Study) -> None:
 def test_a_trial_says_what_it_measured(uninterrupted: Study, problem: Any) -> None:
     for trial in uninterrupted.trials():
         score = trial.user_attrs[SCORE]
-        assert (score["images"], score["nfe"], score["layer_runs"]) == (20, 4, 4 * problem.info.layers)
+        assert (score["images"], score["nfe"], score["layer_runs"]) == (20, 4, 4 * 18)
+        assert score["flops"] == 4 * problem.info.flops
         assert score["seconds"] > 0
         candidate = candidate_of(trial)
         assert candidate is not None
         assert problem.space.encode(candidate) == trial.params
-        assert problem.objective.score(candidate).value == pytest.approx(value_of(trial), rel=1e-9)
+        (again,) = problem.objective.measure(candidate)
+        assert score["values"] == {"fid": trial.values[0]}
+        assert again.values["fid"] == pytest.approx(trial.values[0], rel=1e-9)
 
 
-def test_run_again_returns_at_once(uninterrupted: Study) -> None:
+def test_a_complete_study_returns_at_once(uninterrupted: Study) -> None:
     before = uninterrupted.trials()
     notes = Notes()
-    done = uninterrupted.run(watch=notes)
+    results = uninterrupted.run(progress=notes)
     assert notes.told == [f"started {TRIALS}"]
-    assert [trial.values[0] for trial in done] == sorted(trial.values[0] for trial in before)
+    assert [result.value for result in results] == sorted(trial.values[0] for trial in before)
     assert uninterrupted.trials() == before
-    assert uninterrupted.best(2) == [(candidate_of(trial), trial.values[0]) for trial in done[:2]]
+    assert uninterrupted.top(2) == results[:2]
+    assert uninterrupted.best() == results[0]
 
 
 def test_more_trials_continue_the_same_sequence(uninterrupted: Study, study_file: Write, url: str) -> None:
@@ -118,21 +146,21 @@ def test_more_trials_continue_the_same_sequence(uninterrupted: Study, study_file
     assert sequence(study) == sequence(uninterrupted)
 
 
-def test_what_is_told(study_file: Write, url: str) -> None:
+def test_a_callback_is_told_of_trials_and_images(study_file: Write, url: str) -> None:
     notes = Notes()
-    Study.load(study_file(), storage=url).run(2, watch=notes)
+    Study.load(study_file(), storage=url).run(2, progress=notes)
     each = ["proposed {}", "images 10/20", "images 20/20", "finished {}"]
     assert notes.told == ["started 2"] + [line.format(number) for number in (0, 1) for line in each]
 
 
-@pytest.mark.parametrize("number", [0, 5, 10, TRIALS - 1])
-def test_interrupted_and_resumed_it_is_the_uninterrupted_one(
+@pytest.mark.parametrize("number", [0, 10, TRIALS - 1])
+def test_interrupted_and_resumed_it_is_the_uninterrupted_study(
     number: int, uninterrupted: Study, study_file: Write, url: str
 ) -> None:
     path = study_file()
     study = Study.load(path, storage=url)
     with pytest.raises(KeyboardInterrupt):
-        study.run(watch=Stop(number, KeyboardInterrupt()))
+        study.run(progress=Stop(number, KeyboardInterrupt()))
     assert not [trial for trial in study.trials() if trial.state == TrialState.RUNNING]
     (failed,) = [trial for trial in study.trials() if trial.state == TrialState.FAIL]
     assert failed.number == number
@@ -142,12 +170,14 @@ def test_interrupted_and_resumed_it_is_the_uninterrupted_one(
     assert sequence(again) == sequence(uninterrupted)
 
 
-def test_interrupted_again_and_again(uninterrupted: Study, study_file: Write, url: str) -> None:
+def test_interrupted_again_and_again_it_is_the_uninterrupted_study(
+    uninterrupted: Study, study_file: Write, url: str
+) -> None:
     path = study_file()
     for number in (2, 9, 10, 11):
         with pytest.raises((KeyboardInterrupt, RuntimeError)):
             Study.load(path, storage=url).run(
-                watch=Stop(number, KeyboardInterrupt() if number % 2 else RuntimeError("no memory"))
+                progress=Stop(number, KeyboardInterrupt() if number % 2 else RuntimeError("no memory"))
             )
     study = Study.load(path, storage=url)
     study.run()
@@ -157,24 +187,25 @@ def test_interrupted_again_and_again(uninterrupted: Study, study_file: Write, ur
 
 KILLED = """
 import os, signal, sys, torch
-from autodiffusion_opt import Study
-from autodiffusion_opt.study.run import Watch
+from autodiffusion_opt import Callback, Study
 
 torch.set_num_threads(1)
 
-class Kill(Watch):
+class Kill(Callback):
+    number = -1
+
     def proposed(self, number, candidate):
         self.number = number
 
-    def images(self, done, of):
+    def progress(self, what, done, total):
         if self.number == 10:
             os.kill(os.getpid(), signal.SIGKILL)
 
-Study.load(sys.argv[1], storage=sys.argv[2]).run(watch=Kill())
+Study.load(sys.argv[1], storage=sys.argv[2]).run(progress=Kill())
 """
 
 
-def test_killed_and_resumed_it_is_the_uninterrupted_one(uninterrupted: Study, study_file: Write, url: str) -> None:
+def test_killed_and_resumed_it_is_the_uninterrupted_study(uninterrupted: Study, study_file: Write, url: str) -> None:
     path = study_file()
     # Not waited for: the dead process stays in the table of processes, as it does in a container.
     child = subprocess.Popen([sys.executable, "-c", KILLED, str(path), url])
@@ -188,7 +219,7 @@ def test_killed_and_resumed_it_is_the_uninterrupted_one(uninterrupted: Study, st
     assert (failed.number, failed.user_attrs[ERROR]) == (10, "its worker died")
 
 
-WORKER = """
+WORKER_SCRIPT = """
 import sys, torch
 from autodiffusion_opt import Study
 
@@ -201,12 +232,15 @@ study.run()
 """
 
 
-def test_two_workers_at_once(study_file: Write, url: str) -> None:
+def test_two_workers_at_once_measure_each_candidate_once(study_file: Write, url: str) -> None:
     """Started in the same moment on an empty database: the baselines once, no candidate measured twice."""
     path = study_file(trials="trials = 24")
     workers = [
         subprocess.Popen(
-            [sys.executable, "-c", WORKER, str(path), url], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            [sys.executable, "-c", WORKER_SCRIPT, str(path), url],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
         )
         for _ in range(2)
     ]
@@ -221,129 +255,152 @@ def test_two_workers_at_once(study_file: Write, url: str) -> None:
         worker.communicate(timeout=60)
         assert worker.returncode == 0
     study = Study.load(path, storage=url)
-    trials, placed = study.trials(), positions(study.trials())
-    complete = [trial for trial in trials if trial.state == TrialState.COMPLETE]
-    assert {placed[trial.number] for trial in complete} == set(range(24))
-    assert not [trial for trial in trials if trial.state == TrialState.RUNNING]
+    history = history_of(study)
+    complete = [trial for trial in history.trials.values() if trial.state == TrialState.COMPLETE]
+    assert {history.position(trial.number) for trial in complete} == set(range(24))
+    assert not history.unfinished(TrialState.RUNNING)
     measured = Counter(candidate_of(trial) for trial in complete if REUSED_FROM not in trial.user_attrs)
     assert set(measured.values()) == {1}
-    assert len({trial.user_attrs["worker"] for trial in complete}) == 2
-    assert [name for name in BASELINES if name in {t.user_attrs.get(BASELINE) for t in complete}] == BASELINES
+    assert len({trial.user_attrs[WORKER] for trial in complete}) == 2
+    assert history.baseline_names == set(BASELINES)
     again = Notes()
-    assert len({placed[trial.number] for trial in study.run(watch=again)}) == 24
+    assert len(study.run(progress=again)) == len(complete)
     assert again.told == ["started 24"]
 
 
-def test_baselines_that_two_workers_enqueued_are_run_once(uninterrupted: Study, study_file: Write, url: str) -> None:
-    """Where the database does not lock early, both see an empty study, and their trials come in turn."""
-    study = Study.load(study_file(), storage=url)
-    opened, space = study._open(), study.problem.space
-    for name, candidate in space.baselines().items():
-        for _ in range(2):
-            attributes = {BASELINE: name, CANDIDATE: candidate.to_json(), "origin": "baseline"}
-            opened.enqueue_trial(space.encode(candidate), user_attrs=attributes)
-    study.run()
-    states = [trial.state for trial in study.trials()[: 2 * len(BASELINES)]]
-    assert states == [TrialState.COMPLETE, TrialState.FAIL] * len(BASELINES)
-    assert sequence(study) == sequence(uninterrupted)
-
-
-def test_a_trial_that_is_not_wanted_any_more_is_given_back(study_file: Write, url: str) -> None:
-    """Two workers saw one trial left, and both asked for it."""
+def test_a_worker_that_dies_while_another_runs_is_replaced_in_the_same_run(study_file: Write, url: str) -> None:
     study = Study.load(study_file(), storage=url)
     study.run(9)
-    opened = study._open()
-    assert study._one_trial(opened, Watch(), wanted=9) is None
-    assert len(study.run(9)) == 9
-    assert not [trial for trial in study.trials() if trial.state == TrialState.RUNNING]
-    assert len(study.run(10)) == 10
-    sequence(study)
-
-
-def test_a_worker_that_dies_while_another_runs_is_replaced(study_file: Write, url: str) -> None:
-    """Its trial is retried within the same run, not by the next one."""
-    study = Study.load(study_file(), storage=url)
-    study.run(9)
-
-    class Die(Watch):
-        def finished(self, trial: FrozenTrial, trials: list[FrozenTrial]) -> None:
-            if trial.number == 10:
-                lost = opened.ask(fixed_distributions=study.problem.space.distributions())
-                study.storage.set_trial_user_attr(lost._trial_id, "worker", dead)
-
-    opened = study._open()
-    host, process, start = rooms.worker_name().rsplit(":", 2)
+    host, process, start = this_worker().rsplit(":", 2)
     dead = f"{host}:{process}:{int(start) - 1}"
-    with pytest.warns(UserWarning, match="Heartbeat of storage"):
-        assert len(study.run(watch=Die())) == TRIALS
+
+    class Die(Callback):
+        def finished(self, trial: FrozenTrial, history: History) -> None:
+            if trial.number == 10:
+                lost = Claims(History(history.study), study.problem.space.encode).take(TRIALS)
+                assert lost is not None
+                study.storage.set_trial_user_attr(lost.trial_id, WORKER, dead)
+
+    assert len(study.run(progress=Die())) == TRIALS
     assert len(sequence(study)) == TRIALS
 
 
 def test_an_equal_candidate_is_not_measured_again(study_file: Write, url: str) -> None:
-    """Of two steps, several of the usual schedules are the same."""
     study = Study.load(study_file(steps="steps = 1"), storage=url)
     study.run(2)
-    opened = study._open()
     known = study.trials()[0]
-    candidate = candidate_of(known)
-    assert candidate is not None
-    opened.enqueue_trial(known.params)
+    history_of(study).study.enqueue_trial(known.params)
     notes = Notes()
-    study.run(3, watch=notes)
+    study.run(3, progress=notes)
     assert not [line for line in notes.told if line.startswith("images")]
     reused = study.trials()[2]
     assert reused.user_attrs[REUSED_FROM] == 0
-    assert (candidate_of(reused), value_of(reused)) == (candidate, value_of(known))
+    assert (candidate_of(reused), reused.values) == (candidate_of(known), known.values)
     assert reused.user_attrs[SCORE] == known.user_attrs[SCORE]
 
 
 def test_another_seed_is_a_study_of_its_own(study_file: Write, url: str) -> None:
-    one, other = (Study.load(study_file(), storage=url, seed=seed) for seed in (0, 3))
-    assert (one.plan.name, other.plan.name) == ("small", "small-seed3")
-    one.run(12)
-    other.run(12)
-    first, second = sequence(one), sequence(other)
-    assert first[:8] == second[:8]  # the baselines
-    assert first[8:] != second[8:]
+    first, second = (Study.load(study_file(), storage=url, seed=seed) for seed in (0, 3))
+    assert (first.config.name, second.config.name) == ("small", "small-seed3")
+    first.run(12)
+    second.run(12)
+    assert sequence(first)[:8] == sequence(second)[:8]  # the baselines
+    assert sequence(first)[8:] != sequence(second)[8:]
 
 
-def test_timeout_starts_no_further_trial(study_file: Write, url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_timeout_starts_no_further_trial(study_file: Write, url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     study = Study.load(study_file(), storage=url)
     study.problem  # noqa: B018  # loaded before the time runs
     now = [0.0]
-    monkeypatch.setattr(rooms.time, "monotonic", lambda: now[0])
 
-    class Slow(Watch):
-        def finished(self, trial: FrozenTrial, trials: list[FrozenTrial]) -> None:
+    class Clock:
+        sleep = staticmethod(time.sleep)
+
+        @staticmethod
+        def monotonic() -> float:
+            return now[0]
+
+    monkeypatch.setattr(run_room, "time", Clock)
+
+    class Slow(Callback):
+        def finished(self, trial: FrozenTrial, history: History) -> None:
             now[0] += 10
 
-    assert len(study.run(timeout=25, watch=Slow())) == 3
-    assert len(study.run(timeout=0.001, watch=Slow())) == 4
+    assert len(study.run(timeout=25, progress=Slow())) == 3
+    assert len(study.run(timeout=0.001, progress=Slow())) == 4
 
 
-def test_nothing_was_run_yet(study_file: Write, url: str) -> None:
+def test_a_study_that_was_never_run_says_so(study_file: Write, url: str) -> None:
     study = Study.load(study_file(), storage=url)
     assert study.trials() == []
-    with pytest.raises(UserError, match="'small' has no complete trial yet; run it first"):
+    with pytest.raises(UserError, match="a study in .* must be one of: .* got 'small'. Run it first"):
         study.best()
 
 
 def test_the_stored_definition_is_json(uninterrupted: Study) -> None:
-    found = rooms.find_study(uninterrupted.storage, "small")
-    assert found is not None
-    assert json.loads(json.dumps(found.user_attrs))[rooms.DEFINITION]["space"]["steps"] == 4
+    stored = find_study(uninterrupted.storage, "small")
+    assert stored is not None
+    definition = json.loads(json.dumps(stored.user_attrs))[DEFINITION]
+    assert definition["space"]["steps"] == 4
+    assert definition["pipeline"]["model"] == "digits"
+    assert "device" not in definition["pipeline"]
+    assert stored.metric_names == ["fid"]
+
+
+JOINT = """
+kind = "joint"
+n_max = 72
+steps_min = 3
+steps_max = 5
+layers = "ranked"
+"""
+
+
+def joint_file(study_file: Write) -> Path:
+    path = study_file("joint")
+    path.write_text(path.read_text().replace('kind = "time-steps"\nsteps = 4\n', JOINT))
+    return path
+
+
+def test_the_layer_ranking_is_measured_once_and_kept(
+    study_file: Write, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = joint_file(study_file)
+    study = Study.load(path, storage=url)
+    study.run(1)
+    stored = history_of(study).study.user_attrs[RANKING]
+    assert [sorted(third) for third in stored] == [list(range(18))] * 3
+
+    def never(*_: Any, **__: Any) -> None:
+        raise AssertionError("the ranking was measured again")
+
+    monkeypatch.setattr("autodiffusion_opt.sampling.ranking.rank_layers", never)
+    again = Study.load(path, storage=url)
+    assert [list(third) for third in again.problem.info.ranking] == stored
+    assert len(again.run(2)) == 2
+
+
+def test_the_stage_of_a_search_in_stages_is_kept(study_file: Write, url: str) -> None:
+    study = Study.load(joint_file(study_file), storage=url)
+    study.run(TRIALS)
+    stages = [trial.user_attrs.get(STAGE) for trial in study.trials()]
+    baselines = len([trial for trial in study.trials() if BASELINE in trial.user_attrs])
+    assert stages[:baselines] == [None] * baselines
+    assert set(stages[baselines:]) <= {"times", "joint 50%", "joint 100%"}
+    assert stages[-1] is not None
+    assert all(ORIGIN in trial.user_attrs and CANDIDATE in trial.user_attrs for trial in study.trials())
 
 
 @pytest.mark.slow
-def test_memory_is_the_same_for_any_number_of_images(problem: Any) -> None:
+def test_memory_is_the_same_for_any_number_of_images() -> None:
     """Peak resident memory of 500 and of 20,000 images, in processes of their own."""
     script = (
         "import resource, sys, torch; torch.set_num_threads(1)\n"
         "from autodiffusion_opt import Candidate\n"
         "from autodiffusion_opt.study.config import load_study_config\n"
-        "from autodiffusion_opt.study.problem import bind\n"
-        "found = bind(load_study_config('digits-4'))\n"
-        "found.objective.score(Candidate.from_time_steps([926, 153]), images=int(sys.argv[1]))\n"
+        "from autodiffusion_opt.study.problem import load_problem\n"
+        "problem = load_problem(load_study_config('digits-4'))\n"
+        "list(problem.objective.measure(Candidate.from_time_steps([926, 153]), images=int(sys.argv[1])))\n"
         "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
     )
     peaks = [

@@ -1,91 +1,190 @@
-"""The sequence of candidates: positions, retries, and what is known of them."""
+"""The sequence of candidates: positions, retries, and what is known of them; read once, then what is new."""
 
 from __future__ import annotations
 
 import math
 from typing import Any
 
+import optuna
+import pytest
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from autodiffusion_opt import Candidate
-from autodiffusion_opt.trials.history import Observation, best_of, completed, history, open_positions, positions, value_of
+from autodiffusion_opt.trials import storage as storage_room
+from autodiffusion_opt.trials.history import History, Observation, Observations, best_first
+from autodiffusion_opt.trials.storage import create_study, fail, open_storage
+
+MINIMIZE = optuna.study.StudyDirection.MINIMIZE
+MAXIMIZE = optuna.study.StudyDirection.MAXIMIZE
 
 
-def plan(time: int) -> Candidate:
+def at(time: int) -> Candidate:
     return Candidate.from_time_steps([time])
 
 
-def trial(number: int, state: str, time: int | None = None, value: float | None = None, **attrs: Any) -> FrozenTrial:
-    found = {} if time is None else {"candidate": plan(time).to_json()}
-    made = create_trial(state=TrialState[state], value=value, user_attrs={**found, **attrs})
-    made.number = number
-    return made
+def trial(state: str, time: int | None = None, value: float | None = None, **attributes: Any) -> FrozenTrial:
+    candidate = {} if time is None else {"candidate": at(time).to_json()}
+    return create_trial(state=TrialState[state], value=value, user_attrs={**candidate, **attributes})
+
+
+def history_of(*trials: FrozenTrial, direction: str = "minimize") -> History:
+    study = optuna.create_study(direction=direction)
+    for each in trials:
+        study.add_trial(each)
+    return History(study).refresh()
+
+
+def observed(history: History, before: int) -> list[tuple[int, Candidate, float | None]]:
+    return [(o.position, o.candidate, o.loss) for o in history.observations.before(before)]
 
 
 # Position 1 died twice, position 2 once without a candidate.
 TRIALS = [
-    trial(0, "COMPLETE", 10, 5.0),
-    trial(1, "FAIL", 20),
-    trial(2, "FAIL"),
-    trial(3, "FAIL", 20, retry_of=1),
-    trial(4, "COMPLETE", 40, 3.0),
-    trial(5, "COMPLETE", 20, 4.0, retry_of=1),
-    trial(6, "RUNNING", 30, retry_of=2),
-    trial(7, "RUNNING", 50),
+    trial("COMPLETE", 10, 5.0),
+    trial("FAIL", 20),
+    trial("FAIL"),
+    trial("FAIL", 20, retry_of=1),
+    trial("COMPLETE", 40, 3.0),
+    trial("COMPLETE", 20, 4.0, retry_of=1),
+    trial("RUNNING", 30, retry_of=2),
+    trial("RUNNING", 50),
 ]
 
 
 def test_a_retry_has_the_position_of_what_it_retries() -> None:
-    assert positions(TRIALS) == {0: 0, 1: 1, 2: 2, 3: 1, 4: 3, 5: 1, 6: 2, 7: 4}
-    assert positions(TRIALS[::-1]) == positions(TRIALS)
+    history = history_of(*TRIALS)
+    assert [history.position(number) for number in range(8)] == [0, 1, 2, 1, 3, 1, 2, 4]
+    assert [[t.number for t in history.at(position)] for position in range(5)] == [[0], [1, 3, 5], [2, 6], [4], [7]]
 
 
-def test_history_knows_each_position_once() -> None:
-    wanted = [Observation(0, plan(10), 5.0), Observation(1, plan(20), 4.0), Observation(2, plan(30), None), Observation(3, plan(40), 3.0)]
-    assert history(TRIALS, 4) == wanted
-    assert history(TRIALS, 2) == wanted[:2]
-    assert history(TRIALS, 0) == []
+def test_each_position_is_observed_once() -> None:
+    history = history_of(*TRIALS)
+    known = [(0, at(10), 5.0), (1, at(20), 4.0), (2, at(30), None), (3, at(40), 3.0)]
+    assert observed(history, 4) == known
+    assert observed(history, 2) == known[:2]
+    assert observed(history, 0) == []
 
 
 def test_a_death_after_completion_loses_nothing() -> None:
-    """Two workers retried one position: the value stays."""
-    both = [trial(0, "FAIL", 10), trial(1, "COMPLETE", 10, 5.0, retry_of=0), trial(2, "FAIL", 10, retry_of=0)]
-    assert history(both, 1) == [Observation(0, plan(10), 5.0)]
-    assert open_positions(both) == []
+    """Two workers retried the same position: the value stays."""
+    history = history_of(trial("FAIL", 10), trial("COMPLETE", 10, 5.0, retry_of=0), trial("FAIL", 10, retry_of=0))
+    assert observed(history, 1) == [(0, at(10), 5.0)]
+    assert history.open_positions == []
+    assert history.settled == {0}
 
 
-def test_one_baseline_enqueued_by_two_workers_is_one_position() -> None:
+def test_a_baseline_enqueued_by_two_workers_is_a_single_position() -> None:
     """Both saw an empty study: the sequence is that of one worker alone."""
-    twice = [
-        trial(0, "COMPLETE", 10, 5.0, baseline="leading"),
-        trial(1, "COMPLETE", 20, 4.0, baseline="trailing"),
-        trial(2, "WAITING", 10, baseline="leading"),
-        trial(3, "WAITING", 20, baseline="trailing"),
-        trial(4, "RUNNING", 30),
-    ]
-    assert positions(twice) == {0: 0, 1: 1, 2: 0, 3: 1, 4: 2}
+    history = history_of(
+        trial("COMPLETE", 10, 5.0, baseline="leading"),
+        trial("COMPLETE", 20, 4.0, baseline="trailing"),
+        trial("WAITING", 10, baseline="leading"),
+        trial("WAITING", 20, baseline="trailing"),
+        trial("RUNNING", 30),
+    )
+    assert [history.position(number) for number in range(5)] == [0, 1, 0, 1, 2]
+    assert history.baseline_names == {"leading", "trailing"}
+    leading = history.baseline("leading")
+    assert leading is not None
+    assert leading.values == [5.0]
+    assert history.baseline("karras") is None
 
 
 def test_open_positions_are_those_that_nobody_works_at() -> None:
-    assert open_positions(TRIALS) == []
-    assert open_positions(TRIALS[:3]) == [1, 2]
-    assert open_positions(TRIALS[:6]) == [2]
+    assert history_of(*TRIALS).open_positions == []
+    assert history_of(*TRIALS[:3]).open_positions == [1, 2]
+    assert history_of(*TRIALS[:6]).open_positions == [2]
 
 
-def test_completed_is_best_first_and_the_earlier_of_equals_first() -> None:
-    trials = [trial(0, "COMPLETE", 1, 2.0), trial(1, "COMPLETE", 2, 1.0), trial(2, "COMPLETE", 3, 1.0), TRIALS[1]]
-    assert [one.number for one in completed(trials)] == [1, 2, 0]
-    assert value_of(TRIALS[1]) is None
+def test_a_failed_evaluation_is_settled_and_not_open() -> None:
+    history = history_of(trial("FAIL", 10, evaluation_failed=True), trial("FAIL", 20))
+    assert (history.settled, history.open_positions) == ({0}, [1])
 
 
-def test_best_of_has_different_candidates_with_finite_values() -> None:
-    seen = [
-        Observation(0, plan(1), 3.0),
-        Observation(1, plan(2), math.inf),
-        Observation(2, plan(3), None),
-        Observation(3, plan(4), 1.0),
-        Observation(4, plan(4), 1.0),
-        Observation(5, plan(5), 2.0),
-    ]
-    assert [one.position for one in best_of(seen, 2)] == [3, 5]
-    assert [one.position for one in best_of(seen, 9)] == [3, 5, 0]
+def test_what_changed_since_is_read_and_nothing_else(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    study = create_study(open_storage(url), "s", {"v": MINIMIZE})
+    asked: list[tuple[set[int], int]] = []
+    read = storage_room.new_trials
+
+    def noted(study: optuna.Study, unfinished: set[int], last_id: int) -> list[FrozenTrial]:
+        asked.append((unfinished, last_id))
+        return read(study, unfinished, last_id)
+
+    monkeypatch.setattr("autodiffusion_opt.trials.history.new_trials", noted)
+    for number in range(5):
+        study.add_trial(trial("COMPLETE", 10 + number, float(number)))
+    study.add_trial(trial("WAITING", 70))
+    study.add_trial(trial("WAITING", 80))
+    history = History(study).refresh()
+    ids = [history.trials[number]._trial_id for number in range(7)]
+    fail(study, ids[5], "for the test")
+    study.add_trial(trial("COMPLETE", 90, 9.0))
+    history.refresh()
+    assert asked == [(set(), -1), ({ids[5], ids[6]}, ids[6])]
+    assert [t.state.name for t in history.trials.values()] == ["COMPLETE"] * 5 + ["FAIL", "WAITING", "COMPLETE"]
+    assert [t.number for t in history.unfinished(TrialState.WAITING)] == [6]
+    assert history.open_positions == [5]
+    history.refresh()
+    assert asked[2] == ({ids[6]}, history.trials[7]._trial_id)
+    assert read(study, {ids[6]}, ids[6])[0].number == 6
+
+
+def test_an_equal_candidate_is_known_from_the_first_trial_that_completed_it() -> None:
+    history = history_of(trial("RUNNING", 10), trial("COMPLETE", 10, 2.0), trial("COMPLETE", 10, 2.0))
+    known = history.complete_with(at(10))
+    assert known is not None
+    assert known.number == 1
+    assert history.complete_with(at(11)) is None
+
+
+def test_complete_trials_are_sorted_best_first_and_the_earlier_of_equals_first() -> None:
+    trials = [trial("COMPLETE", 1, 2.0), trial("COMPLETE", 2, 1.0), trial("COMPLETE", 3, 1.0), trial("FAIL", 4)]
+    for number, each in enumerate(trials):
+        each.number = number
+    assert [t.number for t in best_first(trials)] == [1, 2, 0]
+    assert [t.number for t in best_first(trials, [MAXIMIZE])] == [0, 1, 2]
+
+
+def test_more_is_better_where_a_study_maximises() -> None:
+    history = history_of(trial("COMPLETE", 1, 2.0), trial("COMPLETE", 2, 7.0), direction="maximize")
+    best = history.observations.before(2).best(1)
+    assert [(o.candidate, o.loss) for o in best] == [(at(2), -7.0)]
+
+
+def test_the_best_are_different_candidates_with_finite_losses() -> None:
+    losses = [(3.0,), (math.inf,), None, (1.0,), (1.0,), (2.0,)]
+    times = [1, 2, 3, 4, 4, 5]
+    known = Observations(Observation(p, at(t), loss) for p, (t, loss) in enumerate(zip(times, losses, strict=True)))
+    assert [o.position for o in known.before(9).best(2)] == [3, 5]
+    assert [o.position for o in known.before(9).best(9)] == [3, 5, 0]
+    assert [o.position for o in known.before(5).best(9)] == [3, 0]
+    assert [o.position for o in known.before(9).best(9, before=3)] == [0]
+
+
+def test_an_optimizer_knows_the_positions_before_its_own_only() -> None:
+    known = Observations([Observation(0, at(1)), Observation(4, at(2)), Observation(2, at(2))])
+    assert at(1) in known.before(1)
+    assert at(1) not in known.before(0)
+    assert at(2) in known.before(3)
+    assert at(2) not in known.before(2)
+    assert [o.position for o in known.before(4)] == [0, 2]
+
+
+def test_a_measured_position_stays_and_an_unmeasured_is_replaced() -> None:
+    known = Observations([Observation(0, at(1))])
+    known.put(Observation(0, at(1), (2.0,)))
+    known.put(Observation(0, at(1), None))
+    known.put(Observation(0, at(1), (1.0,)))
+    assert [(o.loss) for o in known.before(1)] == [2.0]
+    assert [o.loss for o in known.before(1).best(5)] == [2.0]
+
+
+def test_a_study_with_several_values_has_no_single_loss() -> None:
+    with pytest.raises(ValueError, match="too many values"):
+        Observation(0, at(1), (1.0, 2.0)).loss  # noqa: B018
+
+
+def test_the_sequence_has_the_trial_of_each_position_that_got_furthest() -> None:
+    history = history_of(*TRIALS)
+    assert [t.number for t in history.sequence(0, 5)] == [0, 5, 6, 4, 7]
+    assert [t.number for t in history.sequence(1, 3)] == [5, 6]

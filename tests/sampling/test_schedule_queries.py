@@ -1,0 +1,162 @@
+"""What can be asked of a scheduler before times are put on it, and what it refuses."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import diffusers
+import numpy as np
+import pytest
+import torch
+
+from autodiffusion_opt.errors import UserError
+from autodiffusion_opt.sampling import schedule as schedules
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:__array_wrap__ must:DeprecationWarning"),
+]
+TIMES = (950, 700, 690, 210, 40)
+every_scheduler = pytest.mark.parametrize("name", schedules.accepted())
+
+
+def make(name: str, **config: Any) -> Any:
+    config = {"skip_prk_steps": True, **config} if name == "PNDMScheduler" else config
+    return getattr(diffusers, name)(**config)
+
+
+def same_state(before: dict[str, Any], after: dict[str, Any]) -> bool:
+    """The same attributes in the same order, each the very same object."""
+    return list(before) == list(after) and all(after[key] is value for key, value in before.items())
+
+
+@pytest.mark.parametrize(
+    ("name", "config", "said"),
+    [
+        (
+            "DDIMInverseScheduler",
+            {},
+            r"must be one of: DDIMScheduler, .*got 'DDIMInverseScheduler'. Did you mean",
+        ),
+        ("KDPM2DiscreteScheduler", {}, "got 'KDPM2DiscreteScheduler'"),
+        ("PNDMScheduler", {"skip_prk_steps": False}, "needs skip_prk_steps=True"),
+        ("FlowMatchEulerDiscreteScheduler", {"invert_sigmas": True}, "other way round"),
+        ("DEISMultistepScheduler", {"use_flow_sigmas": True}, "leaves noise"),
+        ("UniPCMultistepScheduler", {"predict_x0": False}, "divides by zero"),
+        ("DPMSolverMultistepScheduler", {"use_flow_sigmas": True, "final_sigmas_type": "sigma_min"}, "noise"),
+        (
+            "EulerDiscreteScheduler",
+            {"timestep_type": "continuous", "prediction_type": "v_prediction"},
+            "log σ",
+        ),
+    ],
+)
+def test_refused_by_name_with_the_reason(name: str, config: dict[str, Any], said: str) -> None:
+    scheduler = make(name, **config)
+    before = dict(vars(scheduler))
+    for asked in (
+        schedules.check_scheduler,
+        schedules.time_range,
+        lambda refused: schedules.install_schedule(refused, TIMES),
+    ):
+        with pytest.raises(UserError, match=said):
+            asked(scheduler)
+    assert same_state(before, vars(scheduler))
+
+
+@pytest.mark.parametrize(
+    ("name", "times", "said"),
+    [
+        ("DDIMScheduler", (1000, 3), "from 0 to 999 for this model; got 1000"),
+        ("DDIMScheduler", (-1,), "got -1"),
+        ("DDIMScheduler", (), "at least one time"),
+        ("DDIMScheduler", (9, 9), "distinct in float32; got 9 twice"),
+        ("DDIMScheduler", (900.000001, 900), "distinct in float32"),
+        ("DDIMScheduler", (3, 9), "downwards; got 3 before 9"),
+        ("DDIMScheduler", (900, float("nan")), "finite number; got nan"),
+        ("DDIMScheduler", (float("inf"), 3), "finite number; got inf"),
+        ("DDIMScheduler", (900, float("-inf")), "finite number; got -inf"),
+        ("FlowMatchEulerDiscreteScheduler", (np.float32("nan"),), r"finite number; got np.float32\(nan\)"),
+        ("DDIMScheduler", (True,), "finite number; got True"),
+        ("DDIMScheduler", (1000, 3, 9), "from 0 to 999 for this model; got 1000; times must go .* got 3 before 9"),
+        ("DDIMScheduler", (999.001, 3), "from 0 to 999 for this model; got 999.001"),
+        ("DDIMScheduler", ("9",), "finite number"),
+        ("DDIMScheduler", (None,), "finite number"),
+        ("LCMScheduler", (900.5, 3), "integer times; got 900.5"),
+        ("FlowMatchEulerDiscreteScheduler", (1000.5, 0), "above 0 to 1000 for this model; got 1000.5, 0"),
+    ],
+)
+def test_times_that_cannot_be(name: str, times: tuple[Any, ...], said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        schedules.install_schedule(make(name), times)
+
+
+@every_scheduler
+@pytest.mark.parametrize("steps", [1, 2, 5, 20])
+def test_default_times_can_be_installed(name: str, steps: int) -> None:
+    scheduler = make(name)
+    before = dict(vars(scheduler))
+    times = schedules.default_times(scheduler, steps)
+    assert same_state(before, vars(scheduler))
+    schedules.install_schedule(scheduler, times)
+    assert len(times) == steps
+    sample = torch.ones(1, 3, 4, 4)
+    for time in scheduler.timesteps:
+        if hasattr(scheduler, "scale_model_input"):
+            scheduler.scale_model_input(sample, time)
+        sample = scheduler.step(torch.sin(sample), time, sample).prev_sample
+    assert torch.isfinite(sample).all()
+    assert schedules.default_times(scheduler, steps) == times  # also of a scheduler that has others installed
+
+
+@pytest.mark.parametrize("setting", ["use_karras_sigmas", "use_exponential_sigmas"])
+@pytest.mark.parametrize("name", ["DPMSolverMultistepScheduler", "EulerDiscreteScheduler", "UniPCMultistepScheduler"])
+def test_sigma_settings_do_not_disturb_the_times(name: str, setting: str) -> None:
+    plain, shaped = make(name), make(name, **{setting: True})
+    for scheduler in (plain, shaped):
+        schedules.install_schedule(scheduler, TIMES)
+    assert torch.equal(plain.sigmas, shaped.sigmas)
+    schedules.check_times(shaped, schedules.default_times(shaped, 30))
+
+
+def test_a_number_of_steps_that_is_not_there() -> None:
+    for name, steps in (("LCMScheduler", 60), ("DDIMScheduler", 1001), ("DDIMScheduler", 0)):
+        with pytest.raises(UserError, match="steps"):
+            schedules.default_times(make(name), steps)
+
+
+def test_what_a_scheduler_can_be_asked() -> None:
+    ddim, flow = make("DDIMScheduler"), make("FlowMatchEulerDiscreteScheduler")
+    assert (schedules.time_range(ddim), schedules.time_range(flow)) == ((0.0, 999.0), (0.0, 1000.0))
+    sigmas = schedules.sigmas_of(ddim)
+    assert sigmas is not None
+    assert sigmas.dtype == np.float64
+    assert (np.diff(sigmas) > 0).all()
+    assert sigmas[-1] == pytest.approx(float(((1 - ddim.alphas_cumprod) / ddim.alphas_cumprod)[-1] ** 0.5))
+    assert schedules.sigmas_of(flow) is None
+
+
+@every_scheduler
+def test_the_calls_of_each_step_add_up_to_the_nfe(name: str) -> None:
+    scheduler = make(name)
+    of_steps = {1: (1,), 2: (1, 1), 5: (1, 1, 1, 1, 1)}
+    if "Heun" in name:  # an Euler step at the end
+        of_steps = {1: (1,), 2: (2, 1), 5: (2, 2, 2, 2, 1)}
+    if name == "PNDMScheduler":  # one step alone is made once
+        of_steps = {1: (1,), 2: (2, 1), 5: (2, 1, 1, 1, 1)}
+    assert {steps: schedules.calls(scheduler, steps) for steps in of_steps} == of_steps
+    assert [schedules.nfe(scheduler, steps) for steps in (1, 2, 5)] == [sum(made) for made in of_steps.values()]
+    assert schedules.calls_per_step(scheduler) == (2 if "Heun" in name else 1)
+
+
+def test_no_step_has_no_calls() -> None:
+    for name in ("DDIMScheduler", "HeunDiscreteScheduler", "PNDMScheduler"):
+        assert (schedules.calls(make(name), 0), schedules.nfe(make(name), 0)) == ((), 0)
+
+
+def test_noise_levels_are_finite_also_where_no_signal_is_left() -> None:
+    """Zero terminal SNR: ᾱ = 0 at the last training time, taken as 2⁻²⁴, so σ = √(2²⁴ - 1)."""
+    sigmas = schedules.sigmas_of(make("DDIMScheduler", rescale_betas_zero_snr=True))
+    assert sigmas is not None
+    assert np.isfinite(sigmas).all()
+    assert sigmas[-1] == pytest.approx((2.0**24 - 1) ** 0.5)

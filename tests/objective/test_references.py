@@ -58,12 +58,12 @@ def test_the_second_load_computes_nothing(folder: Path, cache: Path) -> None:
 
 def test_it_tells_what_it_reads_and_measures(folder: Path) -> None:
     told: list[tuple[str, int, int]] = []
-    load_reference(str(folder), Counting(), progress=lambda *what: told.append(what))
+    assert load_reference(str(folder), Counting(), progress=lambda *what: told.append(what)).statistics
     assert told[:5] == [("reading reference", done, 5) for done in range(1, 6)]
     assert {what for what, _, _ in told[5:]} == {"measuring reference"}
     assert told[-1] == ("measuring reference", 5, 5)
     del told[:]
-    load_reference(str(folder), Counting(), progress=lambda *what: told.append(what))
+    assert load_reference(str(folder), Counting(), progress=lambda *what: told.append(what)).statistics
     assert {what for what, _, _ in told} == {"reading reference"}
 
 
@@ -79,6 +79,7 @@ def test_it_is_what_the_images_give(folder: Path) -> None:
 @pytest.mark.parametrize("change", ["pixels", "added", "gone", "extractor"])
 def test_whatever_changed_it_is_computed_again(change: str, folder: Path) -> None:
     before = load_reference(str(folder), Counting())
+    assert before.statistics.count == 5
     extractor = Counting("counting-2" if change == "extractor" else "counting-1")
     if change == "pixels":
         stamp = (folder / "0.png").stat()
@@ -89,31 +90,34 @@ def test_whatever_changed_it_is_computed_again(change: str, folder: Path) -> Non
     elif change == "gone":
         (folder / "0.png").unlink()
     found = load_reference(str(folder), extractor)
-    assert extractor.images == found.statistics.count == {"added": 6, "gone": 4}.get(change, 5)
+    count = found.statistics.count
+    assert extractor.images == count == {"added": 6, "gone": 4}.get(change, 5)
     assert found.identity != before.identity
 
 
 def test_the_folder_may_move(folder: Path, tmp_path: Path) -> None:
     before = load_reference(str(folder), Counting())
+    assert before.statistics.count == 5
     moved, extractor = folder.rename(tmp_path / "elsewhere"), Counting()
-    assert load_reference(str(moved), extractor).identity == before.identity
+    found = load_reference(str(moved), extractor)
+    assert (found.identity, found.statistics.count) == (before.identity, 5)
     assert extractor.images == 0
 
 
-def test_digits_are_cached(cache: Path) -> None:
+def test_the_statistics_of_an_embedded_model_are_kept(cache: Path) -> None:
     first, second = Counting(), Counting()
     assert load_reference("digits", first).statistics.count == 1797
-    load_reference("digits", second)
+    assert load_reference("digits", second).statistics.count == 1797
     assert (first.images, second.images) == (1797, 0)
 
 
-def test_relative_to_the_file_that_names_it(folder: Path, tmp_path: Path) -> None:
+def test_a_folder_is_looked_for_beside_the_file_that_names_it(folder: Path, tmp_path: Path) -> None:
     assert load_reference("images", Counting(), tmp_path).statistics.count == 5
     with pytest.raises(UserError, match=r"'images' is not there"):
         load_reference("images", Counting())
 
 
-def test_statistics_of_the_literature(tmp_path: Path) -> None:
+def test_a_file_of_statistics_is_read_as_the_literature_writes_it(tmp_path: Path) -> None:
     path, extractor = tmp_path / "stats.npz", Counting()
     np.savez(path, mu=np.arange(3, dtype=np.float32), sigma=np.eye(3))
     reference = load_reference(str(path), extractor)
@@ -143,7 +147,7 @@ def wrong_files() -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("kind", wrong_files())
-def test_files_that_hold_no_statistics(kind: str, tmp_path: Path) -> None:
+def test_a_file_that_holds_no_statistics_is_refused(kind: str, tmp_path: Path) -> None:
     path = tmp_path / "stats.npz"
     write, message = wrong_files()[kind]
     with path.open("wb") as file:
@@ -166,31 +170,80 @@ def test_a_pickle_is_not_opened(tmp_path: Path) -> None:
     assert not (tmp_path / "trap").exists()
 
 
-def test_a_folder_without_images(tmp_path: Path) -> None:
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(UserError, match=r"must hold at least 2 images .* it holds 0"):
-        load_reference(str(tmp_path / "empty"), Counting())
+@pytest.mark.parametrize("count", [0, 1])
+def test_a_folder_with_fewer_than_two_images_is_refused(count: int, tmp_path: Path) -> None:
+    (tmp_path / "few").mkdir()
+    for index in range(count):
+        Image.fromarray(np.zeros((6, 6), np.uint8)).save(tmp_path / "few" / f"{index}.png")
+    with pytest.raises(UserError, match=rf"must hold at least 2 images .* it holds {count}"):
+        load_reference(str(tmp_path / "few"), Counting())
+    Image.fromarray(np.zeros((6, 6), np.uint8)).save(tmp_path / "few" / "8.png")
+    Image.fromarray(np.zeros((6, 6), np.uint8)).save(tmp_path / "few" / "9.png")
+    assert load_reference(str(tmp_path / "few"), Counting()).statistics.count == count + 2
 
 
-def test_an_image_that_is_none(folder: Path) -> None:
+def test_an_image_that_cannot_be_read_is_named(folder: Path) -> None:
     (folder / "broken.png").write_bytes(b"no image")
     with pytest.raises(UserError, match=r"broken\.png cannot be read as an image"):
-        load_reference(str(folder), Counting())
+        load_reference(str(folder), Counting()).statistics  # noqa: B018
 
 
-def test_a_cache_that_cannot_be_written(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cache_that_cannot_be_written_names_the_variable_that_moves_it(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("AUTODIFFUSION_CACHE", str(tmp_path / "file"))
     with pytest.raises(UserError, match="AUTODIFFUSION_CACHE"):
-        load_reference(str(folder), Counting())
+        load_reference(str(folder), Counting()).statistics  # noqa: B018
 
 
-def test_no_images_at_all() -> None:
+def test_statistics_of_no_images_are_refused() -> None:
     with pytest.raises(UserError, match="no images"):
         measure(iter(()), Counting())
 
 
-def test_where_the_cache_is(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_cache_is_in_the_users_cache_folder(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("AUTODIFFUSION_CACHE")
     monkeypatch.setenv("XDG_CACHE_HOME", "/somewhere")
     assert cache_folder() == Path("/somewhere/autodiffusion-opt")
+    monkeypatch.setenv("AUTODIFFUSION_CACHE", "/mine")
+    assert cache_folder() == Path("/mine")
+
+
+def test_features_are_those_of_all_images_in_order_and_not_kept_on_disk(folder: Path, cache: Path) -> None:
+    reference = load_reference(str(folder), Counting())
+    wanted = []
+    for path in sorted(folder.rglob("*.png")):
+        array = np.array(Image.open(path))
+        image = torch.from_numpy(array)[None] if array.ndim == 2 else torch.from_numpy(array).permute(2, 0, 1)
+        wanted.append(Counting()(image[None]))
+    np.testing.assert_allclose(reference.features, np.concatenate(wanted), rtol=1e-6)
+    assert not cache.exists()
+    assert load_reference("digits", Counting()).features.shape == (1797, 2)
+
+
+def test_a_reference_measures_nothing_until_it_is_asked_and_then_once(folder: Path) -> None:
+    extractor = Counting()
+    reference = load_reference(str(folder), extractor)
+    assert extractor.images == 0
+    assert reference.statistics is reference.statistics
+    assert extractor.images == 5
+    assert reference.features is reference.features
+    assert extractor.images == 10
+
+
+def test_more_images_than_a_batch_all_count(tmp_path: Path) -> None:
+    (tmp_path / "many").mkdir()
+    for index in range(130):
+        Image.fromarray(np.full((3, 3), index, np.uint8)).save(tmp_path / "many" / f"{index:03}.png")
+    reference = load_reference(str(tmp_path / "many"), Counting())
+    assert reference.statistics.count == 130
+    np.testing.assert_array_equal(reference.features[:, 0], np.arange(130))
+
+
+def test_a_file_of_statistics_holds_no_features(tmp_path: Path) -> None:
+    np.savez(tmp_path / "stats.npz", mu=np.zeros(3), sigma=np.eye(3), count=np.array(7))
+    reference = load_reference(str(tmp_path / "stats.npz"), Counting())
+    assert reference.statistics.count == 7
+    with pytest.raises(UserError, match="holds statistics alone"):
+        reference.features  # noqa: B018

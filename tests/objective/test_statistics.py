@@ -8,8 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 import scipy.linalg
+import torch
 from numpy.typing import NDArray
 
+from autodiffusion_opt.objective.features import load_extractor
 from autodiffusion_opt.objective.statistics import Gaussian, Moments, frechet_distance
 
 DIMENSIONS = 48
@@ -57,11 +59,11 @@ def test_frechet_distance_equals_the_formula(shift: float) -> None:
     assert frechet_distance(gaussian(one), gaussian(other)) == pytest.approx(by_sqrtm(one, other), rel=1e-6)
 
 
-def test_of_digits_features_it_equals_torch_fidelity(problem: Any) -> None:
+def test_of_digits_features_it_equals_torch_fidelity() -> None:
     from autodiffusion_opt.zoo.digits import load_images
 
-    images = load_images()
-    one, other = (problem.objective.extractor(half) for half in (images[:600], images[600:]))
+    images, extractor = load_images(), load_extractor("digits", torch.device("cpu"))
+    one, other = (extractor(half) for half in (images[:600], images[600:]))
     # ReLU features: some are zero nearly always, so both covariances are all but singular.
     assert frechet_distance(gaussian(one), gaussian(other)) == pytest.approx(
         torch_fidelity_distance(one, other), rel=1e-6

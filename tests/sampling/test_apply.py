@@ -46,9 +46,7 @@ def generators(count: int) -> list[torch.Generator]:
 
 def call(pipeline: Any, count: int, steps: int) -> torch.Tensor:
     """The pipeline's own call, as a user makes it."""
-    return pipeline(
-        batch_size=count, generator=generators(count), num_inference_steps=steps, output_type="pt"
-    ).images
+    return pipeline(batch_size=count, generator=generators(count), num_inference_steps=steps, output_type="pt").images
 
 
 def state(pipeline: Any) -> dict[str, Any]:

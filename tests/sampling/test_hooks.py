@@ -58,6 +58,21 @@ class Around(ModelHook):
         return output + self.number / 10
 
 
+class Told(Instead):
+    """Knows which module it is on."""
+
+    module: torch.nn.Module | None = None
+
+    def initialize_hook(self, module: torch.nn.Module) -> torch.nn.Module:
+        self.module = module
+        return module
+
+    def deinitalize_hook(self, module: torch.nn.Module) -> torch.nn.Module:
+        assert self.module is module
+        self.module = None
+        return module
+
+
 class Refuses(ModelHook):
     def initialize_hook(self, module: torch.nn.Module) -> torch.nn.Module:
         raise RuntimeError("not this module")
@@ -152,6 +167,13 @@ def test_detaching_again_does_not_touch_what_came_later() -> None:
         assert is_attached(module, "ours")
 
 
+def test_a_hook_is_told_of_its_module_and_of_the_end() -> None:
+    module, hook = Double(), Told(100)
+    with attach(module, hook, "ours") as attachment:
+        assert hook.module is attachment.module is module
+    assert hook.module is None
+
+
 def test_a_hook_that_refuses_the_module_leaves_no_trace() -> None:
     module = Double()
     before = state(module)
@@ -207,6 +229,16 @@ def test_an_empty_registry_that_was_there_stays() -> None:
     module = Double()
     HookRegistry.check_if_exists_or_initialize(module)
     before = state(module)
+    attach(module, Instead(100), "ours").detach()
+    assert is_same(module, before)
+
+
+def test_what_a_removed_hook_of_diffusers_left_behind_stays() -> None:
+    """An empty registry and the class's own forward in ``vars(module)``: not ours to tidy up."""
+    module = Double()
+    diffusers_hook(module, Instead(100)).remove_hook("diffusers")
+    before = state(module)
+    assert {"forward", "_diffusers_hook"} <= set(before)
     attach(module, Instead(100), "ours").detach()
     assert is_same(module, before)
 

@@ -11,11 +11,17 @@ import torch
 from peers.samples import load
 
 from autodiffusion_opt import Candidate, UserError
+from autodiffusion_opt.sampling.conditions import Prompts
 from autodiffusion_opt.sampling.generate import ImageSampler
 from autodiffusion_opt.sampling.introspect import read_model_info
 from autodiffusion_opt.space import cost
 from autodiffusion_opt.zoo import EMBEDDED
 
+# diffusers' own set_timesteps, with NumPy 2.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:__array_wrap__ must accept context:DeprecationWarning"),
+]
 LAYERS = Candidate.from_time_steps([926, 690, 424, 153], removed=[[1, 2], [], [5], [0, 1, 2, 3]])
 
 
@@ -71,7 +77,9 @@ def test_the_costs_of_heun_on_digits() -> None:
     assert (cost.nfe(info, LAYERS), cost.layer_runs(info, LAYERS)) == (7, 116)
 
 
-@pytest.mark.parametrize(("scheduler", "calls"), [("ddim", [1, 1, 1, 1]), ("heun", [2, 2, 2, 1]), ("plms", [2, 1, 1, 1])])
+@pytest.mark.parametrize(
+    ("scheduler", "calls"), [("ddim", [1, 1, 1, 1]), ("heun", [2, 2, 2, 1]), ("plms", [2, 1, 1, 1])]
+)
 def test_the_costs_are_what_the_networks_are_seen_to_do(scheduler: str, calls: list[int]) -> None:
     """Counted by hooks on the parts of the layers that a bypassed layer does not run."""
     settings = {"timestep_spacing": "leading"} if scheduler == "ddim" else {}
@@ -82,25 +90,18 @@ def test_the_costs_are_what_the_networks_are_seen_to_do(scheduler: str, calls: l
         return lambda *_: ran.__setitem__(what, ran[what] + 1)
 
     pipeline.unet.conv_in.register_forward_hook(count("network"))
-    for name, module in pipeline.unet.named_modules():
+    for module in pipeline.unet.modules():
         if type(module).__name__ == "ResnetBlock2D":
             module.conv1.register_forward_hook(count("residual"))
         elif type(module).__name__ == "Transformer2DModel":
             module.proj_in.register_forward_hook(count("attention"))
-        del name
     info = read_model_info(pipeline)
     ran.update(dict.fromkeys(ran, 0))
-    sampler = ImageSampler(pipeline, conditions_of_text(), micro_batch=1, batch_size=1)
+    sampler = ImageSampler(pipeline, Prompts(["a cat"]), micro_batch=1, batch_size=1)
     torch.cat(list(sampler.images(LAYERS, [0], 0)))
     assert ran["network"] == cost.nfe(info, LAYERS) == sum(calls)
     wanted = sum(number * (12 - gone) for number, gone in zip(calls, (2, 0, 1, 4), strict=True))
     assert ran["residual"] + ran["attention"] == cost.layer_runs(info, LAYERS) == wanted
-
-
-def conditions_of_text() -> Any:
-    from autodiffusion_opt.sampling.conditions import Prompts
-
-    return Prompts(["a cat"])
 
 
 class Strange(torch.nn.Module):

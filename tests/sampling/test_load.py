@@ -91,7 +91,7 @@ def test_auto_is_the_first_gpu_or_else_the_cpu(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_an_object_that_is_no_pipeline_is_refused() -> None:
-    with pytest.raises(UserError, match="must have a scheduler and be called to sample.*got SimpleNamespace"):
+    with pytest.raises(UserError, match=r"must have a scheduler and be called to sample.*got SimpleNamespace"):
         check_pipeline(SimpleNamespace(unet=1))
 
 
@@ -150,9 +150,11 @@ def test_offload_without_a_gpu_is_refused() -> None:
         configured("ddim", offload=True)
 
 
-def test_what_hides_or_marks_images_is_off() -> None:
+def test_what_hides_or_marks_images_is_taken_off() -> None:
     pipeline = load("stable_diffusion")
-    assert pipeline.safety_checker is None
+    pipeline.safety_checker = object()
+    pipeline.register_to_config(requires_safety_checker=True)
+    assert _plain(pipeline).safety_checker is None
     assert not pipeline.config.requires_safety_checker
     marked = load("sdxl")
     marked.watermark = object()  # as where the invisible-watermark package is installed

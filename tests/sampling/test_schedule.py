@@ -303,3 +303,5 @@ def test_a_last_step_of_no_length_changes_nothing() -> None:
             schedules.install_schedule(scheduler, (*range(900, 0, -50), 0))
             got = sample_with(scheduler, case, curved, start(), "epsilon")
             assert torch.equal(got[-1], got[-2])
+            assert not torch.equal(got[-2], got[-3])
+            assert scheduler.step_index == 19  # counted as a step all the same

@@ -122,6 +122,7 @@ def test_the_times_are_those_given(name: str) -> None:
     scheduler = make(name)
     schedule = schedules.install_schedule(scheduler, TIMES)
     scheduler.set_timesteps(5, device="cpu")
+    assert scheduler.num_inference_steps == 5  # also where there are more calls
     assert schedule.times == (950.0, 700.0, 690.0, 210.0, 40.0)
     assert scheduler.timesteps.tolist() == CALLED.get(name, list(TIMES))
     whole = name.startswith(("DD", "DEIS", "DPM", "LCM", "PNDM", "TCD", "UniPC"))
@@ -155,6 +156,18 @@ def test_image_to_image_starts_in_the_middle(name: str) -> None:
         said.append(schedule.step)
         sample = scheduler.step(sample, instant, sample).prev_sample
     assert said == ([2, 2, 3, 3, 4] if "Heun" in name else [2, 3, 4])
+
+
+@pytest.mark.parametrize(
+    "name", [name for name in schedules.accepted() if hasattr(getattr(diffusers, name), "set_begin_index")]
+)
+def test_after_image_to_image_the_first_step_comes_first_again(name: str) -> None:
+    scheduler = make(name)
+    schedule = schedules.install_schedule(scheduler, TIMES)
+    scheduler.set_begin_index(2 * scheduler.order)
+    assert schedule.step == 2
+    scheduler.set_timesteps(5)
+    assert (scheduler.begin_index, schedule.step) == (None, 0)
 
 
 def test_pndm_does_not_start_in_the_middle() -> None:
@@ -196,6 +209,28 @@ def test_a_time_that_is_not_of_the_schedule() -> None:
 def test_uneven_coefficients_are_for_pndm() -> None:
     with pytest.raises(UserError, match="is for PNDMScheduler; got DDIMScheduler"):
         schedules.install_schedule(make("DDIMScheduler"), TIMES, uneven_coefficients=True)
+
+
+@pytest.mark.parametrize(("set_alpha_to_one", "end"), [(False, 0.0), (True, -1.0)])
+def test_pndm_ends_at_time_zero_or_one_before_it(set_alpha_to_one: bool, end: float) -> None:
+    """ᾱ of time 0 is not yet 1; where the last step goes to ᾱ = 1, its end is a time further."""
+    schedule = schedules.install_schedule(make("PNDMScheduler", set_alpha_to_one=set_alpha_to_one), TIMES)
+    assert schedule.end_time == end
+
+
+@pytest.mark.parametrize("name", ["DPMSolverMultistepScheduler", "DEISMultistepScheduler"])
+def test_a_last_step_of_no_length_answers_as_it_is_asked(name: str) -> None:
+    """Pipelines ask for a tuple."""
+    config = {} if name.startswith("DEIS") else {"final_sigmas_type": "sigma_min"}
+    for return_dict in (True, False):
+        scheduler = make(name, **config)
+        schedules.install_schedule(scheduler, (700, 0))
+        sample = torch.ones(1, 3, 4, 4)
+        for instant in scheduler.timesteps:
+            answer = scheduler.step(sample, instant, sample, return_dict=return_dict)
+            sample = answer.prev_sample if return_dict else answer[0]
+        assert isinstance(answer, tuple) is not return_dict
+        assert torch.isfinite(sample).all()
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 4])

@@ -127,8 +127,9 @@ def test_a_deleted_steps_layer_runs_are_given_back_in_part_or_in_full(
     shorter = [child for child in shorter if all(set(removed) <= set(range(5)) for removed in child.removed)]
     numbers = Counter(cost.layer_runs(info, child) for child in shorter)
     assert set(numbers) == reached
-    # A sixth gives all back: the number is uniform in 0 .. 5, which the budget allows wherever the layers are.
-    assert numbers[n_max] < 0.25 * len(shorter)
+    # The number of layers is uniform in 0 .. 5, which the budget allows wherever they are; each is 1 run, or 5/3 runs.
+    mean = min(reached) + 2.5 * sum(cost.calls(info.layout, 3)) / 3
+    assert abs(np.mean([cost.layer_runs(info, child) for child in shorter]) - mean) < 0.6
     assert set(parent.times) == {time for child in shorter for time in child.times}
 
 

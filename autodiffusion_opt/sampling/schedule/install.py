@@ -138,7 +138,7 @@ def _diffusers_step(
 
 def _stays(scheduler: Any, spec: SchedulerSpec, timestep: Any) -> bool:
     """Whether this is a last step from σ_min to σ_min (time 0): solvers divide by its length, 0."""
-    if spec.last_sigma is None or spec.layout == "heun":
+    if spec.last_sigma is None:
         return False
     if scheduler._step_index is None:
         scheduler._init_step_index(timestep)

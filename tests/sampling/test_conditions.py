@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,10 @@ from peers.samples import load
 from autodiffusion_opt.candidate import Candidate
 from autodiffusion_opt.config import build
 from autodiffusion_opt.errors import UserError
-from autodiffusion_opt.objective import FidConfig
-from autodiffusion_opt.objective.conditions import ConditionsConfig, bind_conditions, read_prompts
-from autodiffusion_opt.objective.features import load_extractor
-from autodiffusion_opt.sampling.conditions import ENCODERS, Labels, Memory, Prompts
-from autodiffusion_opt.sampling.compatibility import check_call
-from autodiffusion_opt.sampling.apply import generate
+from autodiffusion_opt.objective import MetricConfig
+from autodiffusion_opt.sampling.conditions import ENCODERS, Labels, Memory, Prompts, load_conditions, read_prompts
+from autodiffusion_opt.sampling.config import ConditionsConfig
+from autodiffusion_opt.sampling.generate import ImageSampler
 
 CANDIDATE = Candidate.from_time_steps([901, 640, 222])
 OTHER = Candidate.from_time_steps([850, 333])
@@ -27,16 +26,15 @@ OTHER = Candidate.from_time_steps([850, 333])
 
 def sample(pipeline: Any, name: str, conditions: Any, candidate: Candidate = CANDIDATE, **more: Any) -> torch.Tensor:
     call = pipelines.CALLS.get(name, {}) | more
-    sizes = {"seed": 0, "batch_size": 2, "micro_batch": 2}
-    batches = generate(pipeline, candidate, range(4), **sizes, conditions=conditions, call=call)
-    return torch.cat(list(batches))
+    sampler = ImageSampler(pipeline, conditions, call, micro_batch=2, batch_size=2)
+    return torch.cat(list(sampler.images(candidate, range(4), 0)))
 
 
-class Plain:
+class Plain(Prompts):
     """The prompts themselves, and nothing that remembers."""
 
-    def __init__(self, prompts: Prompts) -> None:
-        self.arguments = prompts.arguments
+    def around(self, pipeline: Any) -> Any:
+        return nullcontext()
 
 
 class Count:
@@ -62,9 +60,9 @@ NEGATIVE = tuple(name for name in pipelines.TEXT if name not in ("ldm_text", "la
 )
 def test_text_is_encoded_once_and_images_are_those_of_the_prompts(name: str, negative: str | None) -> None:
     pipeline = load(name)
-    prompts = Prompts(pipelines.PROMPTS, negative)
+    prompts, plain = Prompts(pipelines.PROMPTS, negative), Plain(pipelines.PROMPTS, negative)
     more = {"true_cfg_scale": 2.0} if name == "flux" and negative else {}
-    expected = [sample(pipeline, name, Plain(prompts), one, **more) for one in (CANDIDATE, OTHER)]
+    expected = [sample(pipeline, name, plain, one, **more) for one in (CANDIDATE, OTHER)]
     count = Count(pipeline)
     assert torch.equal(sample(pipeline, name, prompts, **more), expected[0])
     once = count.calls
@@ -73,7 +71,7 @@ def test_text_is_encoded_once_and_images_are_those_of_the_prompts(name: str, neg
     assert torch.equal(sample(pipeline, name, prompts, **more), expected[0])
     assert count.calls == once
     assert "encode_prompt" not in vars(pipeline)
-    sample(pipeline, name, Plain(prompts), **more)
+    sample(pipeline, name, plain, **more)
     assert count.calls > once
 
 
@@ -85,7 +83,7 @@ def test_another_guidance_scale_or_prompt_is_encoded_anew() -> None:
     once = count.calls
     found = sample(pipeline, "stable_diffusion", prompts, guided)
     assert count.calls > once
-    assert torch.equal(found, sample(pipeline, "stable_diffusion", Plain(prompts), guided))
+    assert torch.equal(found, sample(pipeline, "stable_diffusion", Plain(pipelines.PROMPTS), guided))
     changed = sample(pipeline, "stable_diffusion", Prompts(["rain", *pipelines.PROMPTS[1:]]))
     assert not torch.equal(changed[0], sample(pipeline, "stable_diffusion", prompts)[0])
 
@@ -150,7 +148,7 @@ def test_other_conditions_have_another_identity() -> None:
     assert Prompts(["a", "b"]).identity == Prompts(("a", "b")).identity
 
 
-def test_prompts_from_each_kind_of_file(tmp_path: Path) -> None:
+def test_prompts_are_read_from_each_kind_of_file(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("﻿a cat\n\n  two dogs  \nnaïve café\n", encoding="utf-8")
     assert read_prompts(tmp_path / "a.txt") == ("a cat", "two dogs", "naïve café")
     captions = [(1, "first"), (2, "second"), (1, "first again")]
@@ -179,7 +177,7 @@ def test_prompts_from_each_kind_of_file(tmp_path: Path) -> None:
         ("a.txt", b"\xff\xfe\x00", None, "UTF-8"),
     ],
 )
-def test_files_that_hold_no_prompts(
+def test_files_that_hold_no_prompts_are_refused(
     file: str, content: str | bytes, column: str | None, message: str, tmp_path: Path
 ) -> None:
     (tmp_path / file).write_bytes(content if isinstance(content, bytes) else content.encode())
@@ -187,11 +185,11 @@ def test_files_that_hold_no_prompts(
         read_prompts(tmp_path / file, column)
 
 
-def bind(name: str, base: Path | None = None, **table: Any) -> Any:
-    return bind_conditions(ConditionsConfig(**table), load(name), base)
+def conditions_for(name: str, base: Path | None = None, **table: Any) -> Any:
+    return load_conditions(ConditionsConfig(**table), load(name), base)
 
 
-def test_conditions_that_do_not_fit_the_pipeline(tmp_path: Path) -> None:
+def test_conditions_that_do_not_fit_the_pipeline_are_refused(tmp_path: Path) -> None:
     (tmp_path / "p.txt").write_text("a cat")
     prompts: dict[str, Any] = {"kind": "prompts", "file": "p.txt", "base": tmp_path}
     wrong: list[tuple[str, dict[str, Any], str]] = [
@@ -211,22 +209,17 @@ def test_conditions_that_do_not_fit_the_pipeline(tmp_path: Path) -> None:
     ]
     for name, table, message in wrong:
         with pytest.raises(UserError, match=message):
-            bind(name, **table)
+            conditions_for(name, **table)
 
 
-def test_conditions_that_fit(tmp_path: Path) -> None:
+def test_conditions_that_fit_are_taken(tmp_path: Path) -> None:
     (tmp_path / "p.txt").write_text("a cat\nrain")
-    assert bind("sdxl", tmp_path, kind="prompts", file="p.txt").prompts == ("a cat", "rain")
-    assert bind("sdxl", None, kind="prompts", file=str(tmp_path / "p.txt")).prompts == ("a cat", "rain")
-    assert bind("adm", kind="labels").labels == (0, 1, 2)
-    assert bind("dit", kind="labels", classes=4).labels == (0, 1, 2, 3)
-    assert bind("dit", kind="labels", classes=[5, 5, 2]).labels == (5, 5, 2)
-    assert bind("ddpm").arguments(load("ddpm"), [4, 5]) == {"batch_size": 2}
-
-
-def test_generate_without_conditions_says_what_is_missing() -> None:
-    with pytest.raises(UserError, match="needs prompts"):
-        sample(load("flux"), "flux", None)
+    assert conditions_for("sdxl", tmp_path, kind="prompts", file="p.txt").prompts == ("a cat", "rain")
+    assert conditions_for("sdxl", None, kind="prompts", file=str(tmp_path / "p.txt")).prompts == ("a cat", "rain")
+    assert conditions_for("adm", kind="labels").labels == (0, 1, 2)
+    assert conditions_for("dit", kind="labels", classes=4).labels == (0, 1, 2, 3)
+    assert conditions_for("dit", kind="labels", classes=[5, 5, 2]).labels == (5, 5, 2)
+    assert conditions_for("ddpm").arguments(load("ddpm"), [4, 5]) == {"batch_size": 2}
 
 
 @pytest.mark.parametrize(
@@ -242,37 +235,7 @@ def test_generate_without_conditions_says_what_is_missing() -> None:
         ({"kind": "prompts", "fil": "a.txt"}, "Did you mean 'file'"),
     ],
 )
-def test_a_table_that_says_something_wrong(table: dict[str, Any], message: str) -> None:
-    objective = {"images": 4, "features": "pixels", "reference": "digits", "conditions": table}
+def test_a_table_of_conditions_that_says_something_wrong_is_refused(table: dict[str, Any], message: str) -> None:
+    objective = {"kind": "fid", "images": 4, "features": "pixels", "reference": "digits", "conditions": table}
     with pytest.raises(UserError, match=message):
-        build(FidConfig, objective, "o.toml")
-
-
-@pytest.mark.parametrize(
-    ("argument", "message"),
-    [
-        ("generator", "each image has its own"),
-        ("prompt", r"in \[conditions\]"),
-        ("num_inference_steps", "the candidate says"),
-        ("guidence_scale", "Did you mean 'guidance_scale'"),
-    ],
-)
-def test_arguments_of_the_call_that_are_not_the_users_to_give(argument: str, message: str) -> None:
-    pipeline = load("stable_diffusion")
-    check_call(pipeline, {"eta": 0.5, "guidance_scale": 3.0, "height": 64})
-    with pytest.raises(UserError, match=message):
-        check_call(pipeline, {argument: 1})
-
-
-def test_pixel_features_are_means_of_areas() -> None:
-    extractor = load_extractor("pixels", torch.device("cpu"))
-    images = torch.zeros(2, 3, 16, 16, dtype=torch.uint8)
-    images[1, 2, 14:, :2] = 255
-    images[1, 0, 0, 0] = 255
-    found = extractor(images)
-    assert found.shape == (2, 192)
-    assert found.dtype == "float32"
-    expected = torch.zeros(3, 8, 8)
-    expected[2, 7, 0], expected[0, 0, 0] = 1.0, 0.25
-    assert torch.equal(torch.from_numpy(found), torch.stack([torch.zeros(192), expected.flatten()]))
-    assert extractor(torch.zeros(1, 1, 5, 9, dtype=torch.uint8)).shape == (1, 64)
+        build(MetricConfig, objective, "o.toml")

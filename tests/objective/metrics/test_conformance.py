@@ -1,0 +1,271 @@
+"""What every registered metric keeps, and that each kind is what its name says."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import scipy.linalg
+import torch
+from numpy.typing import NDArray
+
+from autodiffusion_opt import Candidate, ModelInfo, UserError
+from autodiffusion_opt.config import build
+from autodiffusion_opt.objective import METRICS, Metric
+from autodiffusion_opt.objective.metrics import Fid, Kid
+from autodiffusion_opt.objective.references import Reference
+from autodiffusion_opt.objective.statistics import Moments
+from autodiffusion_opt.sampling.generate import ImageSampler
+
+Array = NDArray[np.float32]
+DIMENSIONS = 12
+KINDS = sorted(METRICS)
+# What a metric may be beyond the keys that all have, so that it suits 200 features.
+SETTINGS: dict[str, dict[str, Any]] = {"kid": {"subsets": 10, "subset_size": 100}}
+
+
+def features(count: int, seed: int = 0, shift: float = 0.0) -> Array:
+    """Correlated, of unequal scale."""
+    rng, mix = np.random.default_rng(seed), np.random.default_rng(99).normal(size=(DIMENSIONS, DIMENSIONS))
+    return (rng.normal(size=(count, DIMENSIONS)) @ mix * np.linspace(0.5, 2, DIMENSIONS) + shift).astype(np.float32)
+
+
+def reference(given: Array) -> Reference:
+    def statistics() -> Any:
+        moments = Moments(given.shape[1])
+        moments.add(given)
+        return moments.gaussian()
+
+    return Reference("features", statistics, lambda: given)
+
+
+def metric(kind: str, real: Array, **more: Any) -> Metric:
+    table = {"kind": kind, "images": 200, "features": "pixels", "reference": "digits"} | SETTINGS.get(kind, {}) | more
+    return METRICS[kind](build(METRICS[kind].Config, table, "here"), reference(real))
+
+
+def value(kind: str, generated: Array, real: Array, block: int = 1000, **more: Any) -> float:
+    measuring = metric(kind, real, **more)
+    for start in range(0, len(generated), block):
+        measuring.add(generated[start : start + block])
+    return measuring.value()
+
+
+# Every kind.
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_no_shift_is_better_than_a_shift_and_a_small_one_than_a_large_one(kind: str) -> None:
+    real = features(400)
+    values = [value(kind, features(400, 1, shift), real) for shift in (0.0, 0.5, 2.0, 8.0)]
+    assert values == sorted(values, reverse=METRICS[kind].direction == "maximize")
+    assert len(set(values)) == 4
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_reference_itself_is_the_best_there_is(kind: str) -> None:
+    real = features(200)
+    sign = -1 if METRICS[kind].direction == "maximize" else 1
+    itself = sign * value(kind, real, real)
+    assert itself < 1e-6
+    assert all(itself < sign * value(kind, features(200, seed), real) for seed in range(1, 6))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("block", [1, 7, 64, 200])
+def test_the_value_does_not_depend_on_how_features_are_split(kind: str, block: int) -> None:
+    real, generated = features(400), features(200, 1, 0.3)
+    assert value(kind, generated, real, block) == pytest.approx(value(kind, generated, real), rel=1e-9)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_all_features_count_the_last_as_well_as_the_first(kind: str) -> None:
+    real, generated = features(400), features(200, 1)
+    more = {"subset_size": 200} if kind == "kid" else {}
+    whole = value(kind, generated, real, 50, **more)
+    for changed in (0, 60, 199):
+        other = generated.copy()
+        other[changed] += 3
+        assert value(kind, other, real, 50, **more) != whole
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_each_candidate_is_measured_anew_and_asking_twice_changes_nothing(kind: str) -> None:
+    measuring = metric(kind, features(400))
+    measuring.add(features(200, 1))
+    first = measuring.value()
+    assert measuring.value() == first == value(kind, features(200, 1), features(400))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_it_has_a_direction_a_table_and_the_references_dimensions(kind: str) -> None:
+    assert METRICS[kind].direction in ("minimize", "maximize")
+    assert set(METRICS[kind].Config.model_fields) >= {"kind", "images", "seed", "conditions", "features", "reference"}
+    assert METRICS[kind].__doc__
+    assert metric(kind, features(200)).dimensions == DIMENSIONS
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_features_of_other_dimensions_are_refused(kind: str, digits: Any) -> None:
+    measured = objective(digits, kind)
+    start = measured.start()
+    start._extractor = lambda images: np.zeros((len(images), 63), np.float32)  # type: ignore[attr-defined]
+    with pytest.raises(UserError, match="63 dimensions, as the extractor gives; it has 64"):
+        start.add(torch.zeros(2, 1, 8, 8, dtype=torch.uint8))
+
+
+def objective(pipeline: Any, kind: str, **more: Any) -> Any:
+    table = {"kind": kind, "images": 30, "features": "digits", "reference": "digits", **more}
+    sampler = ImageSampler(pipeline, micro_batch=10, batch_size=10)
+    return build(METRICS[kind].Config, table, "here").objective(sampler, ModelInfo(train_steps=1000), Path())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_objective_of_a_kind_gives_a_value_of_its_name_and_direction(kind: str, digits: Any) -> None:
+    found = objective(digits, kind)
+    assert dict(found.directions) == {kind: METRICS[kind].direction}
+    *_, score = found.measure(Candidate.from_time_steps([900, 600, 300, 100]))
+    assert list(score.values) == [kind]
+    assert np.isfinite(score.values[kind])
+
+
+# Each kind is what its name says: against formulas that are not ours.
+
+
+def fid_by_fidelity(generated: Array, real: Array) -> float:
+    fid = pytest.importorskip("torch_fidelity.metric_fid")
+    both = (generated.astype(np.float64), real.astype(np.float64))
+    stats = [{"mu": wide.mean(axis=0), "sigma": np.cov(wide, rowvar=False)} for wide in both]
+    return float(fid.fid_statistics_to_metric(*stats, verbose=False)["frechet_inception_distance"])
+
+
+def kid_by_fidelity(generated: Array, real: Array, subsets: int = 10, size: int = 100, **kernel: Any) -> float:
+    kid = pytest.importorskip("torch_fidelity.metric_kid")
+    wide = (torch.from_numpy(generated.astype(np.float64)), torch.from_numpy(real.astype(np.float64)))
+    settings = {"kid_kernel_poly_degree": 3, "kid_kernel_poly_gamma": None, "kid_kernel_poly_coef0": 1.0} | kernel
+    found = kid.kid_features_to_metric(
+        *wide, kid_subsets=subsets, kid_subset_size=size, verbose=False, rng_seed=2020, **settings
+    )
+    return float(found["kernel_inception_distance_mean"])
+
+
+# A kind that is registered here has a formula here: a kind wired to another's class is caught.
+FORMULAS: dict[str, Callable[[Array, Array], float]] = {"fid": fid_by_fidelity, "kid": kid_by_fidelity}
+
+
+def test_every_built_in_kind_has_a_formula() -> None:
+    assert set(FORMULAS) == set(KINDS)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("shift", [0.0, 0.1, 3.0])
+def test_each_kind_equals_torch_fidelity_of_the_same_features(kind: str, shift: float) -> None:
+    generated, real = features(200, 1, shift), features(400)
+    assert value(kind, generated, real) == pytest.approx(FORMULAS[kind](generated, real), rel=1e-6)
+
+
+@pytest.mark.parametrize(("kind", "other"), [("kid", Fid), ("fid", Kid)])
+def test_a_kind_wired_to_the_wrong_class_does_not_pass(kind: str, other: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(METRICS._entries, kind, other)  # type: ignore[attr-defined]
+    monkeypatch.delitem(SETTINGS, "kid")
+    with pytest.raises(AssertionError):
+        test_each_kind_equals_torch_fidelity_of_the_same_features(kind, 3.0)
+
+
+def fid_by_formula(generated: Array, real: Array) -> float:
+    """Heusel et al.'s equation 6 as it is written, in float64."""
+    one, other = generated.astype(np.float64), real.astype(np.float64)
+    first, second = np.cov(one, rowvar=False), np.cov(other, rowvar=False)
+    means = one.mean(0) - other.mean(0)
+    return float(means @ means + np.trace(first + second - 2 * scipy.linalg.sqrtm(first @ second).real))
+
+
+def test_fid_equals_its_formula() -> None:
+    generated, real = features(200, 1, 0.3), features(400)
+    assert value("fid", generated, real) == pytest.approx(fid_by_formula(generated, real), rel=1e-6)
+
+
+def kid_by_formula(x: Array, y: Array) -> float:
+    """Bińkowski et al.'s equation 4 and kernel as they are written: sums over pairs, all images in one subset."""
+    m, dimensions = x.shape
+
+    def k(a: Any, b: Any) -> float:
+        return float((a.astype(np.float64) @ b.astype(np.float64) / dimensions + 1) ** 3)
+
+    pairs = [(i, j) for i in range(m) for j in range(m)]
+    within = sum(k(x[i], x[j]) + k(y[i], y[j]) for i, j in pairs if i != j) / (m * (m - 1))
+    return within - 2 * sum(k(x[i], y[j]) for i, j in pairs) / m**2
+
+
+def test_kid_equals_its_formula_where_one_subset_is_everything() -> None:
+    generated, real = features(40, 1, 0.3), features(40)
+    found = value("kid", generated, real, images=40, subsets=1, subset_size=40)
+    assert found == pytest.approx(kid_by_formula(generated, real), rel=1e-9)
+
+
+@pytest.mark.parametrize("size", [2, 30, 200])
+@pytest.mark.parametrize("subsets", [1, 3, 100])
+def test_kid_equals_torch_fidelity_for_any_subsets(size: int, subsets: int) -> None:
+    generated, real = features(200, 1, 0.2), features(400)
+    found = value("kid", generated, real, subsets=subsets, subset_size=size)
+    assert found == pytest.approx(kid_by_fidelity(generated, real, subsets, size), rel=1e-6)
+
+
+@pytest.mark.parametrize("kernel", [{"degree": 2}, {"gamma": 0.5}, {"coef0": 0.0}])
+def test_kid_equals_torch_fidelity_for_any_kernel(kernel: dict[str, float]) -> None:
+    generated, real = features(200, 1, 0.2), features(400)
+    named = {f"kid_kernel_poly_{key}": number for key, number in kernel.items()}
+    assert value("kid", generated, real, **kernel) == pytest.approx(kid_by_fidelity(generated, real, **named), rel=1e-6)
+
+
+def test_kid_is_unbiased_so_it_may_be_negative_and_equals_torch_fidelity_there() -> None:
+    real = features(400)
+    values = [value("kid", features(200, seed), real) for seed in range(1, 9)]
+    negative = [seed for seed, found in enumerate(values, 1) if found < 0]
+    assert negative
+    assert len(negative) < 8
+    for seed in negative:
+        assert values[seed - 1] == pytest.approx(kid_by_fidelity(features(200, seed), real), rel=1e-6)
+
+
+def test_kid_takes_all_images_in_a_subset_up_to_a_thousand_where_no_size_is_given() -> None:
+    generated, real = features(150, 1, 0.2), features(400)
+    found = value("kid", generated, real, subset_size=None)
+    assert found == pytest.approx(kid_by_fidelity(generated, real, 10, 150), rel=1e-6)
+    assert value("kid", real, generated, subset_size=None) == pytest.approx(
+        kid_by_fidelity(real, generated, 10, 150), rel=1e-6
+    )
+    many, more = features(1200, 1, 0.2), features(1300)
+    found = value("kid", many, more, subset_size=None, subsets=2)
+    assert found == pytest.approx(kid_by_fidelity(many, more, 2, 1000), rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"subset_size": 201}, "subset_size must be at most images, 200; got 201"),
+        ({"subset_size": 1}, "subset_size: .*greater than or equal to 2; got 1"),
+        ({"subsets": 0}, "subsets: .*greater than or equal to 1; got 0"),
+        ({"gamma": 0}, "gamma: .*greater than 0"),
+        ({"subset": 5}, "Did you mean 'subsets'"),
+    ],
+)
+def test_a_table_of_kid_that_says_something_wrong_is_refused(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        metric("kid", features(400), **settings)
+
+
+def test_kid_refuses_a_reference_with_fewer_images_than_a_subset() -> None:
+    with pytest.raises(UserError, match="subset_size must be at most 99, the images of the reference; got 100"):
+        metric("kid", features(99))
+    metric("kid", features(100))
+
+
+def test_kid_refuses_a_file_of_statistics_before_the_first_trial(digits: Any, tmp_path: Path) -> None:
+    np.savez(tmp_path / "stats.npz", mu=np.zeros(64), sigma=np.eye(64))
+    with pytest.raises(UserError, match=r"stats\.npz holds statistics alone; this metric compares features"):
+        objective(digits, "kid", reference=str(tmp_path / "stats.npz"))
+    assert objective(digits, "fid", reference=str(tmp_path / "stats.npz"))

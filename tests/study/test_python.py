@@ -1,0 +1,309 @@
+"""Python as a way in: a study made of objects, its methods, and what is refused."""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import optuna
+import pytest
+import torch
+from optuna.trial import TrialState
+
+import autodiffusion_opt as ado
+from autodiffusion_opt.objective import METRICS
+from autodiffusion_opt.study.config import build_space
+from autodiffusion_opt.trials.attributes import DEFINITION, ERROR, EVALUATION_FAILED
+from autodiffusion_opt.trials.storage import find_study
+
+FOUR = {"kind": "time-steps", "steps": 4}
+DIGITS = {"model": "digits", "scheduler": "ddim", "device": "cpu", "micro_batch": 10}
+INFO = ado.ModelInfo(train_steps=1000)
+
+
+def brightness(images: torch.Tensor) -> float:
+    """The mean of all pixels."""
+    assert images.dtype == torch.uint8
+    return float(images.float().mean())
+
+
+def study_of(url: str, **parts: Any) -> ado.Study:
+    defaults: dict[str, Any] = {
+        "pipeline": DIGITS,
+        "space": FOUR,
+        "objective": ado.ImageMetric(brightness, images=10, identity="brightness-1"),
+        "optimizer": "random",
+        "trials": 10,
+        "storage": url,
+    }
+    return ado.Study("mine", **{**defaults, **parts})
+
+
+def steps_of(candidate: ado.Candidate) -> float:
+    return float(np.mean(candidate.times))
+
+
+def plain(url: str, **parts: Any) -> ado.Study:
+    """A study without a pipeline."""
+    metric = ado.CandidateMetric(steps_of, identity="mean-time")
+    return study_of(url, **{"pipeline": None, "objective": metric, "model_info": INFO, **parts})
+
+
+def test_a_pipeline_a_function_and_a_sampler_make_a_study(digits: Any, url: str, tmp_path: Path) -> None:
+    pipeline = copy.deepcopy(digits)
+    state = dict(vars(pipeline.scheduler))
+    sampler = optuna.samplers.TPESampler(n_startup_trials=3)
+    study = study_of(url, pipeline={"model": pipeline, "micro_batch": 10}, optimizer=sampler, trials=12)
+    results = study.run(progress=False)
+    assert len(results) == 12
+    best = study.best()
+    assert best.value == min(result.value for result in results)
+    assert best.values == {"value": best.value}
+    images = ado.apply(pipeline, best.candidate)(batch_size=2, output_type="pt").images
+    assert images.shape == (2, 1, 8, 8)
+    ado.remove(pipeline)
+    assert list(vars(pipeline.scheduler)) == list(state)
+
+    frame = study.dataframe()
+    assert len(frame) == 12
+    assert {"trial", "state", "value", "origin", "baseline", "nfe", "images", "candidate"} <= set(frame.columns)
+    assert frame["value"].min() == best.value
+
+    rescored = study.verify(images=20, repeats=2)
+    assert rescored["best"].candidate == best.candidate
+    assert len(rescored["leading"].values) == 2
+
+    written = study.export(tmp_path / "out")
+    assert [path.name for path in written] == ["candidate.json", "README.md"]  # no file to load the pipeline from
+    assert ado.Candidate.load(tmp_path / "out" / "candidate.json") == best.candidate
+    assert "brightness-1" in (tmp_path / "out" / "README.md").read_text()
+
+
+def test_a_bare_pipeline_will_do(digits: Any, url: str) -> None:
+    study = study_of(url, pipeline=digits, objective=ado.ImageMetric(brightness, images=2, identity="b"))
+    assert len(study.run(1, progress=False)) == 1
+    assert study.config.pipeline is not None
+    assert study.config.pipeline.model == "python:DDPMPipeline"
+
+
+def test_the_same_pipeline_object_resumes_and_changed_weights_are_refused(digits: Any, url: str) -> None:
+    pipeline = copy.deepcopy(digits)
+    study_of(url, pipeline={"model": pipeline, "micro_batch": 10}).run(1, progress=False)
+    again = copy.deepcopy(digits)
+    assert len(study_of(url, pipeline={"model": again, "micro_batch": 10}).run(2, progress=False)) == 2
+    with torch.no_grad():
+        again.unet.conv_in.weight[0, 0, 0, 0] += 1
+    with pytest.raises(ado.UserError, match=r"fingerprint\.model"):
+        study_of(url, pipeline={"model": again, "micro_batch": 10}).run(3, progress=False)
+
+
+def test_another_identity_is_refused_and_the_same_resumes(url: str) -> None:
+    plain(url).run(3, progress=False)
+    assert len(plain(url).run(4, progress=False)) == 4
+    changed = ado.CandidateMetric(steps_of, identity="mean-time-2")
+    with pytest.raises(ado.UserError, match=r"objective\.identity: 'mean-time' -> 'mean-time-2'"):
+        plain(url, objective=changed).run(progress=False)
+
+
+def test_a_metric_of_candidates_needs_no_pipeline(url: str) -> None:
+    study = plain(url)
+    study.run(progress=False)
+    assert study.problem.sampler is None
+    assert study.best().value == pytest.approx(steps_of(study.best().candidate))
+    assert study.best().costs["nfe"] == 4
+    assert study.verify(repeats=1)["best"].mean == study.best().value
+    space = build_space(FOUR, "here").space(INFO)
+    assert len(plain(url, space=space, model_info=None, storage=url + "2").run(2, progress=False)) == 2
+
+
+def test_more_is_better_where_the_metric_says_so(url: str) -> None:
+    metric = ado.CandidateMetric(lambda c: {"mean": steps_of(c), "spread": 3}, "m", name="mean", direction="maximize")
+    study = plain(url, objective=metric)
+    results = study.run(progress=False)
+    assert study.best().value == max(result.value for result in results)
+    stored = find_study(study.storage, "mine")
+    assert stored is not None
+    assert stored.direction == optuna.study.StudyDirection.MAXIMIZE
+    assert set(stored.trials[0].user_attrs["score"]["values"]) == {"mean", "spread"}
+
+
+def test_features_of_ones_own_serve_fid_and_kid(url: str) -> None:
+    def pixels(images: torch.Tensor) -> torch.Tensor:
+        return images.flatten(1)[:, ::4].float() / 255
+
+    for kind in METRICS:
+        table = {
+            "kind": kind,
+            "images": 20,
+            "features": ado.Features(pixels, identity="pixels-16"),
+            "reference": "digits",
+        }
+        study = study_of(url, objective=table)
+        study.config = type(study.config)(**{**vars(study.config), "name": kind})
+        study.run(2, progress=False)
+        assert set(study.best().values) == {kind}
+        assert study.config.definition()["objective"]["features"] == {"python": "Features", "identity": "pixels-16"}
+
+
+class Fails:
+    """Fails at the calls of these numbers."""
+
+    def __init__(self, *numbers: int) -> None:
+        self.numbers, self.calls = numbers, 0
+
+    def __call__(self, candidate: ado.Candidate) -> float:
+        self.calls += 1
+        if self.calls - 1 in self.numbers:
+            raise RuntimeError(f"no luck at {self.calls - 1}")
+        return steps_of(candidate)
+
+
+def test_a_function_that_raises_fails_its_trial_and_the_study_goes_on(url: str) -> None:
+    fails = Fails(3, 8)
+    study = plain(url, objective=ado.CandidateMetric(fails, identity="f"))
+    assert len(study.run(progress=False)) == 8
+    trials = study.trials()
+    assert [trial.number for trial in trials if trial.state == TrialState.FAIL] == [3, 8]
+    assert trials[3].user_attrs[ERROR] == "the metric 'f' failed: RuntimeError: no luck at 3"
+    assert trials[3].user_attrs[EVALUATION_FAILED] is True
+    assert len(trials) == 10
+    assert len(study.run(progress=False)) == 8  # nothing is tried again
+    assert fails.calls == 10
+
+
+def test_a_function_that_always_raises_stops_the_study_after_five(url: str) -> None:
+    study = plain(url, objective=ado.CandidateMetric(Fails(*range(100)), identity="f"))
+    with pytest.raises(ado.UserError, match=r"5 evaluations in a row failed; the last: .*no luck at 4"):
+        study.run(progress=False)
+    assert [trial.state.name for trial in study.trials()][:5] == ["FAIL"] * 5
+    assert "RUNNING" not in {trial.state.name for trial in study.trials()}
+
+
+def test_failures_that_are_not_in_a_row_do_not_stop_the_study(url: str) -> None:
+    study = plain(url, objective=ado.CandidateMetric(Fails(0, 1, 2, 3, 5, 6, 7, 8), identity="f"))
+    assert len(study.run(progress=False)) == 2
+
+
+def test_an_objective_may_be_an_object_with_three_members(url: str) -> None:
+    from autodiffusion_opt.objective import Score
+
+    class Mine:
+        directions = {"mean": "minimize"}  # noqa: RUF012
+        identity = "mine-1"
+
+        def measure(self, candidate: ado.Candidate, **_: Any) -> Any:
+            yield Score({"mean": 1e9}, images=1, seconds=0.0)  # an earlier rung
+            yield Score({"mean": steps_of(candidate)}, images=2, seconds=0.0)
+
+    study = plain(url, objective=Mine())
+    study.run(3, progress=False)
+    assert study.best().value == steps_of(study.best().candidate)
+    assert study.best().costs["images"] == 2
+
+
+NO_IDENTITY = "needs an identity, such as"
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: ado.ImageMetric(brightness, images=3), NO_IDENTITY),
+        (lambda: ado.CandidateMetric(steps_of), NO_IDENTITY),
+        (lambda: ado.Features(brightness), NO_IDENTITY),
+        (lambda: ado.ImageMetric(brightness, identity="b"), "images must be 1 or more"),
+        (lambda: ado.CandidateMetric(3, identity="b"), "must be callable; got 3"),  # type: ignore[arg-type]
+        (
+            lambda: ado.CandidateMetric(steps_of, identity="b", direction="down"),  # type: ignore[arg-type]
+            'direction must be "minimize" or "maximize"; got \'down\'',
+        ),
+        (
+            lambda: ado.ImageMetric(brightness, images=3, identity="b", conditions={"kind": "prompt"}),
+            "Did you mean 'prompts'?",
+        ),
+    ],
+)
+def test_a_wrong_function_is_refused_at_once(make: Any, message: str) -> None:
+    with pytest.raises(ado.UserError) as error:
+        make()
+    assert message in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("parts", "message"),
+    [
+        ({"space": {"kind": "time-step"}}, "Did you mean 'time-steps'?"),
+        ({"space": 3}, "space must be a name, a table or a Space; got 3"),
+        ({"space": "for-steps"}, "Did you mean 'four-steps'?"),
+        ({"objective": brightness}, "wrap the function, ado.ImageMetric(f, images=200, identity=...)"),
+        ({"objective": "digit-fid"}, "Did you mean 'digits-fid'?"),
+        ({"optimizer": "evolutio"}, "Did you mean 'evolution'?"),
+        ({"optimizer": 3}, "optimizer must be a name, a table or an Optuna sampler; got 3"),
+        ({"trials": 0}, "trials must be a whole number of at least 1; got 0"),
+        ({"seed": -1}, "seed must be a whole number of at least 0; got -1"),
+        ({"pipeline": None}, "pipeline must be given: this objective generates images"),
+        ({"pipeline": {"modle": "digits"}}, "Did you mean 'model'?"),
+        ({"pipeline": {"model": object(), "dtype": "float16"}}, "only batch_size, call, micro_batch may be set"),
+    ],
+)
+def test_wrong_parts_are_refused_when_the_study_is_made(parts: dict[str, Any], message: str, url: str) -> None:
+    with pytest.raises(ado.UserError) as error:
+        study_of(url, **parts)
+    assert message in str(error.value)
+    assert "Study('mine')" in str(error.value) or "must be one of" in str(error.value)
+
+
+def test_all_wrong_parts_are_told_at_once(url: str) -> None:
+    with pytest.raises(ado.UserError) as error:
+        study_of(url, space={"kind": "x"}, optimizer={"kind": "y"}, trials=0)
+    for part in ("space: ", "optimizer: ", "trials must be"):
+        assert part in str(error.value)
+
+
+def test_an_object_that_is_no_pipeline_is_refused(url: str) -> None:
+    with pytest.raises(ado.UserError, match="must have a scheduler and be called to sample"):
+        study_of(url, pipeline=object()).run(progress=False)
+
+
+def test_without_a_pipeline_the_space_needs_the_models_numbers(url: str) -> None:
+    with pytest.raises(ado.UserError, match=r"model_info=ado\.ModelInfo\(train_steps=1000\)"):
+        plain(url, model_info=None).run(progress=False)
+
+
+def test_a_study_of_objects_cannot_be_verified_from_sql_and_says_how(url: str) -> None:
+    from autodiffusion_opt.study.results import resolve
+
+    plain(url).run(2, progress=False)
+    with pytest.raises(ado.UserError, match="came from Python.*use the methods of ado.Study"):
+        resolve("mine", None, url)
+
+
+def test_a_study_of_names_and_tables_can_be_verified_from_sql(url: str) -> None:
+    from autodiffusion_opt.study.results import resolve
+
+    objective = {"kind": "fid", "images": 10, "features": "digits", "reference": "digits"}
+    study = study_of(url, objective=objective)
+    study.run(2, progress=False)
+    config, candidate = resolve("mine", None, url)
+    assert candidate == study.best().candidate
+    assert config.definition() == study.config.definition()
+
+
+def test_reprs_are_short_and_say_what_it_is(url: str) -> None:
+    study = plain(url)
+    assert repr(study).startswith("Study('mine': no pipeline, space time-steps, objective CandidateMetric, optimizer")
+    assert "random, 10 trials in sqlite:///" in repr(study)
+    assert repr(study.problem) == "Problem(no pipeline, TimeSteps of 4, minimize value)"
+    assert repr(ado.Candidate.from_time_steps([926, 153])) == "Candidate([926, 153])"
+
+
+def test_the_definition_of_a_python_study_is_json(url: str) -> None:
+    study = study_of(url, optimizer=optuna.samplers.CmaEsSampler())
+    study.run(1, progress=False)
+    stored = find_study(study.storage, "mine")
+    assert stored is not None
+    definition = json.loads(json.dumps(stored.user_attrs[DEFINITION]))
+    assert definition["objective"]["identity"] == "brightness-1"
+    assert definition["optimizer"]["kind"].endswith("CmaEsSampler")

@@ -182,7 +182,7 @@ def export(study: str, output: Path, storage: str | None, as_json: bool) -> None
 
     stored = open_study(study, storage)
     stored.top(1)  # a study without a result is told before its model is loaded
-    config = stored_config(stored.name, Path(stored.name), stored.definition)
+    config = stored_config(stored.name, stored.name, stored.definition)
     with Bar() as bar:
         written = export_study(stored, config, load_sampler(config, bar), output)
     if as_json:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import os
 import signal
 import sqlite3
@@ -18,7 +19,7 @@ import pytest
 from PIL import Image
 
 from autodiffusion_opt import Candidate, cli
-from autodiffusion_opt.report.tables import Bar, LiveWatch
+from autodiffusion_opt.study.progress_bar import Bar, StudyBar
 from autodiffusion_opt.trials.storage import without_password
 
 Write = Callable[..., Path]
@@ -33,8 +34,8 @@ def call(capsys: pytest.CaptureFixture[str]) -> Call:
     def run(*words: object) -> tuple[int, str, str]:
         capsys.readouterr()
         code = cli._guarded(lambda: cli.app([str(word) for word in words], standalone_mode=False))
-        found = capsys.readouterr()
-        return code, found.out, found.err
+        printed = capsys.readouterr()
+        return code, printed.out, printed.err
 
     return run
 
@@ -67,18 +68,40 @@ def test_run(study_file: Write, url: str, call: Call) -> None:
     assert "best" in out
     assert f"next: autodiffusion-opt verify small --storage {without_password(url)}" in out
     code, out, err = call("run", path, "--storage", url, "--trials", 10, "--json")
-    found = json.loads(out)
+    summary = json.loads(out)
     assert code == 0
     assert "continuing after 9 of 10 trials" in err
-    assert (found["study"], found["trials"], set(found["baselines"])) == ("small", 10, TABLES)
-    assert found["best"]["value"] <= min(found["baselines"].values())
-    assert found["factor"] == pytest.approx(found["best"]["value"] / found["baselines"]["leading"])
-    assert Candidate.from_dict(found["best"]["candidate"])
+    assert (summary["study"], summary["trials"], set(summary["baselines"])) == ("small", 10, TABLES)
+    assert summary["best"]["value"] == summary["best"]["values"]["fid"] <= min(summary["baselines"].values())
+    assert summary["factor"] == pytest.approx(summary["best"]["value"] / summary["baselines"]["leading"])
+    assert Candidate.from_dict(summary["best"]["candidate"])
 
 
 def test_run_with_another_seed(study_file: Write, url: str, call: Call) -> None:
     code, out, _ = call("run", study_file(), "--storage", url, "--trials", 1, "--seed", 4, "--json")
     assert (code, json.loads(out)["study"]) == (0, "small-seed4")
+
+
+def test_run_with_other_values_is_a_study_of_its_own(study_file: Write, url: str, call: Call) -> None:
+    words = ("--storage", url, "--trials", 1, "--set", "space.steps=2", "--set", "objective.images=10")
+    code, out, _ = call("run", study_file(), *words, "--json")
+    assert (code, json.loads(out)["study"]) == (0, "small+space.steps=2+objective.images=10")
+    code, out, _ = call("best", "small+space.steps=2+objective.images=10", "--storage", url, "--json")
+    assert (code, len(json.loads(out)[0]["candidate"]["steps"])) == (0, 2)
+    code, _, err = call("run", study_file(), "--set", "space.step=2")
+    assert code == 2
+    assert "Did you mean 'steps'?" in err
+
+
+def test_run_on_another_device(study_file: Write, url: str, call: Call) -> None:
+    code, _, err = call("run", study_file(), "--storage", url, "--device", "cuda:77")
+    assert code == 2
+    assert "got 'cuda:77'" in err
+    for verb in (("verify", "small", "--images", 10, "--repeats", 1), ("sample", "small", "-n", 2)):
+        assert call("run", study_file(), "--storage", url, "--trials", 1)[0] == 0
+        code, _, err = call(*verb, "--storage", url, "--device", "cuda:77")
+        assert code == 2
+        assert "got 'cuda:77'" in err
 
 
 def test_run_stores_where_the_variable_says(study_file: Write, url: str, call: Call, monkeypatch: Any) -> None:
@@ -133,7 +156,7 @@ class Screen(io.StringIO):
 @pytest.fixture
 def slow(monkeypatch: pytest.MonkeyPatch) -> None:
     """Time flies: what waits ten seconds for its next line has waited them."""
-    monkeypatch.setattr("autodiffusion_opt.report.tables.Bar.INTERVAL", 0.0)
+    monkeypatch.setattr("autodiffusion_opt.study.progress_bar.Bar.INTERVAL", 0.0)
 
 
 @pytest.mark.usefixtures("slow")
@@ -152,20 +175,48 @@ def test_progress_without_a_terminal(ran: tuple[Path, str], study_file: Write, u
     assert "loading digits" in err
 
 
-def test_the_bar_of_one_worker_counts_the_trials_of_all(ran: tuple[Path, str], capsys: Any) -> None:
+def test_the_bar_of_a_worker_counts_the_trials_of_all(ran: tuple[Path, str], monkeypatch: pytest.MonkeyPatch) -> None:
     from autodiffusion_opt import Study
+    from autodiffusion_opt.trials.history import History
+    from autodiffusion_opt.trials.storage import find_study
 
+    screen = Screen()
+    monkeypatch.setattr(sys, "stderr", screen)
     study = Study.load(ran[0], storage=ran[1])
-    trials = study.trials()
-    with LiveWatch() as watch:
-        watch.started(study.plan, trials[:3], 14)
-        assert "continuing after 3 of 14 trials" in capsys.readouterr().err
-        watch.finished(trials[3], trials[:9])
-        shown = watch._text()
-    best = min(trial.values[0] for trial in trials[:9])
-    assert watch._done == 9
+    stored = find_study(study.storage, "small")
+    assert stored is not None
+    whole = History(stored).refresh()
+    part = History(stored)
+    for number in range(3):
+        part._take(whole.trials[number])
+    with StudyBar() as bar:
+        bar.started(study.config, part, 14)
+        assert "continuing after 3 of 14 trials" in screen.getvalue()
+        for number in range(3, 9):  # one of them is this worker's
+            part._take(whole.trials[number])
+        bar.finished(whole.trials[3], part)
+    best = min(whole.trials[number].values[0] for number in range(9))
+    shown = screen.getvalue()
+    assert "trial 9/14" in shown
     assert f"best {best:.4g}" in shown
-    assert f"now {trials[3].values[0]:.4g}" in shown
+    assert f"now {whole.trials[3].values[0]:.4g}" in shown
+
+
+def test_no_bar_is_shown_where_nobody_looks_unless_it_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    from autodiffusion_opt.study.callback import Callback
+    from autodiffusion_opt.study.progress_bar import shown
+
+    def kind(progress: bool | Callback | None) -> type:
+        with shown(progress) as callback:
+            return type(callback)
+
+    monkeypatch.setattr(sys, "stderr", io.StringIO())
+    assert [kind(progress) for progress in (None, False, True)] == [Callback, Callback, StudyBar]
+    monkeypatch.setattr(sys, "stderr", Screen())
+    assert [kind(progress) for progress in (None, False, True)] == [StudyBar, Callback, StudyBar]
+    own = Callback()
+    with shown(own) as callback:
+        assert callback is own
 
 
 @pytest.mark.parametrize(("text", "shown"), [(None, "0:00 left"), ("best 7", "best 7")])
@@ -198,18 +249,19 @@ def test_best(ran: tuple[Path, str], call: Call, best_file: Path) -> None:
     assert [row["value"] for row in rows] == sorted(row["value"] for row in rows)
     assert Candidate.load(best_file) == Candidate.from_dict(rows[0]["candidate"])
     source = json.loads(best_file.read_text())["source"]
-    assert (source["study"], source["trial"], source["value"]) == ("small", rows[0]["trial"], rows[0]["value"])
+    assert (source["study"], source["trial"], source["values"]) == ("small", rows[0]["trial"], rows[0]["values"])
+    assert rows[0]["values"] == {"fid": rows[0]["value"]}
     assert call("best", "small", "--storage", ran[1])[0] == 0
 
 
 def test_sample(ran: tuple[Path, str], call: Call, best_file: Path, tmp_path: Path) -> None:
-    pictures = [tmp_path / f"{name}.png" for name in ("study", "file", "named", "other")]
+    pictures = [tmp_path / f"{name}.png" for name in ("study", "file", "named", "seed")]
     for given, path in zip((("small",), (best_file,), (best_file, "--study", ran[0])), pictures, strict=False):
         code, out, _ = call("sample", *given, "--storage", ran[1], "-n", 5, "-o", path)
         assert (code, out.strip()) == (0, str(path))
     call("sample", "small", "--storage", ran[1], "-n", 5, "-o", pictures[3], "--seed", 1)
-    one, two, three, other = (Image.open(path).tobytes() for path in pictures)
-    assert one == two == three != other
+    by_study, by_file, named, reseeded = (Image.open(path).tobytes() for path in pictures)
+    assert by_study == by_file == named != reseeded
 
 
 @pytest.mark.parametrize("how", ["study", "file"])
@@ -217,15 +269,16 @@ def test_verify(how: str, ran: tuple[Path, str], call: Call, best_file: Path) ->
     given = "small" if how == "study" else best_file
     words = ("verify", given, "--storage", ran[1], "--images", 20, "--repeats", 2)
     code, out, _ = call(*words, "--json")
-    found = json.loads(out)
+    result = json.loads(out)
     assert code == 0
-    assert set(found) == {"images", "repeats", "best", "baselines"}
-    assert set(found["baselines"]) == TABLES
-    for one in (found["best"], *found["baselines"].values()):
-        assert len(one["values"]) == 2
-        assert one["mean"] == pytest.approx(sum(one["values"]) / 2)
-        assert one["std"] == pytest.approx(abs(one["values"][0] - one["values"][1]) / 2**0.5)
-    assert Candidate.from_dict(found["best"]["candidate"]) == Candidate.load(best_file)
+    assert set(result) == {"images", "repeats", "best", "baselines"}
+    assert (result["images"], result["repeats"]) == (20, 2)
+    assert set(result["baselines"]) == TABLES
+    for scored in (result["best"], *result["baselines"].values()):
+        first, second = scored["values"]
+        assert scored["mean"] == pytest.approx((first + second) / 2)
+        assert scored["std"] == pytest.approx(abs(first - second) / 2**0.5)
+    assert Candidate.from_dict(result["best"]["candidate"]) == Candidate.load(best_file)
     code, out, _ = call(*words)
     assert code == 0
     assert "best" in out
@@ -242,6 +295,31 @@ def test_a_relative_reference_is_found_again(tmp_path: Path, study_text: str, ur
     assert call("best", "own", "--storage", url, "-o", "own.json")[0] == 0
     code, _, err = call("verify", "own.json", "--images", 4, "--repeats", 1)
     assert (code, err) == (0, "")
+
+
+def test_verify_makes_5000_images_three_times_unless_told() -> None:
+    defaults = {option.name: option.default for option in cli.verify.params}
+    assert (defaults["images"], defaults["repeats"]) == (5000, 3)
+
+
+def test_continue_with_says_all_that_was_given() -> None:
+    words = cli._again("my.toml", "sqlite:///x.db", 4, ("space.steps=6", 'pipeline.model="a b"'))
+    assert words == (
+        "autodiffusion-opt run my.toml --seed 4 --set space.steps=6 --set 'pipeline.model=\"a b\"' --storage sqlite:///x.db"
+    )
+
+
+def test_json_has_no_infinity(capsys: pytest.CaptureFixture[str]) -> None:
+    cli._print(True, {"a": [math.inf, 1.5, {"b": -math.inf, "c": math.nan}]}, None)
+    assert json.loads(capsys.readouterr().out) == {"a": [None, 1.5, {"b": None, "c": None}]}
+
+
+def test_status_names_the_best_baseline(ran: tuple[Path, str], call: Call) -> None:
+    (row,) = json.loads(call("status", "--storage", ran[1], "--json")[1])
+    summary = json.loads(call("run", ran[0], "--storage", ran[1], "--json")[1])
+    baselines = summary["baselines"]
+    name = min(baselines, key=lambda key: baselines[key])
+    assert row["best_baseline"] == {"name": name, "value": baselines[name]}
 
 
 def test_a_password_does_not_go_to_a_log() -> None:
@@ -364,7 +442,12 @@ def complete(url: str) -> int:
         return 0
 
 
-def test_ctrl_c(study_file: Write, url: str, call: Call) -> None:
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 128 + signal.SIGTERM)], ids=["ctrl-c", "sigterm"]
+)
+def test_an_interrupted_run_keeps_its_trials_and_leaves_none_running(
+    number: int, code: int, study_file: Write, url: str, call: Call
+) -> None:
     path = study_file()
     # Where the tests themselves run in the background, they and their children are started to ignore it.
     heed = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
@@ -375,11 +458,12 @@ def test_ctrl_c(study_file: Write, url: str, call: Call) -> None:
         if complete(url) >= 2:
             break
         time.sleep(0.1)
-    os.kill(child.pid, signal.SIGINT)
+    os.kill(child.pid, number)
     out, err = child.communicate(timeout=30)
-    assert (child.returncode, out) == (130, "")
-    assert f"Continue with: autodiffusion-opt run {path} " in err
-    assert f"--storage {url}" in err
+    assert (child.returncode, out) == (code, "")
+    if number == signal.SIGINT:
+        assert f"Continue with: autodiffusion-opt run {path} " in err
+        assert f"--storage {url}" in err
     assert "Traceback" not in err
     (row,) = json.loads(call("status", "--storage", url, "--json")[1])
     assert row["trials"]["running"] == 0

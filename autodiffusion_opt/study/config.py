@@ -27,6 +27,8 @@ WHERE_KEYS = {"device", "offload"}
 # Keys of [pipeline] that may be set beside a pipeline object; the others say how one is loaded.
 OBJECT_KEYS = {"batch_size", "micro_batch", "call"}
 PYTHON = "python"
+# Changes that do not show in the name of a changed study: of no part of the definition; the seed is named apart.
+UNNAMED = (["trials"], ["seed"], *(["pipeline", key] for key in sorted(WHERE_KEYS)))
 Result = TypeVar("Result")
 
 
@@ -56,7 +58,7 @@ class StudyConfig:
 
     Attributes:
         name: of the study in SQL.
-        path: its file, or where it was made, for messages.
+        path: its file, or where it came from, for messages.
         base: the folder that relative paths in its tables start from.
         pipeline: its table; None for an objective that needs no pipeline.
         pipeline_object: a pipeline handed over in Python, in place of one that is loaded.
@@ -70,7 +72,7 @@ class StudyConfig:
     """
 
     name: str
-    path: Path
+    path: str
     base: Path
     pipeline: PipelineConfig | None
     space: SpaceConfig | Space
@@ -143,7 +145,9 @@ def load_study_config(name: str, overrides: Iterable[str] = ()) -> StudyConfig:
     changed = _resolved(path.stem, path, tables, errors, changes)
     if changed.definition() == original.definition():
         return changed
-    return replace(changed, name="+".join([path.stem, *(f"{'.'.join(keys)}={text}" for keys, _, text in changes)]))
+    named = (f"{'.'.join(keys)}={text}" for keys, _, text in changes if keys not in UNNAMED)
+    seeded = changed.seed != original.seed
+    return replace(changed, name="+".join([path.stem, *named]) + (f"-seed{changed.seed}" if seeded else ""))
 
 
 # A dotted key, its value, and the value's text.
@@ -209,7 +213,7 @@ def _resolved(
     optimizer = _table_of(errors, tables, "optimizer", lambda table: build_optimizer(table, where["optimizer"]))
     combine(dict.fromkeys(errors))
     base = path.resolve().parent
-    return StudyConfig(name, path, base, pipeline, space, objective, optimizer, study.trials, study.seed)
+    return StudyConfig(name, str(path), base, pipeline, space, objective, optimizer, study.trials, study.seed)
 
 
 def _table_of(errors: list[UserError], tables: Mapping[str, Any], part: str, make: Callable[[Any], Result]) -> Any:
@@ -307,7 +311,7 @@ def python_study_config(
         raise UserError(f"{where}: pipeline must be given: this objective generates images")
     return StudyConfig(
         name,
-        Path(where),
+        where,
         Path.cwd(),
         table,
         space,
@@ -348,7 +352,7 @@ def _check_parts(where: str, space: Any, objective: Any, optimizer: Any) -> None
         raise UserError(f"{where}: optimizer must be a name, a table or an Optuna sampler; got {optimizer!r}")
 
 
-def stored_config(name: str, path: Path, definition: Mapping[str, Any]) -> StudyConfig:
+def stored_config(name: str, path: str, definition: Mapping[str, Any]) -> StudyConfig:
     """The study of a stored definition (:meth:`StudyConfig.definition`).
 
     Args:
@@ -360,6 +364,8 @@ def stored_config(name: str, path: Path, definition: Mapping[str, Any]) -> Study
     Raises:
         UserError: for a definition of another version or from Python, or what is none.
     """
+    if not isinstance(definition, Mapping):
+        raise UserError(f"{path}: the definition must be a table; got {definition!r}")
     check_version(path, definition)
     missing = [key for key in ("pipeline", "space", "objective") if key not in definition]
     if missing:
@@ -367,14 +373,14 @@ def stored_config(name: str, path: Path, definition: Mapping[str, Any]) -> Study
     python = [key for key in ("pipeline", "space", "objective", "optimizer") if made_in_python(definition.get(key))]
     if python:
         raise UserError(
-            f"{path}: the {' and the '.join(python)} of this study came from Python, and cannot be made from what SQL "
+            f"{path}: the parts {', '.join(python)} of this study came from Python, and cannot be made from what SQL "
             "holds: use the methods of ado.Study in Python, verify and export say"
         )
-    file = Path(str(definition.get("file", path)))
+    file = str(definition.get("file", path))
     return StudyConfig(
         name,
         file,
-        file.resolve().parent,
+        Path(file).resolve().parent,
         build(PipelineConfig, definition["pipeline"], f"{path}: pipeline"),
         build_space(definition["space"], f"{path}: space"),
         build_objective(definition["objective"], f"{path}: objective"),
@@ -394,7 +400,7 @@ def made_in_python(part: Any) -> bool:
     return any(isinstance(value, Mapping) and PYTHON in value for value in part.values())
 
 
-def check_version(path: Path, definition: Mapping[str, Any]) -> None:
+def check_version(path: str, definition: Mapping[str, Any]) -> None:
     """Raises UserError for a definition that version 0.1.0 stored: its space held the pipeline."""
     space = definition.get("space")
     if isinstance(space, Mapping) and "pipeline" in space:

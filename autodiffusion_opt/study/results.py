@@ -16,7 +16,7 @@ from autodiffusion_opt.catalogue import entries, find_candidate
 from autodiffusion_opt.errors import UserError
 from autodiffusion_opt.progress import Progress, counted, silent
 from autodiffusion_opt.space.baselines import UNIFORM, leading
-from autodiffusion_opt.study.config import StudyConfig, load_study_config, stored_config
+from autodiffusion_opt.study.config import StudyConfig, load_study_config, made_in_python, stored_config
 from autodiffusion_opt.study.problem import load_sampler
 from autodiffusion_opt.trials.attributes import (
     BASELINE,
@@ -119,9 +119,9 @@ class StoredStudy:
         for result in self.complete():
             chosen.setdefault(result.candidate, result)
         if not chosen:
-            raise UserError(
-                f"the study {self.name!r} has no complete trial yet; run it first: autodiffusion-opt run {self.name}"
-            )
+            is_python = any(map(made_in_python, self.definition.values()))
+            how = "study.run()" if is_python else f"autodiffusion-opt run {self.name}"
+            raise UserError(f"the study {self.name!r} has no complete trial yet; run it first: {how}")
         return list(chosen.values())[:count]
 
     def baselines(self) -> dict[str, Result]:
@@ -214,7 +214,7 @@ def resolve(given: str, study: str | None, storage: str | None) -> tuple[StudyCo
         candidate = Candidate.load(path)
         return (load_study_config(study) if study else _config_in(path)), candidate
     stored = open_study(given, storage)
-    where = Path(f"{stored.name} in {without_password(storage_url(storage))}")
+    where = f"{stored.name} in {without_password(storage_url(storage))}"
     return stored_config(stored.name, where, stored.definition), stored.top(1)[0].candidate
 
 
@@ -223,7 +223,7 @@ def _config_in(path: Path) -> StudyConfig:
     source = content.get("source") if isinstance(content, dict) else None
     if not isinstance(source, dict) or "definition" not in source:
         raise UserError(f"{path}: does not say which model it is for; name a study that does with --study")
-    return stored_config(str(source.get("study", path.stem)), path, source["definition"])
+    return stored_config(str(source.get("study", path.stem)), str(path), source["definition"])
 
 
 def listed_layers(name: str) -> tuple[list[Layer], int]:

@@ -38,6 +38,7 @@ from autodiffusion_opt.trials.attributes import (
     EVALUATION_FAILED,
     FILE,
     FINGERPRINT,
+    ORIGIN,
     RANKING,
     REUSED_FROM,
     SCORE,
@@ -194,6 +195,7 @@ class Study:
             study.sampler = self._sampler(history)
             claims = Claims(history, self.problem.space.encode)
             claims.recover(wanted)
+            claims.retry_failures_in_a_row(MOST_FAILURES)
             claims.enqueue_baselines(self.problem.space.baselines())
             self._callback.started(self.config, history, wanted)
             failures = 0
@@ -231,13 +233,13 @@ class Study:
             self._start_over(study, known, definition)
             return self._open()
         study.set_user_attr(WANTED, self.config.trials)
-        study.set_user_attr(FILE, str(self.config.base / self.config.path.name))
+        study.set_user_attr(FILE, str(self.config.base / Path(self.config.path).name))
         return study
 
     def _start_over(self, study: optuna.Study, stored: Mapping[str, Any], definition: Mapping[str, Any]) -> None:
         """Forget a study that has measured nothing yet: its file was put right. Raises UserError where it has."""
         history = History(study).refresh()
-        if history.settled or Claims(history, self.problem.space.encode).has_live_workers():
+        if history.is_measured or Claims(history, self.problem.space.encode).has_live_workers():
             self._refuse(stored, definition)
         optuna.delete_study(study_name=self.config.name, storage=self.storage)
         del self.problem  # its ranking may have come from there
@@ -248,8 +250,8 @@ class Study:
             f"{self.config.path}: the study {self.config.name!r} in {without_password(self.url)} was started with "
             f"another definition:\n"
             f"{lines}\n"
-            "Its trials would not be comparable. Put the definition back, copy the file to another name, or use "
-            "another --storage."
+            "Its trials would not be comparable. Put the definition back, give the study another name (copy its "
+            "file), or use another storage."
         )
 
     def _sampler(self, history: History | None) -> CandidateSampler | ParameterSampler | BaseSampler:
@@ -295,6 +297,7 @@ class Study:
         if text is not None:
             return Candidate.from_json(text)
         candidate = self.problem.space.decode(trial.params)
+        trial.set_user_attr(ORIGIN, getattr(self.config.optimizer, "kind", type(self.config.optimizer).__name__))
         trial.set_user_attr(CANDIDATE, candidate.to_json())
         return candidate
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from autodiffusion_opt.candidate import Candidate
+from autodiffusion_opt.errors import EvaluationError
 from autodiffusion_opt.progress import Progress, silent
 from autodiffusion_opt.study.problem import Problem
 
@@ -21,7 +22,7 @@ FRESH_SEED = 1_000_000_007
 
 @dataclass(frozen=True)
 class Rescored:
-    """The first value of a candidate over repeats, each with noise of its own."""
+    """The first value of a candidate over repeats, each with noise of its own; NaN where it could not be measured."""
 
     candidate: Candidate
     values: tuple[float, ...]
@@ -77,6 +78,9 @@ def rescore(
         def tell(what: str, done: int, total: int, before: int = index * images) -> None:
             progress("re-scoring images", before + done, len(runs) * images)
 
-        *_, score = problem.objective.measure(candidate, images=images, seed=FRESH_SEED + repeat, progress=tell)
-        values[candidate].append(score.values[name])
+        try:
+            *_, score = problem.objective.measure(candidate, images=images, seed=FRESH_SEED + repeat, progress=tell)
+            values[candidate].append(score.values[name])
+        except EvaluationError:  # the others are measured all the same
+            values[candidate].append(math.nan)
     return {name: Rescored(candidate, tuple(values[candidate])) for name, candidate in candidates.items()}

@@ -1,4 +1,4 @@
-"""Positions are claimed one at a time, so that no two workers measure the same; a lost worker's are retried once."""
+"""Positions are claimed one at a time, so that no two workers measure the same; a dead worker's are retried."""
 
 from __future__ import annotations
 
@@ -13,7 +13,16 @@ from optuna.trial import FrozenTrial, TrialState
 
 from autodiffusion_opt.candidate import Candidate
 from autodiffusion_opt.trials import workers
-from autodiffusion_opt.trials.attributes import BASELINE, CANDIDATE, INHERITED, ORIGIN, RETRY_OF, WORKER, candidate_of
+from autodiffusion_opt.trials.attributes import (
+    BASELINE,
+    CANDIDATE,
+    EVALUATION_FAILED,
+    INHERITED,
+    ORIGIN,
+    RETRY_OF,
+    WORKER,
+    candidate_of,
+)
 from autodiffusion_opt.trials.history import History
 from autodiffusion_opt.trials.storage import fail, record_heartbeat, stale_trial_ids, start_trial
 
@@ -106,6 +115,16 @@ class Claims:
         self._retry_open(wanted)
         return len(lost)
 
+    def retry_failures_in_a_row(self, count: int) -> None:
+        """Where the last ``count`` trials to finish all failed to be measured, which stops a run, try them again."""
+        trials = self._history.refresh().trials.values()
+        finished = [trial for trial in trials if trial.datetime_complete is not None]
+        last = sorted(finished, key=lambda trial: (trial.datetime_complete, trial.number))[-count:]
+        if len(last) == count and all(trial.user_attrs.get(EVALUATION_FAILED) for trial in last):
+            for position in sorted({self._history.position(trial.number) for trial in last}):
+                self._enqueue_again(position)
+        self._history.refresh()
+
     def release(self, reason: str, wanted: int) -> None:
         """Whatever stopped the run: no trial of this worker stays running, and each is retried first next time."""
         for trial in self._running():
@@ -127,18 +146,22 @@ class Claims:
         return self._history.settled | live
 
     def _retry_open(self, wanted: int) -> None:
-        """Enqueue every open position below ``wanted``, with the candidate it had, if it had one."""
+        """Enqueue every open position below ``wanted``."""
         for position in self._history.refresh().open_positions:
             if position >= wanted:
                 break  # ascending; these are for a run that wants more
-            attributes: dict[str, Any] = {RETRY_OF: position}
-            parameters: dict[str, Any] = {}
-            for trial in self._history.at(position):
-                attributes |= {key: trial.user_attrs[key] for key in INHERITED if key in trial.user_attrs}
-                candidate = candidate_of(trial)
-                parameters = parameters if candidate is None else self._encode(candidate)
-            self._study.enqueue_trial(parameters, user_attrs=attributes)
+            self._enqueue_again(position)
         self._history.refresh()
+
+    def _enqueue_again(self, position: int) -> None:
+        """A waiting trial at the position, with the candidate it had, if it had one."""
+        attributes: dict[str, Any] = {RETRY_OF: position}
+        parameters: dict[str, Any] = {}
+        for trial in self._history.at(position):
+            attributes |= {key: trial.user_attrs[key] for key in INHERITED if key in trial.user_attrs}
+            candidate = candidate_of(trial)
+            parameters = parameters if candidate is None else self._encode(candidate)
+        self._study.enqueue_trial(parameters, user_attrs=attributes)
 
     def _is_alive(self, trial: FrozenTrial) -> bool:
         worker = trial.user_attrs.get(WORKER)

@@ -17,6 +17,7 @@ from autodiffusion_opt.trials.storage import new_trials
 
 Directions = Sequence[StudyDirection]
 MINIMIZE = (StudyDirection.MINIMIZE,)
+MEASURED = {TrialState.COMPLETE, TrialState.PRUNED}
 
 
 def losses_of(values: Sequence[float], directions: Directions) -> tuple[float, ...]:
@@ -158,10 +159,12 @@ class History:
             self.observations.put(Observation(position, candidate, losses))
             if losses is not None:
                 self._complete.setdefault(candidate, trial.number)
-        if trial.state in (TrialState.COMPLETE, TrialState.PRUNED) or trial.user_attrs.get(EVALUATION_FAILED):
-            self._settled.add(position)
-        states = {self.trials[number].state for number in self._numbers[position]}
-        is_open = states == {TrialState.FAIL} and position not in self._settled
+        trials = self.at(position)
+        states = {each.state for each in trials}
+        # A retry that waits or runs takes the place of the evaluation that failed before it.
+        is_settled = bool(states & MEASURED) or trials[-1].user_attrs.get(EVALUATION_FAILED, False)
+        (self._settled.add if is_settled else self._settled.discard)(position)
+        is_open = states == {TrialState.FAIL} and not is_settled
         (self._open.add if is_open else self._open.discard)(position)
 
     def _place(self, trial: FrozenTrial) -> None:
@@ -189,6 +192,11 @@ class History:
     def settled(self) -> set[int]:
         """Positions that were measured, stopped early, or whose evaluation failed: nothing is left to do there."""
         return self._settled
+
+    @property
+    def is_measured(self) -> bool:
+        """Whether any trial is complete."""
+        return bool(self._complete)
 
     @property
     def open_positions(self) -> list[int]:
@@ -219,7 +227,7 @@ class History:
         """Of each position from ``start`` to below ``stop`` the trial that got furthest."""
         for position in range(start, stop):
             trials = self.at(position)
-            complete = (trial for trial in trials if trial.state in (TrialState.COMPLETE, TrialState.PRUNED))
-            furthest = next(complete, trials[-1] if trials else None)
+            measured = (trial for trial in trials if trial.state in MEASURED)
+            furthest = next(measured, trials[-1] if trials else None)
             if furthest is not None:
                 yield furthest

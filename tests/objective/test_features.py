@@ -1,19 +1,96 @@
-"""Extractors: torch-fidelity's are named as it names them, and no file of weights can run code."""
+"""Extractors: what each registered one keeps; torch-fidelity's are named as it names them; no file of weights can
+run code."""
 
 from __future__ import annotations
 
 import os
 import pickle
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
 from autodiffusion_opt.errors import UserError
-from autodiffusion_opt.objective.features import FIDELITY_LAYERS, load_extractor
+from autodiffusion_opt.objective import features as module
+from autodiffusion_opt.objective.features import FEATURES, FIDELITY_LAYERS, SHORT_NAMES, load_extractor
+from autodiffusion_opt.zoo import EMBEDDED
+from autodiffusion_opt.zoo.digits import load_images
 
 CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def networks(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
+    """torch-fidelity's networks replaced by means over space, so that no weights are needed; which were asked for."""
+    asked: list[tuple[Any, ...]] = []
+
+    class Means(torch.nn.Module):
+        def forward(self, images: torch.Tensor) -> tuple[torch.Tensor]:
+            assert images.dtype == torch.uint8
+            assert images.shape[1] == 3
+            return (images.double().mean((2, 3)),)
+
+    def network(name: str, layer: str, weights: Path | None) -> torch.nn.Module:
+        asked.append((name, layer, weights))
+        return Means()
+
+    monkeypatch.setattr(module, "_fidelity_network", network)
+    return asked
+
+
+@pytest.mark.parametrize("name", sorted({*FEATURES, *SHORT_NAMES}))
+def test_every_registered_extractor_gives_float32_features_image_by_image(name: str, networks: list[Any]) -> None:
+    images, extractor = load_images()[:7], load_extractor(name, CPU)
+    found = extractor(images)
+    assert (found.dtype, found.ndim, len(found)) == (np.float32, 2, 7)
+    assert np.isfinite(found).all()
+    assert len({row.tobytes() for row in found}) == 7
+    parts = np.concatenate([extractor(images[:3]), extractor(images[3:])])
+    np.testing.assert_allclose(parts, found, rtol=1e-5, atol=1e-5)
+    assert not torch.is_inference_mode_enabled()
+
+
+def test_every_registered_extractor_has_an_identity_of_its_own(networks: list[Any], tmp_path: Path) -> None:
+    identities = {name: load_extractor(name, CPU).identity for name in FEATURES}
+    assert len(set(identities.values())) == len(FEATURES)
+    assert all(load_extractor(name, CPU).identity == identities[full] for name, full in SHORT_NAMES.items())
+    for content in (b"one", b"two"):
+        (tmp_path / "weights.pth").write_bytes(content)
+        identities[content] = load_extractor("vgg16", CPU, tmp_path / "weights.pth").identity
+    assert len(set(identities.values())) == len(FEATURES) + 2
+
+
+@pytest.mark.parametrize("name", sorted(FIDELITY_LAYERS))
+def test_each_of_torch_fidelitys_names_loads_the_network_of_that_name(name: str, networks: list[Any]) -> None:
+    load_extractor(name, CPU)
+    assert networks == [(name, FIDELITY_LAYERS[name], None)]
+
+
+def test_the_features_of_an_embedded_model_are_its_own() -> None:
+    for name, embedded in EMBEDDED.items():
+        images = embedded.module().load_images()[:5]
+        found = load_extractor(name, CPU)(images)
+        np.testing.assert_array_equal(found, embedded.module().Features(CPU)(images))
+
+
+def test_pixel_features_are_means_of_areas() -> None:
+    extractor = load_extractor("pixels", CPU)
+    images = torch.zeros(2, 3, 16, 16, dtype=torch.uint8)
+    images[1, 2, 14:, :2] = 255
+    images[1, 0, 0, 0] = 255
+    found = extractor(images)
+    assert found.shape == (2, 192)
+    expected = torch.zeros(3, 8, 8)
+    expected[2, 7, 0], expected[0, 0, 0] = 1.0, 0.25
+    assert torch.equal(torch.from_numpy(found), torch.stack([torch.zeros(192), expected.flatten()]))
+    assert extractor(torch.zeros(1, 1, 5, 9, dtype=torch.uint8)).shape == (1, 64)
+
+
+def test_digits_features_need_grey_images_of_their_size() -> None:
+    with pytest.raises(UserError, match=r"grey 8×8 images; got \(C, H, W\) = \(3, 32, 32\)"):
+        load_extractor("digits", CPU)(torch.zeros(2, 3, 32, 32, dtype=torch.uint8))
 
 
 def test_every_listed_extractor_gives_the_listed_layer() -> None:
@@ -53,8 +130,10 @@ def test_inception_reads_its_weights_and_takes_grey_images(tmp_path: Path, monke
     assert "inception-v3-compat-2048" in extractor.identity
 
 
-def test_missing_weights_and_misspelt_names() -> None:
+def test_missing_weights_and_misspelt_names_are_refused() -> None:
     with pytest.raises(UserError, match="must exist"):
         load_extractor("vgg16", CPU, Path("nowhere.pth"))
     with pytest.raises(UserError, match="Did you mean 'inception'"):
         load_extractor("incepton", CPU)
+    with pytest.raises(UserError, match="Did you mean 'inception-v3-compat'"):
+        load_extractor("inception-v3-compact", CPU)

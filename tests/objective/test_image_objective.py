@@ -14,9 +14,11 @@ from peers.samples import load, sampler_of
 
 from autodiffusion_opt import Candidate, Features, ImageMetric, UserError
 from autodiffusion_opt.config import build
-from autodiffusion_opt.objective import METRICS, Score
-from autodiffusion_opt.objective.features import load_extractor
+from autodiffusion_opt.objective import METRICS, Metric, MetricConfig, Score
+from autodiffusion_opt.objective.features import PixelFeatures, load_extractor
 from autodiffusion_opt.objective.image_objective import ImageObjective
+from autodiffusion_opt.objective.metrics.base import FeatureMeasurement
+from autodiffusion_opt.objective.references import Reference
 from autodiffusion_opt.sampling.generate import ImageSampler
 from autodiffusion_opt.sampling.introspect import read_model_info
 from autodiffusion_opt.space import ModelInfo
@@ -189,3 +191,27 @@ def test_features_that_memory_does_not_hold_name_the_key_to_lower(digits: Any) -
     object.__setattr__(measured, "start", full)
     with pytest.raises(UserError, match="features of 50 images at once, and does not: lower batch_size"):
         score(measured)
+
+
+class Greatest(Metric):
+    """The greatest feature; more is better."""
+
+    direction = "maximize"
+
+    def __init__(self, config: MetricConfig, reference: Reference) -> None:
+        super().__init__(config, reference)
+        self.greatest = -math.inf
+
+    def add(self, features: Any) -> None:
+        self.greatest = max(self.greatest, float(features.max()))
+
+    def value(self) -> float:
+        return self.greatest
+
+
+@pytest.mark.parametrize("wrong", [math.nan, math.inf])
+def test_a_metric_that_is_maximised_is_minus_infinity_where_it_is_not_finite(wrong: float) -> None:
+    metric = Greatest(None, None)  # type: ignore[arg-type]
+    metric.greatest = wrong
+    measurement = FeatureMeasurement("greatest", PixelFeatures(), metric, 10)
+    assert measurement.values() == {"greatest": -math.inf}

@@ -188,7 +188,7 @@ def test_an_image_that_cannot_be_read_is_named(folder: Path) -> None:
         load_reference(str(folder), Counting()).statistics  # noqa: B018
 
 
-def test_a_cache_that_cannot_be_written_names_the_variable_that_moves_it(
+def test_a_cache_that_cannot_be_written_names_the_variable(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "file").write_text("")

@@ -163,10 +163,7 @@ def test_an_exhausted_space_still_gives_a_proposal() -> None:
 
 def test_evolution_finds_what_random_search_does_not() -> None:
     bests = {
-        kind: [
-            min(o.loss or 0.0 for o in search(sampler_of(space_of(), kind, seed), far, 150)[0])
-            for seed in range(4)
-        ]
+        kind: [min(o.loss or 0.0 for o in search(sampler_of(space_of(), kind, seed), far, 150)[0]) for seed in range(4)]
         for kind in ("evolution", "random")
     }
     assert np.mean(bests["evolution"]) < 0.7 * np.mean(bests["random"])

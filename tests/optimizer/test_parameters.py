@@ -10,6 +10,7 @@ import optuna
 import pytest
 from optuna.samplers import BaseSampler
 from optuna.trial import TrialState
+from trials.test_workers import dead_worker
 
 import autodiffusion_opt as ado
 from autodiffusion_opt.errors import UserError
@@ -19,7 +20,6 @@ from autodiffusion_opt.study.config import build_optimizer, build_space
 from autodiffusion_opt.trials.attributes import BASELINE, WORKER, candidate_of
 from autodiffusion_opt.trials.claims import Claims
 from autodiffusion_opt.trials.history import History
-from trials.test_workers import dead_worker
 
 INFO = ado.ModelInfo(1000, layers=10, removable=tuple(range(10)), ranking=(tuple(range(10)),) * 3)
 # A fresh sampler as a new process makes it: seeds of its own, which must not matter.

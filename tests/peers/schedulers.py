@@ -88,6 +88,15 @@ CASES = [
         last="least",
         kinds=("epsilon", "v_prediction"),
     ),
+    Case(  # the last step goes to ᾱ = 1, one time below 0
+        "PNDMScheduler",
+        solvers.plms_uneven,
+        2,
+        {"skip_prk_steps": True, "set_alpha_to_one": True},
+        {"times": np.append(BETWEEN, -1.0)},
+        install={"uneven_coefficients": True},
+        kinds=EPSILON,
+    ),
     Case("DEISMultistepScheduler", solvers.deis, 2, dpm(), last="least", float32=True),
     Case(
         "DEISMultistepScheduler",

@@ -8,6 +8,7 @@ from typing import Any
 import diffusers
 import pytest
 import torch
+from diffusers.models.attention_processor import Attention
 from torch.utils.flop_counter import FlopCounterMode
 
 from autodiffusion_opt.errors import UserError
@@ -18,6 +19,7 @@ from autodiffusion_opt.sampling.layers import (
     register_layer_kind,
     total_flops,
 )
+from autodiffusion_opt.sampling.layers.meta_copy import make_meta_copy
 
 DOWN, UP = "ResnetDownsampleBlock2D", "ResnetUpsampleBlock2D"
 ADM: dict[str, Any] = {
@@ -287,6 +289,40 @@ def test_a_block_of_anybody_is_a_layer_once_it_is_registered() -> None:
         install_bypass(denoiser, [{2}], lambda: 0)
 
 
+@pytest.mark.usefixtures("known_halve")
+def test_a_block_whose_bypass_changes_the_type_cannot_be_removed() -> None:
+    register_layer_kind(Shortcut, "shortcut", lambda module, x: x.half())
+    (layer,) = list_layers(torch.nn.Sequential(Shortcut()), {"input": torch.zeros(3, 4)})
+    assert not layer.removable
+
+
+def test_an_attention_without_a_skip_path_cannot_be_removed() -> None:
+    inputs = {"input": torch.zeros(1, 5, 8)}
+    for residual in (True, False):
+        block = Attention(query_dim=8, heads=1, dim_head=8, residual_connection=residual)
+        (layer,) = list_layers(torch.nn.Sequential(block), inputs)
+        assert (layer.kind, layer.removable) == ("attention", residual)
+
+
+@pytest.mark.usefixtures("known_halve")
+def test_a_block_at_two_places_is_one_layer() -> None:
+    shared = Halve()
+    denoiser = torch.nn.Sequential(torch.nn.Sequential(shared), torch.nn.Sequential(Halve(), shared))
+    layers = list_layers(denoiser, {"input": torch.zeros(3, 4)})
+    assert [(layer.path, layer.flops) for layer in layers] == [("0.0", 192), ("1.0", 96)]
+
+
+@pytest.mark.parametrize("rebuilt", [False, True])
+def test_a_copy_without_weights_is_in_evaluation_mode_whatever_the_denoiser_is(rebuilt: bool) -> None:
+    denoiser = small_unet().train()
+    if rebuilt:
+        del denoiser.mid_block.attentions[0], denoiser.mid_block.resnets[1]
+    copied = make_meta_copy(denoiser)
+    assert denoiser.training
+    assert not any(module.training for module in copied.modules())
+    assert all(weight.is_meta for weight in copied.parameters())
+
+
 class Shortcut(torch.nn.Module):
     """A block of which something is still computed when it is bypassed."""
 
@@ -331,6 +367,11 @@ def test_a_kind_may_refuse_a_block(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_sample_size_that_the_config_does_not_say_is_asked_for() -> None:
     with pytest.raises(UserError, match="sample_size"):
         list_layers(small_unet(sample_size=None))
+
+
+def test_images_need_not_be_square() -> None:
+    denoiser = small_unet(sample_size=(8, 32))
+    assert total_flops(denoiser) == measured(denoiser, {"sample": torch.zeros(1, 3, 8, 32), "timestep": 3})
 
 
 def test_a_loaded_ip_adapter_does_not_hinder_the_listing() -> None:

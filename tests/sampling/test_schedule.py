@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import itertools
 import math
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -161,7 +162,7 @@ def test_error_falls_at_the_order_of_the_solver(case: Case) -> None:
 
 
 def test_uneven_coefficients_pay_on_uneven_steps() -> None:
-    published, fitted = (case for case in CASES if case.name == "PNDMScheduler")
+    published, fitted, _ = (case for case in CASES if case.name == "PNDMScheduler")
     assert exact_error(fitted, 48) < exact_error(published, 48) / 10
 
 
@@ -191,12 +192,17 @@ def test_stochastic_solvers_end_in_the_distribution(case: Case) -> None:
     assert float(got.std()) == pytest.approx(0.5, rel=0.06)
 
 
-def plain_run(scheduler: Any, kind: str, **step: Any) -> torch.Tensor:
-    """A scheduler run on its own timesteps, in float32, by a made-up model that looks at time and sample."""
+def plain_run(scheduler: Any, kind: str, first: int = 0, calls: int | None = None, **step: Any) -> torch.Tensor:
+    """A scheduler run on its own timesteps, in float32, by a made-up model that looks at time and sample.
+
+    From the call ``first`` on, as image to image does, and so many calls.
+    """
+    if first:
+        scheduler.set_begin_index(first)
     sample = start().float() * scheduler.init_noise_sigma if hasattr(scheduler, "init_noise_sigma") else start().float()
     if "generator" in inspect.signature(scheduler.step).parameters:
         step["generator"] = torch.Generator().manual_seed(7)
-    for call, time in enumerate(scheduler.timesteps):
+    for call, time in enumerate(scheduler.timesteps[first:][:calls]):
         seen = scheduler.scale_model_input(sample, time) if hasattr(scheduler, "scale_model_input") else sample
         sample = scheduler.step(torch.sin(1.3 * seen + 0.4 * call), time, sample, **step).prev_sample
     return sample
@@ -220,6 +226,26 @@ def test_default_times_give_what_diffusers_gives(case: Case, kind: str) -> None:
         assert copied.timesteps.dtype == scheduler.timesteps.dtype
 
 
+@every_case
+def test_a_run_remembers_nothing_of_the_run_before(case: Case) -> None:
+    """Also of one that was broken off; from the first step on, and (image to image) from the third."""
+    kind = case.kinds[0]
+
+    def installed() -> Any:
+        scheduler = case.make(None if kind == "flow" else kind)
+        schedules.install_schedule(scheduler, case.times, **case.install)
+        return scheduler
+
+    used = installed()
+    starts = (0, 2 * used.order) if hasattr(used, "set_begin_index") else (0,)
+    for calls, first in itertools.product((None, 5, 4), starts):
+        plain_run(used, kind, calls=calls, **case.step)
+        used.set_timesteps(len(case.times))
+        again, expected = (plain_run(scheduler, kind, first=first, **case.step) for scheduler in (used, installed()))
+        assert torch.equal(again, expected)
+        used.set_timesteps(len(case.times))
+
+
 @pytest.mark.parametrize(
     "config",
     [
@@ -241,7 +267,7 @@ def test_ddim_settings_do_what_they_do_in_diffusers(config: dict[str, Any], step
         torch.testing.assert_close(got, expected, rtol=0, atol=1e-6)
 
 
-@pytest.mark.parametrize("variance", ["fixed_small_log", "fixed_large", "learned_range"])
+@pytest.mark.parametrize("variance", ["fixed_small_log", "fixed_large", "learned_range", "learned"])
 def test_ddpm_variances_are_those_of_diffusers(variance: str) -> None:
     scheduler, copied = (diffusers.DDPMScheduler(variance_type=variance) for _ in range(2))
     copied.set_timesteps(8)
@@ -251,7 +277,7 @@ def test_ddpm_variances_are_those_of_diffusers(variance: str) -> None:
         sample, generator = start().float(), torch.Generator().manual_seed(7)
         for time in run.timesteps:
             output = torch.sin(sample)
-            output = torch.cat([output, output.cos()], dim=1) if variance == "learned_range" else output
+            output = torch.cat([output, output.cos().abs()], dim=1) if variance.startswith("learned") else output
             sample = run.step(output, time, sample, generator=generator).prev_sample
         results.append(sample)
     torch.testing.assert_close(*results, rtol=0, atol=1e-6)

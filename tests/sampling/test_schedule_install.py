@@ -233,6 +233,33 @@ def test_a_last_step_of_no_length_answers_as_it_is_asked(name: str) -> None:
         assert torch.isfinite(sample).all()
 
 
+@pytest.mark.parametrize(
+    ("order", "count", "config", "orders"),
+    [
+        (2, 4, {}, [1, 2, 1, 1]),  # to σ = 0
+        (3, 7, {"final_sigmas_type": "sigma_min"}, [1, 2, 3, 1, 2, 3, 1]),
+        (3, 6, {"final_sigmas_type": "sigma_min", "lower_order_final": True}, [1, 2, 3, 1, 2, 1]),
+        (3, 6, {"final_sigmas_type": "sigma_min", "lower_order_final": False}, [1, 2, 3, 1, 2, 3]),
+        (3, 5, {"final_sigmas_type": "sigma_min", "lower_order_final": False}, [1, 2, 3, 1, 2]),
+    ],
+)
+def test_blocks_of_singlestep_calls_end_in_time(
+    order: int, count: int, config: dict[str, Any], orders: list[int]
+) -> None:
+    scheduler = make("DPMSolverSinglestepScheduler", solver_order=order, **config)
+    schedules.install_schedule(scheduler, range(900, 900 - 100 * count, -100))
+    assert scheduler.order_list == orders
+    run(scheduler)
+
+
+@pytest.mark.parametrize("name", ["UniPCMultistepScheduler", "DPMSolverMultistepScheduler"])
+def test_a_flow_may_start_at_pure_noise(name: str) -> None:
+    """σ = 1, where log((1-σ)/σ) is -∞."""
+    scheduler = make(name, use_flow_sigmas=True, prediction_type="flow_prediction")
+    schedules.install_schedule(scheduler, (1000, 500, 100))
+    run(scheduler)
+
+
 @pytest.mark.parametrize("count", [1, 2, 3, 4])
 def test_uneven_coefficients_on_even_times_are_those_published(count: int) -> None:
     nodes = 500.0 + 20.0 * np.arange(count)

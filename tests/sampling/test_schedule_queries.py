@@ -11,6 +11,7 @@ import torch
 
 from autodiffusion_opt.errors import UserError
 from autodiffusion_opt.sampling import schedule as schedules
+from autodiffusion_opt.sampling.schedule.noise import sigmas_at, times_of
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning"),
@@ -42,7 +43,9 @@ def same_state(before: dict[str, Any], after: dict[str, Any]) -> bool:
         ("PNDMScheduler", {"skip_prk_steps": False}, "needs skip_prk_steps=True"),
         ("FlowMatchEulerDiscreteScheduler", {"invert_sigmas": True}, "other way round"),
         ("DEISMultistepScheduler", {"use_flow_sigmas": True}, "leaves noise"),
-        ("UniPCMultistepScheduler", {"predict_x0": False}, "divides by zero"),
+        ("UniPCMultistepScheduler", {"predict_x0": False}, "with predict_x0=False divides by zero"),
+        ("UniPCMultistepScheduler", {"lower_order_final": False}, "with lower_order_final=False divides by zero"),
+        ("UniPCMultistepScheduler", {"solver_p": object()}, "with solver_p is two schedulers"),
         ("DPMSolverMultistepScheduler", {"use_flow_sigmas": True, "final_sigmas_type": "sigma_min"}, "noise"),
         (
             "EulerDiscreteScheduler",
@@ -117,6 +120,25 @@ def test_sigma_settings_do_not_disturb_the_times(name: str, setting: str) -> Non
         schedules.install_schedule(scheduler, TIMES)
     assert torch.equal(plain.sigmas, shaped.sigmas)
     schedules.check_times(shaped, schedules.default_times(shaped, 30))
+
+
+def test_default_times_beyond_the_model_are_its_last() -> None:
+    """ "leading" spacing in quarters, with an offset of 300."""
+    scheduler = make("DDIMScheduler", steps_offset=300)
+    assert schedules.default_times(scheduler, 4) == (999, 800, 550, 300)
+
+
+def test_a_dynamic_shift_is_the_one_given_or_the_greatest() -> None:
+    scheduler, copied = (make("FlowMatchEulerDiscreteScheduler", use_dynamic_shifting=True) for _ in range(2))
+    for mu, options in ((0.8, {"mu": 0.8}), (1.15, {})):
+        copied.set_timesteps(4, mu=mu)
+        assert schedules.default_times(scheduler, 4, **options) == tuple(copied.timesteps.double().tolist())
+
+
+@pytest.mark.parametrize("between", ["log", "linear"])
+def test_times_of_noise_levels_undo_the_noise_levels_of_times(between: Any) -> None:
+    scheduler, times = make("DDIMScheduler"), [990.25, 500.5, 40.75, 3.0]
+    np.testing.assert_allclose(times_of(scheduler, sigmas_at(scheduler, times, between), between), times, atol=1e-9)
 
 
 def test_a_number_of_steps_that_is_not_there() -> None:

@@ -32,14 +32,14 @@ def test_names_paths_and_tables(study_file: Write, tmp_path: Path) -> None:
     (tmp_path / "other" / "own.toml").write_text(objective)
     path = tmp_path / "studies" / "named.toml"
     (tmp_path / "other" / "pipeline.toml").write_text('model = "digits"\nscheduler = "ddim"\n')
-    path.write_text(
-        'pipeline = "../other/pipeline.toml"\nspace = "own"\nobjective = "../other/own.toml"\ntrials = 2\n'
-    )
+    path.write_text('pipeline = "../other/pipeline.toml"\nspace = "own"\nobjective = "../other/own.toml"\ntrials = 2\n')
     named = load_study_config(str(path))
     assert named.objective == config.objective
     assert named.space == config.space
     assert named.pipeline.scheduler == "ddim"
-    path.write_text('pipeline = "digits"\noptimizer = "random"\nspace = "own"\nobjective = "../other/own.toml"\ntrials = 2\n')
+    path.write_text(
+        'pipeline = "digits"\noptimizer = "random"\nspace = "own"\nobjective = "../other/own.toml"\ntrials = 2\n'
+    )
     assert load_study_config(str(path)).pipeline.model == "digits"
     assert load_study_config(str(path)).optimizer.kind == "random"
     path.write_text('pipeline = "digits"\nspace = "own"\nobjective = "../other/own.toml"\ntrials = 2\n')
@@ -149,7 +149,9 @@ def test_all_errors_at_once(tmp_path: Path) -> None:
     (tmp_path / "spaces" / "s.toml").write_text('kind = "time-steps"\nstep = 4\nsteps = 0\n')
     (tmp_path / "objectives" / "o.toml").write_text('kind = "fid"\nimages = 1\nfeatures = "digits"\n')
     path = tmp_path / "studies" / "all.toml"
-    path.write_text('space = "s"\nobjective = "o"\ntrails = 5\nseed = -1\n[pipeline]\nmodel = ""\n[optimizer]\nkind = "evolutin"\n')
+    path.write_text(
+        'space = "s"\nobjective = "o"\ntrails = 5\nseed = -1\n[pipeline]\nmodel = ""\n[optimizer]\nkind = "evolutin"\n'
+    )
     text = refusal(path)
     for part in (
         "s.toml: key step is unknown",
@@ -175,7 +177,7 @@ def test_a_part_that_is_neither_name_nor_table(given: str, tmp_path: Path) -> No
 def test_a_stored_definition_that_lacks_a_part_is_refused(study_file: Write) -> None:
     config = load_study_config(str(study_file()))
     with pytest.raises(UserError, match=r"x\.json: the definition must have pipeline, objective"):
-        stored_config("x", Path("x.json"), {"space": config.definition()["space"]})
+        stored_config("x", "x.json", {"space": config.definition()["space"]})
 
 
 def test_a_pipeline_in_the_space_is_told_where_it_belongs(study_file: Write) -> None:
@@ -194,6 +196,9 @@ def test_a_key_is_changed_for_one_run(study_file: Write) -> None:
     # Text need not be quoted, and what is no part of the definition leaves the name alone.
     same = load_study_config(path, ["pipeline.device=cuda:1", "trials=3", "space.steps=4"])
     assert (same.name, same.pipeline.device, same.trials) == ("small", "cuda:1", 3)
+    both = load_study_config(path, ["pipeline.device=cuda:1", "seed=3", "space.steps=6"])
+    assert (both.name, both.seed) == ("small+space.steps=6-seed3", 3)
+    assert load_study_config(path, ["seed=3"]).name == load_study_config(path).with_seed(3).name == "small-seed3"
 
 
 def test_a_key_of_a_named_part_is_changed_in_a_copy(tmp_path: Path) -> None:

@@ -62,7 +62,7 @@ def test_a_pipeline_a_function_and_a_sampler_make_a_study(digits: Any, url: str,
     best = study.best()
     assert best.value == min(result.value for result in results)
     assert best.values == {"value": best.value}
-    images = ado.apply(pipeline, best.candidate)(batch_size=2, output_type="pt").images
+    images = ado.apply(pipeline, best.candidate)(batch_size=2, num_inference_steps=4, output_type="pt").images
     assert images.shape == (2, 1, 8, 8)
     ado.remove(pipeline)
     assert list(vars(pipeline.scheduler)) == list(state)
@@ -182,6 +182,36 @@ def test_a_function_that_always_raises_stops_the_study_after_five(url: str) -> N
     assert "RUNNING" not in {trial.state.name for trial in study.trials()}
 
 
+def test_after_a_stop_the_failures_are_tried_again(url: str) -> None:
+    """The function was put right: the baselines that it failed on are measured, the uniform one among them."""
+    fails = Fails(1, 2, 3, 4, 5)
+    study = plain(url, objective=ado.CandidateMetric(fails, identity="f"))
+    with pytest.raises(ado.UserError, match="5 evaluations in a row failed"):
+        study.run(progress=False)
+    assert len(study.run(progress=False)) == 10
+    retries = [trial.user_attrs.get("retry_of") for trial in study.trials()]
+    assert [position for position in retries if position is not None] == [1, 2, 3, 4, 5]
+    assert study.dataframe()["baseline"].dropna().iloc[0] == "leading"
+    assert len(study.run(progress=False)) == 10
+
+
+def test_a_definition_that_only_failed_may_be_put_right(url: str) -> None:
+    broken = ado.CandidateMetric(Fails(*range(9)), identity="f-1")
+    with pytest.raises(ado.UserError, match="5 evaluations in a row failed"):
+        plain(url, objective=broken).run(progress=False)
+    assert len(plain(url, objective=ado.CandidateMetric(steps_of, identity="f-2")).run(progress=False)) == 10
+
+
+def test_verify_goes_on_where_a_candidate_cannot_be_measured(url: str) -> None:
+    study = plain(url)
+    study.run(progress=False)
+    failing = ado.CandidateMetric(Fails(2), identity="mean-time")
+    again = plain(url, objective=failing)
+    rescored = again.verify(repeats=1)
+    assert [np.isnan(scored.mean) for scored in rescored.values()].count(True) == 1
+    assert rescored["best"].mean == study.best().value
+
+
 def test_failures_that_are_not_in_a_row_do_not_stop_the_study(url: str) -> None:
     study = plain(url, objective=ado.CandidateMetric(Fails(0, 1, 2, 3, 5, 6, 7, 8), identity="f"))
     assert len(study.run(progress=False)) == 2
@@ -276,7 +306,7 @@ def test_a_study_of_objects_cannot_be_verified_from_sql_and_says_how(url: str) -
     from autodiffusion_opt.study.results import resolve
 
     plain(url).run(2, progress=False)
-    with pytest.raises(ado.UserError, match="came from Python.*use the methods of ado.Study"):
+    with pytest.raises(ado.UserError, match=r"pipeline, objective of this study came from Python.*ado\.Study"):
         resolve("mine", None, url)
 
 

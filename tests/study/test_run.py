@@ -333,7 +333,7 @@ def test_a_timeout_starts_no_further_trial(study_file: Write, url: str, monkeypa
 def test_a_study_that_was_never_run_says_so(study_file: Write, url: str) -> None:
     study = Study.load(study_file(), storage=url)
     assert study.trials() == []
-    with pytest.raises(UserError, match="a study in .* must be one of: .* got 'small'. Run it first"):
+    with pytest.raises(UserError, match=r"a study in .* must be one of: .* got 'small'\. Run it first"):
         study.best()
 
 

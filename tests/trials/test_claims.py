@@ -8,6 +8,7 @@ import optuna
 import pytest
 import sqlalchemy
 from optuna.trial import FrozenTrial, TrialState
+from trials.test_workers import dead_worker
 
 from autodiffusion_opt import Candidate
 from autodiffusion_opt.trials import claims as claims_room
@@ -16,7 +17,6 @@ from autodiffusion_opt.trials.claims import Claim, Claims
 from autodiffusion_opt.trials.history import History
 from autodiffusion_opt.trials.storage import create_study, open_storage
 from autodiffusion_opt.trials.workers import this_worker
-from trials.test_workers import dead_worker
 
 ELSEWHERE = "elsewhere:1:1"
 

@@ -13,7 +13,7 @@ from safetensors import safe_open
 
 from autodiffusion_opt.objective.features import load_extractor
 from autodiffusion_opt.objective.statistics import Gaussian, Moments, frechet_distance
-from autodiffusion_opt.sampling.apply import generate, noise_generator, to_uint8
+from autodiffusion_opt.sampling.generate import ImageSampler, noise_generator, to_uint8
 from autodiffusion_opt.zoo import EMBEDDED, digits
 
 
@@ -36,7 +36,7 @@ def real(extractor: Any) -> Gaussian:
 
 def uniform(steps: int, count: int) -> torch.Tensor:
     """Images of diffusers' own sampling, without us."""
-    pipeline = DDPMPipeline.from_pretrained(EMBEDDED["digits"])
+    pipeline = DDPMPipeline.from_pretrained(EMBEDDED["digits"].pipeline)
     pipeline.set_progress_bar_config(disable=True)
     found = []
     for start in range(0, count, 250):
@@ -62,13 +62,13 @@ def test_it_is_small() -> None:
 
 
 def test_it_is_an_ordinary_folder() -> None:
-    pipeline = DiffusionPipeline.from_pretrained(EMBEDDED["digits"])
+    pipeline = DiffusionPipeline.from_pretrained(EMBEDDED["digits"].pipeline)
     assert type(pipeline) is DDPMPipeline
     assert pipeline.scheduler.config.num_train_timesteps == 1000
     assert pipeline.scheduler.config.beta_schedule == "linear"
     names = {type(module).__name__ for module in pipeline.unet.modules()}
     assert {"ResnetBlock2D", "Attention"} <= names
-    with safe_open(EMBEDDED["digits"] / "unet" / "diffusion_pytorch_model.safetensors", "np") as file:
+    with safe_open(EMBEDDED["digits"].pipeline / "unet" / "diffusion_pytorch_model.safetensors", "np") as file:
         assert {file.get_tensor(name).dtype for name in file.keys()} == {np.dtype(np.float32)}  # noqa: SIM118
 
 
@@ -98,7 +98,8 @@ def test_four_uneven_steps_beat_four_uniform_ones(extractor: Any, real: Gaussian
 
     pipeline = load_pipeline("digits", scheduler="ddim", device="cpu")
     candidate = Candidate.from_time_steps([800, 550, 300, 100])
-    images = torch.cat(list(generate(pipeline, candidate, range(500), seed=7, batch_size=250, micro_batch=250)))
+    sampler = ImageSampler(pipeline, micro_batch=250, batch_size=250)
+    images = torch.cat(list(sampler.images(candidate, range(500), 7)))
     four = frechet_distance(gaussian(uniform(4, 500), extractor), real)
     assert frechet_distance(gaussian(images, extractor), real) < 0.6 * four
 

@@ -5,11 +5,11 @@ Kinds: ``fid`` (Fréchet distance), ``kid`` (unbiased polynomial MMD).
 
 from __future__ import annotations
 
-from autodiffusion_opt.config import Registry
-from autodiffusion_opt.objective.metrics.base import Metric, MetricConfig
+from autodiffusion_opt.objective.metrics.base import METRICS, Metric, MetricConfig
 from autodiffusion_opt.objective.metrics.fid import Fid
 from autodiffusion_opt.objective.metrics.kid import Kid
 
-METRICS: Registry[type[Metric]] = Registry("metric", "metrics", {"fid": Fid, "kid": Kid})
+METRICS.register("fid", Fid)
+METRICS.register("kid", Kid)
 
 __all__ = ["METRICS", "Fid", "Kid", "Metric", "MetricConfig"]

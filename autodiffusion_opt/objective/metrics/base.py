@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, InstanceOf, field_serializer
 
+from autodiffusion_opt.config import Registry
 from autodiffusion_opt.errors import UserError
 from autodiffusion_opt.objective.base import Direction, Objective, ObjectiveConfig
 from autodiffusion_opt.objective.custom import Features
@@ -50,7 +51,6 @@ class MetricConfig(ObjectiveConfig):
         import torch
 
         from autodiffusion_opt.objective.features import load_extractor
-        from autodiffusion_opt.objective.metrics import METRICS
         from autodiffusion_opt.objective.references import load_reference
 
         metric = METRICS[self.kind]
@@ -98,6 +98,10 @@ class Metric(ABC):
         """Of all features that were added."""
 
 
+# The kinds; filled where they are imported, in ``autodiffusion_opt.objective.metrics``.
+METRICS: Registry[type[Metric]] = Registry("metric", "metrics", {})
+
+
 class FeatureMeasurement:
     """Features of images, block by block, into a metric."""
 
@@ -119,9 +123,17 @@ class FeatureMeasurement:
                 f"the reference must have features of {features.shape[1]} dimensions, as the extractor gives; it has "
                 f"{wanted}: it was made with another extractor"
             )
-        self._metric.add(features)
+        with _not_finite_is_told_by_the_value():
+            self._metric.add(features)
 
     def values(self) -> Mapping[str, float]:
-        """The metric's value; infinite where it is not finite."""
-        value = float(self._metric.value())
-        return {self._name: value if np.isfinite(value) else np.inf}
+        """The metric's value; where it is not finite, infinitely bad."""
+        with _not_finite_is_told_by_the_value():
+            value = float(self._metric.value())
+        worst = np.inf if self._metric.direction == "minimize" else -np.inf
+        return {self._name: value if np.isfinite(value) else worst}
+
+
+def _not_finite_is_told_by_the_value() -> np.errstate:
+    """No warnings of NumPy's where features are not finite."""
+    return np.errstate(invalid="ignore", over="ignore")

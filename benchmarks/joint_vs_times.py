@@ -26,13 +26,17 @@ STUDIES = ("digits-4", "digits-joint", "digits-joint-ranked")
 def search(name: str, seed: int, trials: int, images: int, folder: str) -> dict[str, Any]:
     """Run one study; its best candidate, re-scored three times."""
     study = Study.load(name, storage=f"sqlite:///{folder}/{name}-{seed}.db", seed=seed)
-    study.run(trials)
-    [(candidate, value)] = study.best()
+    study.run(trials, progress=False)
+    best = study.best()
+    candidate = best.candidate
     scored = rescore(study.problem, {"best": candidate}, images=images, repeats=3)["best"]
-    runs = sum(study.problem.info.layers - len(removed) for removed in candidate.removed)
-    found = {"study": name, "seed": seed, "search": value, "mean": scored.mean, "std": scored.std}
+    found = {"study": name, "seed": seed, "search": best.value, "mean": scored.mean, "std": scored.std}
     print(f"{name} seed {seed}: {scored.mean:.2f} ± {scored.std:.2f}  {candidate}", file=sys.stderr)
-    return found | {"steps": len(candidate.steps), "layer_runs": runs, "candidate": describe(candidate)}
+    return found | {
+        "steps": len(candidate.steps),
+        "layer_runs": best.costs["layer_runs"],
+        "candidate": describe(candidate),
+    }
 
 
 def describe(candidate: Candidate) -> list[dict[str, Any]]:

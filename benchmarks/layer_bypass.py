@@ -12,18 +12,16 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import random
 import statistics
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import diffusers
 import torch
+from machine import machine
 
 from autodiffusion_opt.sampling.layers import Layer, install_bypass, list_layers, total_flops
 
@@ -34,8 +32,8 @@ def main() -> None:
     options = _options()
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
-    machine = _machine(options.threads)
-    _say(f"{machine['cpu']}, {machine['cores']} cores, {options.threads} threads, torch {machine['torch']}")
+    found_on = machine()
+    _say(f"{found_on['processor']}, {found_on['cores']} cores, {options.threads} threads, torch {found_on['torch']}")
     denoiser = _adm(size=32, width=96 if options.quick else 128)
     points = _points(denoiser, sets=2 if options.quick else 3)
     _measure(denoiser, points, rounds=7 if options.quick else 15)
@@ -49,7 +47,7 @@ def main() -> None:
         "gflop_whole": round(total_flops(denoiser) / 1e9, 2),
         "layers": len(list_layers(denoiser)),
         "points": [{key: point[key] for key in ("kept", "time", "removed")} for point in points],
-        "machine": machine,
+        "machine": found_on,
     }
     _say(f"relative time = {slope:.3f} × FLOPs kept + {intercept:.3f}")
     _say(f"58 hooks that let their layers run: {found['overhead_ms_per_step']} ms a step")
@@ -151,28 +149,6 @@ def _overhead(rounds: int) -> float:
         with install_bypass(denoiser, [(), everything], lambda: 0):
             differences.append(_seconds(lambda: denoiser(x, 5)) - bare)
     return 1000 * statistics.median(differences)
-
-
-def _machine(threads: int) -> dict[str, Any]:
-    return {
-        "platform": platform.platform(),
-        "cpu": _cpu(),
-        "cores": os.cpu_count(),
-        "threads": threads,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "diffusers": diffusers.__version__,
-    }
-
-
-def _cpu() -> str:
-    """The CPU's model, where the system tells it."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    models = (line.split(":")[1].strip() for line in lines if line.startswith("model name"))
-    return next(models, platform.machine())
 
 
 def _say(text: str, end: str = "\n") -> None:

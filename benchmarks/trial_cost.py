@@ -18,9 +18,9 @@ import torch
 from machine import machine
 
 import autodiffusion_opt as ado
-from autodiffusion_opt.study.problem import Problem, bind
+from autodiffusion_opt.sampling.generate import ImageSampler, noise_generator
 from autodiffusion_opt.study.config import load_study_config
-from autodiffusion_opt.sampling.apply import generate, noise_generator
+from autodiffusion_opt.study.problem import Problem, load_problem
 
 
 class Stopwatch:
@@ -45,14 +45,16 @@ class Stopwatch:
 def time_trials(problem: Problem, images: int, rounds: int) -> tuple[float, float]:
     """Median seconds of a trial, and the median share of it outside the UNet's forward passes."""
     candidate = problem.space.baselines()["quadratic"]
-    problem.objective.score(candidate, images=250)  # warm up
+    unet = problem.sampler.pipeline.unet
+    list(problem.objective.measure(candidate, images=250))  # warm up
     seconds, shares = [], []
     for done in range(rounds):
-        watch = Stopwatch(problem.pipeline.unet)
+        watch = Stopwatch(unet)
         try:
-            taken = problem.objective.score(candidate, images=images).seconds
+            *_, score = problem.objective.measure(candidate, images=images)
         finally:
             watch.remove()
+        taken = score.seconds
         seconds.append(taken)
         shares.append(1 - watch.seconds / taken)
         print(f"trial {done + 1}/{rounds}: {taken:.2f} s, outside the UNet {shares[-1]:.1%}", file=sys.stderr)
@@ -61,7 +63,8 @@ def time_trials(problem: Problem, images: int, rounds: int) -> tuple[float, floa
 
 def time_install(problem: Problem, steps: int, rounds: int) -> float:
     """Milliseconds a step that an installed candidate adds to one image's call; the denoiser does nothing here."""
-    pipeline = problem.pipeline
+    pipeline = problem.sampler.pipeline
+    sampler = ImageSampler(pipeline, micro_batch=1, batch_size=1)
     candidate = ado.Candidate.from_time_steps(range(0, 10 * steps, 10))
     pipeline.unet.forward = lambda sample, *args, **kwargs: type("Output", (), {"sample": sample})
     plain, installed = [], []
@@ -70,7 +73,7 @@ def time_install(problem: Problem, steps: int, rounds: int) -> float:
             start = time.perf_counter()
             pipeline(batch_size=1, num_inference_steps=steps, generator=[noise_generator(0, 0)], output_type="pt")
             middle = time.perf_counter()
-            next(generate(pipeline, candidate, [0], seed=0, batch_size=1, micro_batch=1))
+            next(sampler.images(candidate, [0], 0))
             plain.append(middle - start)
             installed.append(time.perf_counter() - middle)
     finally:
@@ -86,7 +89,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    problem = bind(load_study_config("digits-4"))
+    problem = load_problem(load_study_config("digits-4"))
     seconds, share = time_trials(problem, options.images, rounds=3 if options.quick else 15)
     overhead = time_install(problem, steps=50, rounds=10 if options.quick else 50)
     found = {

@@ -146,6 +146,19 @@ def test_every_import_goes_down() -> None:
     assert wrong == []
 
 
+def test_what_is_measured_and_how_it_is_searched_know_nothing_of_each_other() -> None:
+    branches = ({"objective", "sampling"}, {"optimizer", "trials"})
+    for own, other in (branches, branches[::-1]):
+        wrong = [
+            f"{name} -> {one}"
+            for name in modules()
+            if room(name) in own
+            for one in at_import(name)
+            if room(one) in other
+        ]
+        assert wrong == []
+
+
 def test_only_sampling_and_the_zoo_know_diffusers() -> None:
     guilty = set()
     for name, path in modules().items():

@@ -8,8 +8,7 @@ from typing import Any
 from autodiffusion_opt.errors import UserError
 from autodiffusion_opt.sampling.layers import Layer, list_layers, total_flops
 from autodiffusion_opt.sampling.load import denoiser_of
-from autodiffusion_opt.sampling.schedule import sigmas_of, takes_continuous, time_range
-from autodiffusion_opt.sampling.schedule.specs import spec_of
+from autodiffusion_opt.sampling.schedule import layout_of, sigmas_of, takes_continuous, time_range
 from autodiffusion_opt.space.model_info import ModelInfo
 
 FLOW_LOWEST = 1.0  # time 0 is the image itself
@@ -34,7 +33,7 @@ def read_model_info(pipeline: Any, *, need_layers: bool = False, ranking: Sequen
         continuous=takes_continuous(scheduler),
         steps_offset=int(scheduler.config.get("steps_offset", 0)),
         sigmas=() if sigmas is None else tuple(float(sigma) for sigma in sigmas),
-        layout=spec_of(scheduler).layout,
+        layout=layout_of(scheduler),
         layers=len(layers),
         removable=tuple(layer.index for layer in layers if layer.removable),
         flops=flops,

@@ -24,7 +24,7 @@ from autodiffusion_opt.sampling.introspect import read_model_info
 from autodiffusion_opt.sampling.layers import install_bypass
 from autodiffusion_opt.sampling.layers.listing import known_layers
 from autodiffusion_opt.sampling.load import denoiser_of
-from autodiffusion_opt.sampling.schedule.state import KEY
+from autodiffusion_opt.sampling.schedule import schedule_on
 from autodiffusion_opt.space.model_info import third_of
 
 THIRDS = 3
@@ -63,7 +63,7 @@ def rank_layers(
     for name, value in (("images", images), ("times_per_third", times_per_third)):
         if value < 1:
             raise UserError(f"{name} must be 1 or more; got {value}")
-    if KEY in vars(pipeline.scheduler):
+    if schedule_on(pipeline.scheduler) is not None:
         raise UserError("layers are ranked on a pipeline without a candidate: remove(pipeline) first")
     denoiser = denoiser_of(pipeline)
     layers = [layer.index for layer in known_layers(denoiser) if layer.removable]
@@ -98,7 +98,9 @@ def _kept_calls(
     kept: list[list[Call]] = [[] for _ in range(THIRDS)]
 
     def keep(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        step = vars(pipeline.scheduler)[KEY].step
+        schedule = schedule_on(pipeline.scheduler)
+        assert schedule is not None  # the sampler installed it
+        step = schedule.step
         progress("sampling to rank layers", step, len(times))
         if step in chosen:
             kept[third_at[step]].append((_copied(args), _copied(kwargs)))

@@ -2,9 +2,9 @@
 
     python tests/mutants/run.py [--file space.txt ...] [--match TEXT] [--jobs 2]
 
-Each line of ``tests/mutants/*.txt`` is a mutant: ``file | text that is there once | what stands there instead``. It is
+Each line of ``tests/mutants/*.txt`` is a mutant: ``file || text that is there once || what stands there instead``. It is
 made in a copy of the repository, and the tests that belong to the file run there; a mutant that no test notices
-survives. A line may end in ``| survives: reason``: then its survival is expected. The last line is a JSON object; the
+survives. A line may end in ``|| survives: reason``: then its survival is expected. The last line is a JSON object; the
 exit code is 1 if fewer than nine tenths are killed, or one survives without a reason. Not part of the default tests:
 it takes about a quarter of an hour on two cores.
 """
@@ -28,14 +28,17 @@ HERE = Path(__file__).parent
 REPOSITORY = HERE.parent.parent
 EXPECTED = "survives:"
 COPIED = ("autodiffusion_opt", "tests", "spaces", "objectives", "studies", "pyproject.toml", "README.md", "docs")
-# The tests of a room, where they are not those of the folder of the same name.
+# The tests of a file or a room, by the beginning of its path, where they are not those of the folder of the same name.
 TESTS = {
     "candidate.py": ["tests/test_candidate.py"],
     "catalogue.py": ["tests/test_catalogue.py"],
     "cli.py": ["tests/test_cli.py"],
     "config.py": ["tests/study/test_config.py", "tests/test_plugins.py"],
     "plugins.py": ["tests/test_plugins.py"],
-    "report": ["tests/test_cli.py", "tests/report"],
+    "report": ["tests/test_cli.py"],
+    "sampling/hooks.py": ["tests/sampling/test_hooks.py", "tests/sampling/test_layers_bypass.py"],
+    "sampling/layers": ["tests/sampling/test_layers*.py"],
+    "sampling/schedule": ["tests/sampling/test_schedule*.py", "tests/sampling/test_steps_seen.py"],
 }
 
 
@@ -50,10 +53,13 @@ class Mutant:
 
     def tests(self, repository: Path) -> list[str]:
         """Tests of the file itself, then of its room."""
-        parts = Path(self.file).parts
-        room = TESTS.get(parts[0], [f"tests/{parts[0]}"])
-        own = [f"tests/{Path(*parts[:-1], f'test_{parts[-1]}')}"]
-        return [path for path in dict.fromkeys([*own, *room]) if (repository / path).exists()]
+        path = Path(self.file)
+        room = next(
+            (tests for start, tests in TESTS.items() if self.file.startswith(start)), [f"tests/{path.parts[0]}"]
+        )
+        patterns = [f"tests/{path.parent}/test_{path.name}", *room]
+        files = [file for pattern in patterns for file in sorted(repository.glob(pattern))]
+        return [str(file.relative_to(repository)) for file in dict.fromkeys(files)]
 
 
 def read(path: Path) -> list[Mutant]:
@@ -62,10 +68,10 @@ def read(path: Path) -> list[Mutant]:
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
         if not line.strip() or line.startswith("#"):
             continue
-        parts = line.split(" | ")
+        parts = (line + " " if line.endswith(" ||") else line).split(" || ")
         reason = parts.pop().strip().removeprefix(EXPECTED).strip() if parts[-1].strip().startswith(EXPECTED) else None
         if len(parts) != 3:
-            sys.exit(f"{path.name}:{number}: a mutant must be: file | old | new")
+            sys.exit(f"{path.name}:{number}: a mutant must be: file || old || new")
         mutants.append(Mutant(parts[0].strip(), parts[1], parts[2], reason))
     return mutants
 

@@ -63,13 +63,12 @@ def condition_inputs(batch: int = 1) -> dict[str, Any]:
     return {"sample": sample, "timestep": 3, "encoder_hidden_states": text}
 
 
-def simple_attention(**changes: Any) -> Any:
+def simple_attention() -> Any:
     """DeepFloyd's and Kandinsky's layout: attention blocks that see text, with their own residual path."""
     return unet_condition(
         down_block_types=("SimpleCrossAttnDownBlock2D", "ResnetDownsampleBlock2D"),
         mid_block_type="UNetMidBlock2DSimpleCrossAttn",
         up_block_types=("ResnetUpsampleBlock2D", "SimpleCrossAttnUpBlock2D"),
-        **changes,
     )
 
 
@@ -239,10 +238,6 @@ NETWORKS: dict[str, tuple[Callable[[], Any], Callable[[], dict[str, Any]]]] = {
     "SD": (unet_condition, condition_inputs),
     "SD with linear projections": (lambda: unet_condition(use_linear_projection=True), condition_inputs),
     "simple cross-attention": (simple_attention, condition_inputs),
-    "simple cross-attention, sums divided": (
-        lambda: simple_attention(mid_block_scale_factor=2.0),
-        condition_inputs,
-    ),
     "DiT": (dit, dit_inputs),
     "PixArt": (pixart, pixart_inputs),
     "SD3": (sd3, sd3_inputs),

@@ -10,10 +10,12 @@ import diffusers
 import pytest
 import torch
 from diffusers.hooks import HookRegistry, ModelHook
+from diffusers.models.attention_processor import Attention, AttnAddedKVProcessor2_0
 from peers.denoisers import NETWORKS, condition_inputs, made, output
 
 from autodiffusion_opt.errors import UserError
 from autodiffusion_opt.sampling.layers import install_bypass, list_layers
+from autodiffusion_opt.sampling.layers.kinds import kind_of
 
 WARNS = pytest.mark.filterwarnings("ignore:.FluxPosEmbed. is deprecated:FutureWarning")  # diffusers' own, in 0.42
 
@@ -82,6 +84,25 @@ def test_removing_a_transformer_block_is_deleting_it(name: str) -> None:
         with install_bypass(denoiser, [{layer.index}], step_zero):
             bypassed = output(denoiser, inputs)
         torch.testing.assert_close(bypassed, output(changed, inputs), rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("sees_text", [True, False])
+def test_an_attention_that_sees_text_adds_its_input_undivided(sees_text: bool) -> None:
+    """Unlike those with a ``residual_connection``. Compared with the block itself, its branch at zero."""
+    sample, text = torch.randn(1, 8, 2, 2), torch.randn(1, 5, 8)
+    settings = {"query_dim": 8, "heads": 1, "dim_head": 8, "norm_num_groups": 4, "rescale_output_factor": 2.0}
+    if sees_text:
+        block = Attention(**settings, added_kv_proj_dim=8, processor=AttnAddedKVProcessor2_0())
+    else:
+        block = Attention(**settings, residual_connection=True)
+    for weight in block.to_out.parameters():
+        torch.nn.init.zeros_(weight)
+    arguments = {"encoder_hidden_states": text} if sees_text else {}
+    kind = kind_of(block)
+    assert kind is not None
+    expected = sample if sees_text else sample / 2
+    torch.testing.assert_close(block(sample, **arguments), expected)
+    assert torch.equal(kind.bypass(block, sample, **arguments), expected)
 
 
 def test_the_residual_blocks_tried_have_every_form() -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import inspect
-import time
 import warnings
 from pathlib import Path
 from typing import Any
@@ -254,9 +253,10 @@ def test_blocks_of_singlestep_calls_end_in_time(
 
 @pytest.mark.parametrize("name", ["UniPCMultistepScheduler", "DPMSolverMultistepScheduler"])
 def test_a_flow_may_start_at_pure_noise(name: str) -> None:
-    """σ = 1, where log((1-σ)/σ) is -∞."""
+    """σ = 1, where log((1-σ)/σ) is -∞: diffusers' UniPC starts at 1 - 10⁻⁶ instead."""
     scheduler = make(name, use_flow_sigmas=True, prediction_type="flow_prediction")
     schedules.install_schedule(scheduler, (1000, 500, 100))
+    assert 1 - float(scheduler.sigmas[0]) == pytest.approx(1e-6, rel=0.1)
     run(scheduler)
 
 
@@ -340,19 +340,6 @@ def test_a_pipeline_runs_it() -> None:
         hook.remove()
         schedule.remove()
         assert seen == [900.5, 310.0, 20.0]
-
-
-def test_it_costs_little() -> None:
-    """Far below the 1 ms that even a tiny denoiser takes; the best of three, as other jobs run here."""
-    scheduler, sample, best = make("DDIMScheduler"), torch.ones(1, 3, 8, 8), float("inf")
-    for _ in range(3):
-        began = time.perf_counter()
-        schedule = schedules.install_schedule(scheduler, tuple(range(990, 0, -10)))
-        for instant in scheduler.timesteps:
-            scheduler.step(sample, instant, sample)
-        schedule.remove()
-        best = min(best, (time.perf_counter() - began) / 99)
-    assert best < 1e-3
 
 
 def test_warnings_go_to_the_caller() -> None:

@@ -12,6 +12,8 @@ import torch
 from autodiffusion_opt.errors import UserError
 from autodiffusion_opt.sampling import schedule as schedules
 from autodiffusion_opt.sampling.schedule.noise import sigmas_at, times_of
+from autodiffusion_opt.sampling.schedule.state import steps_of_calls
+from autodiffusion_opt.space import cost
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning"),
@@ -159,21 +161,13 @@ def test_what_a_scheduler_can_be_asked() -> None:
 
 
 @every_scheduler
-def test_the_calls_of_each_step_add_up_to_the_nfe(name: str) -> None:
-    scheduler = make(name)
-    of_steps = {1: (1,), 2: (1, 1), 5: (1, 1, 1, 1, 1)}
-    if "Heun" in name:  # an Euler step at the end
-        of_steps = {1: (1,), 2: (2, 1), 5: (2, 2, 2, 2, 1)}
-    if name == "PNDMScheduler":  # one step alone is made once
-        of_steps = {1: (1,), 2: (2, 1), 5: (2, 1, 1, 1, 1)}
-    assert {steps: schedules.calls(scheduler, steps) for steps in of_steps} == of_steps
-    assert [schedules.nfe(scheduler, steps) for steps in (1, 2, 5)] == [sum(made) for made in of_steps.values()]
-    assert schedules.calls_per_step(scheduler) == (2 if "Heun" in name else 1)
-
-
-def test_no_step_has_no_calls() -> None:
-    for name in ("DDIMScheduler", "HeunDiscreteScheduler", "PNDMScheduler"):
-        assert (schedules.calls(make(name), 0), schedules.nfe(make(name), 0)) == ((), 0)
+def test_the_layout_counts_the_calls_that_the_schedule_makes(name: str) -> None:
+    """The cost formula of spaces and the schedule's own list of calls agree."""
+    layout = schedules.layout_of(make(name))
+    assert layout == ("heun" if "Heun" in name else "plms" if name == "PNDMScheduler" else "once")
+    for steps in (1, 2, 5):
+        made = steps_of_calls(steps, layout)
+        assert cost.calls(layout, steps) == tuple(made.count(step) for step in range(steps))
 
 
 def test_noise_levels_are_finite_also_where_no_signal_is_left() -> None:

@@ -17,7 +17,8 @@ from peers import pipelines
 
 from autodiffusion_opt.sampling.hooks import before_forward
 from autodiffusion_opt.sampling.layers import install_bypass, list_layers
-from autodiffusion_opt.sampling.schedule import accepted, calls, install_schedule, nfe
+from autodiffusion_opt.sampling.schedule import accepted, install_schedule, layout_of
+from autodiffusion_opt.space import cost
 
 pytestmark = [
     # diffusers 0.42's and transformers' own
@@ -65,8 +66,7 @@ def test_calls_are_counted_by_the_step_that_they_are_seen_at(name: str) -> None:
         for time in scheduler.timesteps:
             seen.append(schedule.step)
             sample = scheduler.step(0.1 * sample, time, sample).prev_sample
-        assert calls(scheduler, steps) == tuple(seen.count(step) for step in range(steps))
-        assert nfe(scheduler, steps) == len(seen)
+        assert cost.calls(layout_of(scheduler), steps) == tuple(seen.count(step) for step in range(steps))
 
 
 def denoiser_of(pipeline: Any) -> Any:

@@ -213,8 +213,11 @@ def test_verify_goes_on_where_a_candidate_cannot_be_measured(url: str) -> None:
 
 
 def test_failures_that_are_not_in_a_row_do_not_stop_the_study(url: str) -> None:
-    study = plain(url, objective=ado.CandidateMetric(Fails(0, 1, 2, 3, 5, 6, 7, 8), identity="f"))
+    fails = Fails(0, 1, 2, 3, 5, 6, 7, 8)
+    study = plain(url, objective=ado.CandidateMetric(fails, identity="f"))
     assert len(study.run(progress=False)) == 2
+    assert len(study.run(progress=False)) == 2
+    assert fails.calls == 10  # and they are not tried again
 
 
 def test_an_objective_may_be_an_object_with_three_members(url: str) -> None:

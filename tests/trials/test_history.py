@@ -99,6 +99,9 @@ def test_open_positions_are_those_that_nobody_works_at() -> None:
 def test_a_failed_evaluation_is_settled_and_not_open() -> None:
     history = history_of(trial("FAIL", 10, evaluation_failed=True), trial("FAIL", 20))
     assert (history.settled, history.open_positions) == ({0}, [1])
+    # A retry that was enqueued for it is still to be run.
+    again = history_of(trial("FAIL", 10, evaluation_failed=True), trial("WAITING", 10, retry_of=0))
+    assert (again.settled, again.open_positions) == (set(), [])
 
 
 def test_what_changed_since_is_read_and_nothing_else(url: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,12 +19,10 @@ the sampler is in the times), ``solver_steps`` (steps of our own), ``specs`` (on
 from autodiffusion_opt.sampling.schedule.install import InstalledSchedule, install_schedule
 from autodiffusion_opt.sampling.schedule.queries import (
     accepted,
-    calls,
-    calls_per_step,
     check_scheduler,
     check_times,
     default_times,
-    nfe,
+    layout_of,
     sigmas_of,
     takes_continuous,
     time_range,
@@ -34,13 +32,11 @@ from autodiffusion_opt.sampling.schedule.state import schedule_on
 __all__ = [
     "InstalledSchedule",
     "accepted",
-    "calls",
-    "calls_per_step",
     "check_scheduler",
     "check_times",
     "default_times",
     "install_schedule",
-    "nfe",
+    "layout_of",
     "schedule_on",
     "sigmas_of",
     "takes_continuous",

@@ -15,7 +15,8 @@ import numpy as np
 from autodiffusion_opt.errors import UserError
 from autodiffusion_opt.sampling.schedule.noise import Floats, times_of, training_sigmas
 from autodiffusion_opt.sampling.schedule.specs import SPECS, is_flow, spec_of
-from autodiffusion_opt.sampling.schedule.state import schedule_on, steps_of_calls
+from autodiffusion_opt.sampling.schedule.state import schedule_on
+from autodiffusion_opt.space.model_info import Layout
 
 
 def accepted() -> tuple[str, ...]:
@@ -28,20 +29,9 @@ def check_scheduler(scheduler: Any) -> None:
     spec_of(scheduler)
 
 
-def calls_per_step(scheduler: Any) -> int:
-    """Denoiser calls that one step makes: 2 for Heun's method (1 in its last step), else 1; see `nfe`."""
-    return 2 if spec_of(scheduler).layout == "heun" else 1
-
-
-def nfe(scheduler: Any, steps: int) -> int:
-    """Denoiser calls (number of function evaluations) of that many steps: Heun 2N-1, PNDM N+1, else N."""
-    return len(steps_of_calls(steps, spec_of(scheduler).layout))
-
-
-def calls(scheduler: Any, steps: int) -> tuple[int, ...]:
-    """Denoiser calls at each of that many steps, noise to image; they add up to :func:`nfe`."""
-    made = steps_of_calls(steps, spec_of(scheduler).layout)
-    return tuple(made.count(step) for step in range(steps))
+def layout_of(scheduler: Any) -> Layout:
+    """How often each step calls the denoiser; :mod:`autodiffusion_opt.space.cost` counts with it."""
+    return spec_of(scheduler).layout
 
 
 def takes_continuous(scheduler: Any) -> bool:

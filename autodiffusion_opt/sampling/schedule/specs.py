@@ -13,9 +13,16 @@ from typing import Any
 import numpy as np
 
 from autodiffusion_opt.errors import UserError, unknown
-from autodiffusion_opt.sampling.schedule import solver_steps
 from autodiffusion_opt.sampling.schedule.noise import Between, Floats, first_sigma, sigmas_at
-from autodiffusion_opt.sampling.schedule.state import Layout, ScheduleState, called_times
+from autodiffusion_opt.sampling.schedule.solver_steps import (
+    add_noise,
+    ddim_step,
+    ddpm_step,
+    pndm_step,
+    scale_model_input,
+)
+from autodiffusion_opt.sampling.schedule.state import ScheduleState, called_times
+from autodiffusion_opt.space.model_info import Layout
 
 # Where a flow starts at pure noise, log(1-σ) is -∞; diffusers' UniPC stops as far short of it.
 MOST_FLOW_SIGMA = 1 - 1e-6
@@ -156,13 +163,13 @@ def _invert_objection(scheduler: Any) -> str | None:
 
 # Of schedulers that work on ᾱ and count no steps of their own.
 _ON_ALPHA_BARS: dict[str, Callable[..., Any]] = {
-    "add_noise": solver_steps.add_noise,
-    "scale_model_input": solver_steps.scale_model_input,
+    "add_noise": add_noise,
+    "scale_model_input": scale_model_input,
 }
 
 SPECS: dict[str, SchedulerSpec] = {
-    "DDIMScheduler": SchedulerSpec(methods={"step": solver_steps.ddim_step, **_ON_ALPHA_BARS}),
-    "DDPMScheduler": SchedulerSpec(reset=_reset_custom, methods={"step": solver_steps.ddpm_step, **_ON_ALPHA_BARS}),
+    "DDIMScheduler": SchedulerSpec(methods={"step": ddim_step, **_ON_ALPHA_BARS}),
+    "DDPMScheduler": SchedulerSpec(reset=_reset_custom, methods={"step": ddpm_step, **_ON_ALPHA_BARS}),
     "DEISMultistepScheduler": SchedulerSpec(last_sigma=first_sigma, reset=_reset_multistep, objection=_deis_objection),
     "DPMSolverMultistepScheduler": SchedulerSpec(
         last_sigma=_configured_last, reset=_reset_multistep, objection=_dpm_objection
@@ -188,7 +195,7 @@ SPECS: dict[str, SchedulerSpec] = {
     "PNDMScheduler": SchedulerSpec(
         layout="plms",
         reset=_reset_plms,
-        methods={"step": solver_steps.pndm_step, "add_noise": solver_steps.add_noise},
+        methods={"step": pndm_step, "add_noise": add_noise},
         objection=_pndm_objection,
     ),
     "TCDScheduler": SchedulerSpec(continuous=False, reset=_reset_custom),

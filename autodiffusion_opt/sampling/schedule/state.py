@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
 from autodiffusion_opt.errors import UserError
+from autodiffusion_opt.space.model_info import Layout
 
-Layout = Literal["once", "heun", "plms"]
 # The attribute of a scheduler that holds what is installed on it.
 KEY = "_autodiffusion_schedule"
 # A pipeline hands a time back as it got it from ``timesteps``, in float16 at worst: rounded by 1/4 above 512.

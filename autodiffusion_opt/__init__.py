@@ -2,7 +2,7 @@
 
 import autodiffusion_opt as ado
 
-study = ado.Study("mine", pipeline="digits", space={"kind": "time-steps", "steps": 4}, objective="digits-fid", trials=40)
+study = ado.Study("mine", pipeline="digits", space="four-steps", objective="digits-fid", trials=40)
 study.run()
 pipeline = ado.apply(ado.load_pipeline("digits"), study.best().candidate)
 """

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Features:
-    """A feature extractor of one's own, for the metrics that take features: ``{"kind": "fid", "features": ado.Features(...)}``.
+    """A feature extractor of one's own: ``{"kind": "fid", "features": ado.Features(f, identity="f-1"), ...}``.
 
     Attributes:
         function: uint8 (N, C, H, W), on the pipeline's device, to (N, D) floats: a torch tensor or a NumPy array.

@@ -81,10 +81,8 @@ class Evolution(CandidateSampler):
         """Algorithm 1's child for this slot; a random candidate where its parents have no new one."""
         generation, slot = divmod(past.position, self.settings.population)
         space, stage = self._stage(past, generation)
-        if generation == 0:
-            make = self._first(space, slot, rng)
-        else:
-            make = self._child(space, past, generation, slot, rng)
+        is_first = generation == 0
+        make = self._first(space, slot, rng) if is_first else self._child(space, past, generation, slot, rng)
         return first_new(
             [lambda: Proposal(*make(), stage), lambda: Proposal(space.random(rng), "random", stage)],
             past,

@@ -5,20 +5,22 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 from rich.console import Console
 from rich.table import Table
 
-from autodiffusion_opt.sampling.layers.listing import Layer
 from autodiffusion_opt.space.baselines import UNIFORM
 from autodiffusion_opt.study.progress_bar import WIDE
 from autodiffusion_opt.study.results import Result, StoredStudy, stored_study
 from autodiffusion_opt.study.verify import Rescored
 from autodiffusion_opt.trials.attributes import DEFINITION, STAGE, WANTED
 from autodiffusion_opt.trials.storage import Storage
+
+if TYPE_CHECKING:
+    from autodiffusion_opt.sampling.layers import Layer
 
 
 def out() -> Console:

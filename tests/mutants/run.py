@@ -2,11 +2,11 @@
 
     python tests/mutants/run.py [--file space.txt ...] [--match TEXT] [--jobs 2]
 
-Each line of ``tests/mutants/*.txt`` is a mutant: ``file || text that is there once || what stands there instead``. It is
-made in a copy of the repository, and the tests that belong to the file run there; a mutant that no test notices
+Each line of ``tests/mutants/*.txt`` is a mutant: ``file || text that is there once || what stands there instead``. It
+is made in a copy of the repository, and the tests that belong to the file run there; a mutant that no test notices
 survives. A line may end in ``|| survives: reason``: then its survival is expected. The last line is a JSON object; the
 exit code is 1 if fewer than nine tenths are killed, or one survives without a reason. Not part of the default tests:
-it takes about a quarter of an hour on two cores.
+all of them take an hour or two on two cores.
 """
 
 from __future__ import annotations

@@ -160,7 +160,9 @@ def test_an_image_metric_sees_all_images_of_a_candidate_at_once_as_bytes(digits:
         return {"mean": float(images.float().mean()), "largest": float(images.max())}
 
     metric = ImageMetric(mean, images=7, identity="mean", name="mean", direction="maximize")
-    found = measured(metric, ImageSampler(digits, micro_batch=3, batch_size=2))
+    sampler = ImageSampler(digits, micro_batch=3, batch_size=2)
+    assert metric.objective(sampler, INFO, Path()).directions == {"mean": "maximize"}
+    found = measured(metric, sampler)
     assert [(one.dtype, one.shape) for one in seen] == [(torch.uint8, (7, 1, 8, 8))]
     assert found.values == {"mean": float(seen[0].float().mean()), "largest": float(seen[0].max())}
     assert list(found.values) == ["mean", "largest"]
@@ -243,6 +245,8 @@ def test_features_of_ones_own_serve_fid_in_a_study(url: str, digits: Any) -> Non
     table = {"model": digits, "micro_batch": 10, "batch_size": 10}
     found = study(objective, url, pipeline=table, model_info=None, trials=3).run(progress=False)
     assert len(found) == 3
+    described = study(objective, url, pipeline=table, model_info=None).config.definition()["objective"]
+    assert described["features"] == {"python": "Features", "identity": "flat-1"}
     assert all(math.isfinite(one.value) and one.value > 0 for one in found)
     renamed = objective | {"features": Features(flat.function, identity="flat-2")}
     with pytest.raises(UserError, match="started with another definition"):

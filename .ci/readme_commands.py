@@ -6,7 +6,7 @@ from pathlib import Path
 
 def commands(text: str) -> list[str]:
     """Lines of marked fenced blocks, without comments and blank lines; a trailing backslash continues a line."""
-    found: list[str] = []
+    listed: list[str] = []
     marked = inside = False
     for line in text.replace("\\\n", " ").splitlines():
         if line.strip() == "<!-- run -->":
@@ -15,8 +15,8 @@ def commands(text: str) -> list[str]:
             inside = marked and not inside
             marked = False
         elif inside and line.strip() and not line.lstrip().startswith("#"):
-            found.append(line.split("  #")[0].strip())
-    return found
+            listed.append(line.split("  #")[0].strip())
+    return listed
 
 
 if __name__ == "__main__":

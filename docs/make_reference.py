@@ -22,7 +22,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from autodiffusion_opt.config import Config, Registry
-from autodiffusion_opt.objective import METRICS, Features
+from autodiffusion_opt.objective import METRICS
 from autodiffusion_opt.optimizer import OPTIMIZERS
 from autodiffusion_opt.sampling.config import ConditionsConfig, PipelineConfig
 from autodiffusion_opt.space import SPACES
@@ -133,8 +133,8 @@ def _type_text(annotation: Any, field: FieldInfo | None = None) -> str:
         return f"list of {inner[0]}s" if Ellipsis in arguments else f"[{', '.join(inner)}]"
     if origin is dict:
         return "table"
-    if annotation is Features:
-        return "`ado.Features` (in Python)"
+    if annotation is Any:  # the only key that takes more than TOML can say
+        return "text, or in Python `ado.Features`"
     if isinstance(annotation, type) and issubclass(annotation, Config):
         return "table"
     names = {str: "text", bool: "true or false", int: "whole number", float: "number"}

@@ -24,8 +24,6 @@ from autodiffusion_opt.space.model_info import ModelInfo
 
 # Keys of [pipeline] that say where something runs, not what: they may change between two runs of a study.
 WHERE_KEYS = {"device", "offload"}
-# Keys of [pipeline] that may be set beside a pipeline object; the others say how one is loaded.
-OBJECT_KEYS = {"batch_size", "micro_batch", "call"}
 PYTHON = "python"
 # Changes that do not show in the name of a changed study: of no part of the definition; the seed is named apart.
 UNNAMED = (["trials"], ["seed"], *(["pipeline", key] for key in sorted(WHERE_KEYS)))
@@ -197,16 +195,16 @@ def _resolved(
     }
     where = {part: f"{path}: {part}" for part in sections}
     # A change of a whole part comes before its name is looked up, a change inside it after.
-    tables = _try(errors, lambda: _changed(tables, (change for change in changes if len(change[0]) == 1))) or tables
+    tables = attempt(errors, lambda: _changed(tables, (change for change in changes if len(change[0]) == 1))) or tables
     for part, section in sections.items():
         if isinstance(tables.get(part), str):
-            look = partial(_written_out, part, section, tables[part], path.parent, where[part], near=path)
-            written = _try(errors, look)
+            look = partial(written_out, part, section, tables[part], path.parent, where[part], near=path)
+            written = attempt(errors, look)
             if written is not None:
                 tables = {**tables, part: written[0]}
                 where[part] = written[1]
-    tables = _try(errors, lambda: _changed(tables, (change for change in changes if len(change[0]) > 1))) or tables
-    study = _try(errors, lambda: build(StudyFile, tables, str(path)))
+    tables = attempt(errors, lambda: _changed(tables, (change for change in changes if len(change[0]) > 1))) or tables
+    study = attempt(errors, lambda: build(StudyFile, tables, str(path)))
     pipeline = _table_of(errors, tables, "pipeline", lambda table: build(PipelineConfig, table, where["pipeline"]))
     space = _table_of(errors, tables, "space", lambda table: build_space(table, where["space"]))
     objective = _table_of(errors, tables, "objective", lambda table: build_objective(table, where["objective"]))
@@ -219,10 +217,10 @@ def _resolved(
 def _table_of(errors: list[UserError], tables: Mapping[str, Any], part: str, make: Callable[[Any], Result]) -> Any:
     """The part of a study's file; None where it is no table, which :class:`StudyFile` tells."""
     table = tables.get(part)
-    return _try(errors, lambda: make(table)) if isinstance(table, Mapping) else None
+    return attempt(errors, lambda: make(table)) if isinstance(table, Mapping) else None
 
 
-def _written_out(
+def written_out(
     part: str, section: Section | None, name: str, folder: Path, where: str, near: Path | None = None
 ) -> tuple[dict[str, Any], str]:
     """The table that a name stands for, and where it stands, for messages. Raises UserError.
@@ -264,92 +262,6 @@ def build_optimizer(table: object, where: str) -> OptimizerConfig:
     """A table ``[optimizer]``. Raises UserError."""
     optimizer: OptimizerConfig = build(kind_in(table, OPTIMIZERS, where), table, where)
     return optimizer
-
-
-def python_study_config(
-    name: str,
-    *,
-    pipeline: Any,
-    space: Any,
-    objective: Any,
-    optimizer: Any,
-    trials: int,
-    seed: int,
-    model_info: ModelInfo | None,
-) -> StudyConfig:
-    """A study whose parts were handed over in Python: each a name, a table, or an object. Raises UserError."""
-    where = f"Study({name!r})"
-    if not isinstance(name, str) or not name:
-        raise UserError(f"a study must have a name; got {name!r}")
-    errors: list[UserError] = []
-    for key, number, least in (("trials", trials, 1), ("seed", seed, 0)):
-        if isinstance(number, bool) or not isinstance(number, int) or number < least:
-            errors.append(UserError(f"{where}: {key} must be a whole number of at least {least}; got {number!r}"))
-
-    def part(key: str, section: Section | None, given: Any, make: Callable[[Any, str], Any]) -> Any:
-        if isinstance(given, str):
-            table, place = _written_out(key, section, given, Path.cwd(), f"{where}: {key}")
-            return make(table, place)
-        return make(given, f"{where}: {key}") if isinstance(given, Mapping) else given
-
-    def pipeline_part() -> tuple[PipelineConfig | None, Any]:
-        if pipeline is None:
-            return None, None
-        if isinstance(pipeline, str | Mapping) and not (
-            isinstance(pipeline, Mapping) and not isinstance(pipeline.get("model", ""), str)
-        ):
-            return part("pipeline", None, pipeline, lambda table, at: build(PipelineConfig, table, at)), None
-        return _pipeline_object(pipeline, f"{where}: pipeline")
-
-    table, pipeline_object = _try(errors, pipeline_part) or (None, None)
-    space = _try(errors, lambda: part("space", "spaces", space, build_space))
-    objective = _try(errors, lambda: part("objective", "objectives", objective, build_objective))
-    optimizer = _try(errors, lambda: part("optimizer", None, optimizer, build_optimizer))
-    combine(errors)
-    _check_parts(where, space, objective, optimizer)
-    if pipeline is None and not isinstance(objective, CandidateMetric) and not isinstance(objective, Objective):
-        raise UserError(f"{where}: pipeline must be given: this objective generates images")
-    return StudyConfig(
-        name,
-        where,
-        Path.cwd(),
-        table,
-        space,
-        objective,
-        optimizer,
-        trials,
-        seed,
-        pipeline_object,
-        model_info=model_info,
-    )
-
-
-def _pipeline_object(given: Any, where: str) -> tuple[PipelineConfig, Any]:
-    """A pipeline object, alone or as the ``model`` of a table, and the table that goes with it."""
-    settings = dict(given) if isinstance(given, Mapping) else {"model": given}
-    pipeline = settings.pop("model")
-    wrong = sorted(set(settings) - OBJECT_KEYS)
-    if wrong:
-        raise UserError(
-            f"{where}: beside a pipeline object only {', '.join(sorted(OBJECT_KEYS))} may be set; got "
-            f"{', '.join(wrong)}: set it on the pipeline itself"
-        )
-    return build(PipelineConfig, {**settings, "model": f"{PYTHON}:{type(pipeline).__name__}"}, where), pipeline
-
-
-def _check_parts(where: str, space: Any, objective: Any, optimizer: Any) -> None:
-    """Raises UserError for objects that are none of what a study is made of."""
-    if not isinstance(space, SpaceConfig | Space):
-        raise UserError(f"{where}: space must be a name, a table or a Space; got {space!r}")
-    if not isinstance(objective, ObjectiveConfig | ImageMetric | CandidateMetric | Objective):
-        hint = (
-            ": wrap the function, ado.ImageMetric(f, images=200, identity=...) or ado.CandidateMetric(f, identity=...)"
-            if callable(objective)
-            else ""
-        )
-        raise UserError(f"{where}: objective must be a name, a table or an objective; got {objective!r}{hint}")
-    if not isinstance(optimizer, OptimizerConfig | BaseSampler):
-        raise UserError(f"{where}: optimizer must be a name, a table or an Optuna sampler; got {optimizer!r}")
 
 
 def stored_config(name: str, path: str, definition: Mapping[str, Any]) -> StudyConfig:
@@ -422,7 +334,7 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = ""
     return lines
 
 
-def _try(errors: list[UserError], load: Callable[[], Result]) -> Any:
+def attempt(errors: list[UserError], load: Callable[[], Result]) -> Any:
     try:
         return load()
     except UserError as error:

@@ -21,13 +21,8 @@ from autodiffusion_opt.optimizer.base import require_fully_parametric
 from autodiffusion_opt.space import ModelInfo
 from autodiffusion_opt.study import results
 from autodiffusion_opt.study.callback import Callback
-from autodiffusion_opt.study.config import (
-    StudyConfig,
-    check_version,
-    differences,
-    load_study_config,
-    python_study_config,
-)
+from autodiffusion_opt.study.config import StudyConfig, check_version, differences, load_study_config
+from autodiffusion_opt.study.from_python import python_study_config
 from autodiffusion_opt.study.problem import Problem, load_problem
 from autodiffusion_opt.study.progress_bar import shown
 from autodiffusion_opt.study.verify import Rescored, rescore

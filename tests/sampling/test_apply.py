@@ -156,6 +156,27 @@ def test_use_the_result_of_a_flux_search() -> None:
     assert image.size == (16, 16)
 
 
+@pytest.mark.parametrize(
+    ("scheduler", "steps"), [("ddim", [0, 1, 2, 3]), ("plms", [0, 0, 1, 2, 3]), ("heun", [0, 0, 1, 1, 2, 2, 3])]
+)
+@pytest.mark.parametrize("without", [0, 1, 2, 3])
+def test_a_layer_is_left_out_at_exactly_the_steps_that_the_candidate_says(
+    without: int, scheduler: str, steps: list[int]
+) -> None:
+    """In every call of those steps, and in no other."""
+    settings = {"timestep_spacing": "leading"} if scheduler == "ddim" else {}
+    pipeline, ran = load("stable_diffusion", scheduler=scheduler, scheduler_settings=settings), []
+    pipeline.unet.register_forward_pre_hook(lambda *_: ran.append(False))
+    block = pipeline.unet.down_blocks[0].resnets[0]
+    block.conv1.register_forward_hook(lambda *_: ran.__setitem__(-1, True))
+    [layer] = [one.index for one in list_layers(pipeline.unet) if pipeline.unet.get_submodule(one.path) is block]
+    ran.clear()  # counting layers runs the network
+    removed = [[layer] if step == without else [] for step in range(4)]
+    apply(pipeline, Candidate.from_time_steps([926, 690, 424, 153], removed=removed))
+    pipeline("a cat", num_inference_steps=4, guidance_scale=1.0, output_type="latent")
+    assert ran == [step != without for step in steps]
+
+
 # No trace.
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from peers.samples import images_of, load
+from peers.samples import SEED, images_of, load
 
 from autodiffusion_opt import Candidate, UserError, remove
 from autodiffusion_opt.sampling.apply import apply
@@ -182,6 +182,21 @@ def test_the_last_call_is_filled_up_with_the_last_image(digits: Any) -> None:
 def test_arguments_of_the_call_reach_the_pipeline(digits: Any) -> None:
     with pytest.raises(TypeError, match="no_such_argument"):
         list(ImageSampler(digits, call={"no_such_argument": 1}).images(UNEVEN, [0], 0))
+
+
+def test_images_that_a_pipeline_gives_as_arrays_have_their_channels_first() -> None:
+    """LDMPipeline knows no tensors."""
+    pipeline = load("ldm")
+    found = images_of(pipeline, "ldm", LEADING)
+    array = pipeline(
+        batch_size=3,
+        num_inference_steps=4,
+        generator=[noise_generator(SEED, index) for index in range(3)],
+        output_type="np",
+    ).images
+    assert array.shape == (3, 16, 16, 3)
+    assert found.shape == (4, 3, 16, 16)
+    np.testing.assert_array_equal(found[:3], np.moveaxis((array * 255).round().astype(np.uint8), -1, 1))
 
 
 def test_a_sampler_for_a_pipeline_that_needs_prompts_says_what_is_missing() -> None:

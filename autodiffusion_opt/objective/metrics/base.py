@@ -5,11 +5,11 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field, InstanceOf, field_serializer
+from pydantic import PlainValidator, field_serializer
 
 from autodiffusion_opt.config import Registry
 from autodiffusion_opt.errors import UserError
@@ -27,6 +27,12 @@ if TYPE_CHECKING:
     from autodiffusion_opt.sampling.generate import ImageSampler
 
 
+def _name_or_features(value: Any) -> str | Features:
+    if not isinstance(value, str | Features):
+        raise ValueError("should be a name, or in Python an ado.Features")
+    return value
+
+
 class MetricConfig(ObjectiveConfig):
     """The table ``[objective]`` of a metric that compares features with those of a reference.
 
@@ -38,7 +44,7 @@ class MetricConfig(ObjectiveConfig):
             ``sigma``.
     """
 
-    features: str | InstanceOf[Features] = Field(union_mode="left_to_right")
+    features: Annotated[Any, PlainValidator(_name_or_features)]
     features_weights: str | None = None
     reference: str
 

@@ -22,9 +22,9 @@ from autodiffusion_opt.candidate import Candidate
 from autodiffusion_opt.config import Config
 from autodiffusion_opt.errors import UserError
 from autodiffusion_opt.space import Evolvable, Space
-from autodiffusion_opt.trials.attributes import CANDIDATE, ORIGIN, STAGE, candidate_of, parse_candidate
+from autodiffusion_opt.trials.attributes import CANDIDATE, ORIGIN, STAGE, candidate_of
 from autodiffusion_opt.trials.history import History, Past
-from autodiffusion_opt.trials.storage import set_attributes, user_attributes
+from autodiffusion_opt.trials.storage import set_attributes
 
 # Draws before a maker of candidates is held to be exhausted: all that it makes was proposed before.
 TRIES = 100
@@ -81,6 +81,7 @@ class CandidateSampler(BaseSampler):
         self.space = space
         self.seed = seed
         self.history: History | None = None
+        self._candidate: Candidate | None = None  # of the trial that is being asked for
 
     @abstractmethod
     def propose(self, past: Past, rng: np.random.Generator) -> Proposal:
@@ -91,10 +92,12 @@ class CandidateSampler(BaseSampler):
         if self.history is None or self.history.study.study_name != study.study_name:
             self.history = History(study)
         history = self.history.refresh()
-        if candidate_of(history.trials[trial.number]) is not None:
+        self._candidate = candidate_of(history.trials[trial.number])
+        if self._candidate is not None:
             return
         position = history.position(trial.number)
         proposal = self.propose(history.observations.before(position), np.random.default_rng([self.seed, position]))
+        self._candidate = proposal.candidate
         stage = {} if proposal.stage is None else {STAGE: proposal.stage}
         published = {ORIGIN: proposal.origin, **stage, CANDIDATE: proposal.candidate.to_json()}
         set_attributes(study, trial, published)
@@ -107,8 +110,7 @@ class CandidateSampler(BaseSampler):
         self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Any]:
         """The parameters of the published candidate."""
-        text = user_attributes(study, trial).get(CANDIDATE)
-        return {} if text is None else self.space.encode(parse_candidate(text))
+        return {} if self._candidate is None else self.space.encode(self._candidate)
 
     def sample_independent(
         self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution

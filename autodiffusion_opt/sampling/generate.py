@@ -13,7 +13,7 @@ import torch
 from autodiffusion_opt.candidate import Candidate
 from autodiffusion_opt.errors import UserError
 from autodiffusion_opt.sampling.apply import install
-from autodiffusion_opt.sampling.conditions import Conditions, Unconditional
+from autodiffusion_opt.sampling.conditions import Conditions, Unconditional, check_conditions
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,9 @@ class ImageSampler:
         call: further arguments of the pipeline's call.
         micro_batch: images that one call makes and the networks see at once; another number rounds otherwise.
         batch_size: images handed over at once; changes no image.
+
+    Raises:
+        UserError: for conditions that do not fit the pipeline.
     """
 
     pipeline: Any
@@ -37,6 +40,9 @@ class ImageSampler:
     call: Mapping[str, Any] = field(default_factory=dict)
     micro_batch: int = 16
     batch_size: int = 16
+
+    def __post_init__(self) -> None:
+        check_conditions(self.pipeline, self.conditions)
 
     @torch.inference_mode()
     def images(self, candidate: Candidate, indices: Sequence[int], seed: int) -> Iterator[torch.Tensor]:
@@ -46,8 +52,7 @@ class ImageSampler:
             uint8 (batch_size, channels, height, width), the last block what is left.
 
         Raises:
-            UserError: for a candidate that does not fit the model, conditions that do not fit the pipeline, or a micro
-                batch that does not fit the GPU's memory.
+            UserError: for a candidate that does not fit the model, or a micro batch that does not fit the GPU's memory.
         """
         with install(self.pipeline, candidate), self.conditions.around(self.pipeline), _silenced(self.pipeline):
             starts = range(0, len(indices), self.micro_batch)

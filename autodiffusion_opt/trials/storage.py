@@ -13,7 +13,6 @@ import random
 import time
 import warnings
 from collections.abc import Sequence
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +49,9 @@ class Storage(RDBStorage):
 
     def _create_new_trial(self, study_id: int, template_trial: FrozenTrial | None = None) -> FrozenTrial:
         """A trial that starts to run is written with its worker in the same transaction."""
-        return super()._create_new_trial(study_id, template_trial or _running_template())
+        if template_trial is None:
+            template_trial = optuna.trial.create_trial(state=TrialState.RUNNING, user_attrs={WORKER: this_worker()})
+        return super()._create_new_trial(study_id, template_trial)
 
     def set_trial_state_values(self, trial_id: int, state: TrialState, values: Sequence[float] | None = None) -> bool:
         """A waiting trial that starts to run gets its worker."""
@@ -142,23 +143,6 @@ def _lock_early(engine: sqlalchemy.Engine) -> None:
     engine.dispose()  # connections that were opened before the events
 
 
-def _running_template() -> FrozenTrial:
-    """A running trial with nothing but its worker."""
-    return FrozenTrial(
-        number=-1,
-        trial_id=-1,
-        state=TrialState.RUNNING,
-        value=None,
-        datetime_start=datetime.now(),
-        datetime_complete=None,
-        params={},
-        distributions={},
-        user_attrs={WORKER: this_worker()},
-        system_attrs={},
-        intermediate_values={},
-    )
-
-
 def new_trials(study: optuna.Study, unfinished: set[int], last_id: int) -> list[FrozenTrial]:
     """The trials whose ids are above ``last_id`` or among ``unfinished``; all of them where it is no SQL storage."""
     if not isinstance(study._storage, Storage):
@@ -187,11 +171,6 @@ def set_attributes(study: optuna.Study, trial: FrozenTrial, attributes: dict[str
     """Write user attributes of a running trial, in their order."""
     for key, value in attributes.items():
         study._storage.set_trial_user_attr(trial._trial_id, key, value)
-
-
-def user_attributes(study: optuna.Study, trial: FrozenTrial) -> dict[str, Any]:
-    """The user attributes of a trial as SQL has them now."""
-    return study._storage.get_trial(trial._trial_id).user_attrs
 
 
 def fail(study: optuna.Study, trial_id: int, reason: str) -> None:

@@ -142,8 +142,19 @@ def test_labels_reach_the_denoiser(name: str) -> None:
     assert not denoiser._forward_pre_hooks
 
 
+def test_whoever_watches_the_denoiser_sees_the_labels_also_who_came_first() -> None:
+    """As the ranking of layers does, which keeps the calls as they came."""
+    pipeline, seen = load("adm"), []
+    pipeline.unet.register_forward_pre_hook(
+        lambda _, args, given: seen.append(given["class_labels"].tolist()), with_kwargs=True
+    )
+    sample(pipeline, "adm", Labels([1, 2]))
+    assert seen == [[1, 2]] * 6
+
+
 def test_other_conditions_have_another_identity() -> None:
-    found = [Prompts(["a", "b"]), Prompts(["b", "a"]), Prompts(["a", "b"], "c"), Prompts(["a", "b", "c"]), Labels([1])]
+    found = [Prompts(["a", "b"]), Prompts(["b", "a"]), Prompts(["a", "b"], "c"), Prompts(["a", "b", "c"])]
+    found += [Labels([1]), Labels([2]), Labels([1, 2]), Labels([12])]
     assert len({one.identity for one in found}) == len(found)
     assert Prompts(["a", "b"]).identity == Prompts(("a", "b")).identity
 

@@ -14,6 +14,7 @@ from autodiffusion_opt import Candidate, UserError
 from autodiffusion_opt.sampling.conditions import Prompts
 from autodiffusion_opt.sampling.generate import ImageSampler
 from autodiffusion_opt.sampling.introspect import read_model_info
+from autodiffusion_opt.sampling.layers import list_layers
 from autodiffusion_opt.space import cost
 from autodiffusion_opt.zoo import EMBEDDED
 
@@ -32,7 +33,10 @@ def test_the_numbers_of_digits(digits: Any) -> None:
     assert (info.ranking, info.ays) == ((), ())
     alphas = digits.scheduler.alphas_cumprod.double()
     assert info.sigmas == pytest.approx(((1 - alphas) / alphas).sqrt().tolist())
-    assert len(info.layer_flops) == 18
+    saved = info.layer_flops
+    assert saved == tuple(layer.saved_flops for layer in list_layers(digits.unet))
+    assert len(saved) == 18
+    assert saved != saved[::-1]
     assert 0 < sum(info.layer_flops) < info.flops
 
 

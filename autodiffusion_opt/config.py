@@ -33,10 +33,12 @@ class Registry(Mapping[str, Entry], Generic[Entry]):
         what: what the entries are, for messages: ``"metric"``.
         group: the last part of the entry points' group: ``"metrics"``.
         builtin: the entries that are always there.
+        base: the class that every entry must be a subclass of; None: entries are functions.
     """
 
-    def __init__(self, what: str, group: str, builtin: Mapping[str, Entry]) -> None:
+    def __init__(self, what: str, group: str, builtin: Mapping[str, Entry], base: type | None = None) -> None:
         self.what = what
+        self._base = base
         self.group = f"autodiffusion_opt.{group}"
         self._entries = dict(builtin)
 
@@ -44,6 +46,10 @@ class Registry(Mapping[str, Entry], Generic[Entry]):
         """Add an entry. Raises UserError for a name that is taken by another, or a class that is not complete."""
         if not name or self._entries.get(name, entry) is not entry:
             raise UserError(f"a {self.what} must be registered under a name that is not taken; got {name!r}")
+        fits = callable(entry) if self._base is None else inspect.isclass(entry) and issubclass(entry, self._base)
+        if not fits:
+            needed = "a function" if self._base is None else f"a subclass of {self._base.__name__}"
+            raise UserError(f"the {self.what} {name!r} must be {needed}; got {entry!r}")
         missing = sorted(getattr(entry, "__abstractmethods__", ())) if inspect.isclass(entry) else []
         if missing:
             raise UserError(f"the {self.what} {name!r} must define {', '.join(missing)}")
@@ -59,6 +65,10 @@ class Registry(Mapping[str, Entry], Generic[Entry]):
             except (ImportError, AttributeError) as error:
                 raise UserError(f"the {self.what} {name!r} of {plugin.value} cannot be loaded: {error}") from error
         return self._entries[name]
+
+    def __contains__(self, name: object) -> bool:
+        """Whether there is such a name; a plug-in is not imported for it."""
+        return name in self._entries or name in self._plugins()
 
     def __iter__(self) -> Iterator[str]:
         return iter(dict.fromkeys([*self._entries, *self._plugins()]))

@@ -287,3 +287,16 @@ def test_an_entry_point_that_is_not_complete_is_refused_when_it_is_named(
     plugins.append(EntryPoint("mine", "third_party:thing", "autodiffusion_opt.metrics"))
     with pytest.raises(UserError, match="the metric 'mine' must define value"):
         load_study_config(str(write_study(tmp_path, metric="mine")))
+
+
+def test_an_entry_point_of_another_kind_is_refused_with_a_sentence(plugins: list[EntryPoint], tmp_path: Path) -> None:
+    plugins.append(EntryPoint("dictionary", "builtins:dict", "autodiffusion_opt.metrics"))
+    with pytest.raises(UserError, match=r"the metric 'dictionary' must be a subclass of Metric; got <class 'dict'>"):
+        load_study_config(str(write_study(tmp_path, metric="dictionary")))
+
+
+def test_asking_for_a_name_does_not_import_the_plugin(plugins: list[EntryPoint]) -> None:
+    plugins.append(EntryPoint("broken", "no_such_module:thing", "autodiffusion_opt.metrics"))
+    assert "broken" in METRICS
+    with pytest.raises(UserError, match="'broken' of no_such_module:thing cannot be loaded"):
+        METRICS["broken"]

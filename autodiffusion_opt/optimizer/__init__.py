@@ -18,7 +18,7 @@ _BUILTIN: dict[str, type[OptimizerConfig]] = {
     "random": RandomSearchConfig,
     **{PREFIX + name: OptunaConfig for name in SAMPLERS},
 }
-OPTIMIZERS: Registry[type[OptimizerConfig]] = Registry("optimizer", "optimizers", _BUILTIN)
+OPTIMIZERS: Registry[type[OptimizerConfig]] = Registry("optimizer", "optimizers", _BUILTIN, OptimizerConfig)
 
 __all__ = [
     "OPTIMIZERS",

@@ -21,7 +21,9 @@ from autodiffusion_opt.space.model_info import Layout, ModelInfo
 from autodiffusion_opt.space.time_grid import TimeGrid
 from autodiffusion_opt.space.time_steps import TimeSteps, TimeStepsConfig
 
-SPACES: Registry[type[SpaceConfig]] = Registry("space", "spaces", {"time-steps": TimeStepsConfig, "joint": JointConfig})
+SPACES: Registry[type[SpaceConfig]] = Registry(
+    "space", "spaces", {"time-steps": TimeStepsConfig, "joint": JointConfig}, SpaceConfig
+)
 
 __all__ = [
     "SPACES",

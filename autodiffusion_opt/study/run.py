@@ -38,6 +38,7 @@ from autodiffusion_opt.trials.attributes import (
     REUSED_FROM,
     SCORE,
     WANTED,
+    candidate_of,
 )
 from autodiffusion_opt.trials.claims import Claim, Claims
 from autodiffusion_opt.trials.history import History
@@ -269,9 +270,12 @@ class Study:
         """Propose, measure, tell."""
         with claim.heartbeat():
             trial = begin_trial(claim.study, claim.trial_id, self.problem.space.distributions())
-            candidate = self._published(trial)
+            # Read from SQL: the trial object does not know what its sampler has published meanwhile.
+            candidate = candidate_of(history.refresh().trials[claim.number])
+            if candidate is None:  # the sampler chooses parameters alone
+                candidate = self._published(trial)
             self._callback.proposed(trial.number, candidate)
-            earlier = history.refresh().complete_with(candidate)
+            earlier = history.complete_with(candidate)
             if earlier is not None:  # an equal candidate is never sampled twice
                 trial.set_user_attr(REUSED_FROM, earlier.number)
                 trial.set_user_attr(SCORE, earlier.user_attrs.get(SCORE, {}))
@@ -287,10 +291,7 @@ class Study:
             return claim.study.tell(trial, values, skip_if_finished=True)
 
     def _published(self, trial: optuna.Trial) -> Candidate:
-        """The published candidate; for an optimizer of parameters, what they decode to, now published."""
-        text = trial.user_attrs.get(CANDIDATE)
-        if text is not None:
-            return Candidate.from_json(text)
+        """What the parameters decode to, published."""
         candidate = self.problem.space.decode(trial.params)
         trial.set_user_attr(ORIGIN, getattr(self.config.optimizer, "kind", type(self.config.optimizer).__name__))
         trial.set_user_attr(CANDIDATE, candidate.to_json())

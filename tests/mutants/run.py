@@ -84,7 +84,7 @@ def survives(mutant: Mutant, repository: Path) -> bool | str:
         return f"the text is there {original.count(mutant.old)} times"
     path.write_text(original.replace(mutant.old, mutant.new), encoding="utf-8")
     environment = {**os.environ, "PYTHONPATH": str(repository), "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
-    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "--timeout", "120"]
+    command = [sys.executable, "-m", "pytest", "-x", "-q", "-n", "0", "-p", "no:cacheprovider", "--timeout", "120"]
     try:
         done = subprocess.run(
             [*command, *mutant.tests(repository)], cwd=repository, env=environment, capture_output=True, timeout=600

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+import autodiffusion_opt as ado
 from autodiffusion_opt.candidate import Candidate
 from autodiffusion_opt.errors import UserError
 from autodiffusion_opt.optimizer.base import TRIES, CandidateSampler, Proposal
@@ -254,3 +255,34 @@ def test_a_mutation_of_the_first_population_changes_fewer_steps_than_later_mutat
     past = [observed(position, uniform, 1.0) for position in range(10)]
     later = [len(set(propose(sampler, past, slot).candidate.times) - set(uniform.times)) for slot in range(10, 15)]
     assert np.mean(changed) < 3 < np.mean(later)
+
+
+def study_of(space: dict[str, Any], kind: str, url: str) -> ado.Study:
+    objective = ado.CandidateMetric(far, identity="far")
+    optimizer = {"kind": kind} | (SMALL if kind == "evolution" else {})
+    return ado.Study(
+        "s", space=space, objective=objective, optimizer=optimizer, trials=30, storage=url, model_info=INFO
+    )
+
+
+@pytest.mark.parametrize("kind", ["evolution", "random"])
+@pytest.mark.parametrize("space", [{"kind": "time-steps", "steps": 4}, {"kind": "joint", "n_max": 40, "steps_min": 2}])
+def test_what_is_measured_is_what_was_proposed_for_the_position(space: dict[str, Any], kind: str, url: str) -> None:
+    """Also where the parameters do not tell which layers: those of the proposal are removed, not others."""
+    study = study_of(space, kind, url)
+    study.run(progress=False)
+    past: list[Observation] = []
+    for position, trial in enumerate(study.trials()):
+        candidate = Candidate.from_json(trial.user_attrs["candidate"])
+        if "baseline" not in trial.user_attrs:
+            sampler = sampler_of(study.problem.space, kind)
+            assert propose(sampler, past, position).candidate == candidate
+        past.append(observed(position, candidate, trial.values[0]))
+
+
+def test_the_stage_and_the_origin_are_kept_with_the_trial(url: str) -> None:
+    study = study_of({"kind": "joint", "n_max": 40, "steps_min": 2}, "evolution", url)
+    study.run(progress=False)
+    later = [trial.user_attrs for trial in study.trials() if "baseline" not in trial.user_attrs]
+    assert {attributes["stage"] for attributes in later} <= {"times", "joint 50%", "joint 100%"}
+    assert {"mutation", "crossover"} <= {attributes["origin"] for attributes in later}

@@ -110,6 +110,7 @@ def test_another_seed_proposes_others(url: str, single_runs: dict[str, list[Any]
     assert not set(sequence(study)[baselines:]) & set(single_runs["random"][baselines:])
 
 
+@pytest.mark.slow
 @quiet
 def test_tpe_beats_random_search(tmp_path_factory: pytest.TempPathFactory) -> None:
     best: dict[str, list[float]] = {"tpe": [], "random": []}

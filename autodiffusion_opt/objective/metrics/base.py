@@ -105,7 +105,7 @@ class Metric(ABC):
 
 
 # The kinds; filled where they are imported, in ``autodiffusion_opt.objective.metrics``.
-METRICS: Registry[type[Metric]] = Registry("metric", "metrics", {})
+METRICS: Registry[type[Metric]] = Registry("metric", "metrics", {}, Metric)
 
 
 class FeatureMeasurement:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import math
 import os
@@ -19,7 +18,6 @@ import pytest
 from PIL import Image
 
 from autodiffusion_opt import Candidate, cli
-from autodiffusion_opt.study.progress_bar import Bar, StudyBar
 from autodiffusion_opt.trials.storage import without_password
 
 Write = Callable[..., Path]
@@ -144,91 +142,6 @@ def test_status(ran: tuple[Path, str], call: Call) -> None:
     assert row["best"] <= row["best_baseline"]["value"]
     assert row["best_baseline"]["name"] in TABLES
     assert row["last_activity"].startswith("20")
-
-
-class Screen(io.StringIO):
-    """A terminal."""
-
-    def isatty(self) -> bool:
-        return True
-
-
-@pytest.fixture
-def slow(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Time flies: what waits ten seconds for its next line has waited them."""
-    monkeypatch.setattr("autodiffusion_opt.study.progress_bar.Bar.INTERVAL", 0.0)
-
-
-@pytest.mark.usefixtures("slow")
-def test_progress_without_a_terminal(ran: tuple[Path, str], study_file: Write, url: str, call: Call) -> None:
-    code, _, err = call("run", study_file(), "--storage", url, "--trials", 2)
-    assert code == 0
-    for line in ("loading digits", "trial 0/2", "trial 1/2  best ", "(1.00 of uniform's"):
-        assert line in err, err
-    _, out, err = call("verify", "small", "--storage", ran[1], "--images", 20, "--repeats", 1, "--json")
-    assert "re-scoring images 20/" in err
-    assert json.loads(out)
-    _, _, err = call("sample", "small", "--storage", ran[1], "-n", 15)
-    assert "sampling images 10/30" in err
-    assert "sampling images 30/30" in err
-    _, _, err = call("export", "small", "--storage", ran[1], "-o", "folder")
-    assert "loading digits" in err
-
-
-def test_the_bar_of_a_worker_counts_the_trials_of_all(ran: tuple[Path, str], monkeypatch: pytest.MonkeyPatch) -> None:
-    from autodiffusion_opt import Study
-    from autodiffusion_opt.trials.history import History
-    from autodiffusion_opt.trials.storage import find_study
-
-    screen = Screen()
-    monkeypatch.setattr(sys, "stderr", screen)
-    study = Study.load(ran[0], storage=ran[1])
-    stored = find_study(study.storage, "small")
-    assert stored is not None
-    whole = History(stored).refresh()
-    part = History(stored)
-    for number in range(3):
-        part._take(whole.trials[number])
-    with StudyBar() as bar:
-        bar.started(study.config, part, 14)
-        assert "continuing after 3 of 14 trials" in screen.getvalue()
-        for number in range(3, 9):  # one of them is this worker's
-            part._take(whole.trials[number])
-        bar.finished(whole.trials[3], part)
-    best = min(whole.trials[number].values[0] for number in range(9))
-    shown = screen.getvalue()
-    assert "trial 9/14" in shown
-    assert f"best {best:.4g}" in shown
-    assert f"now {whole.trials[3].values[0]:.4g}" in shown
-
-
-def test_no_bar_is_shown_where_nobody_looks_unless_it_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    from autodiffusion_opt.study.callback import Callback
-    from autodiffusion_opt.study.progress_bar import shown
-
-    def kind(progress: bool | Callback | None) -> type:
-        with shown(progress) as callback:
-            return type(callback)
-
-    monkeypatch.setattr(sys, "stderr", io.StringIO())
-    assert [kind(progress) for progress in (None, False, True)] == [Callback, Callback, StudyBar]
-    monkeypatch.setattr(sys, "stderr", Screen())
-    assert [kind(progress) for progress in (None, False, True)] == [StudyBar, Callback, StudyBar]
-    own = Callback()
-    with shown(own) as callback:
-        assert callback is own
-
-
-@pytest.mark.parametrize(("text", "shown"), [(None, "0:00 left"), ("best 7", "best 7")])
-def test_progress_on_a_terminal(text: str | None, shown: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    screen = Screen()
-    monkeypatch.setattr(sys, "stderr", screen)
-    with Bar() as bar:
-        assert screen.getvalue() == ""  # not before there is something to show
-        for done in range(3):
-            bar("measuring reference", done, 2, text)
-    assert "measuring reference 2/2" in screen.getvalue()
-    assert shown in screen.getvalue()
 
 
 def test_status_of_an_empty_storage(url: str, call: Call) -> None:

@@ -22,7 +22,7 @@ from autodiffusion_opt.candidate import Candidate
 from autodiffusion_opt.config import Config
 from autodiffusion_opt.errors import UserError
 from autodiffusion_opt.space import Evolvable, Space
-from autodiffusion_opt.trials.attributes import CANDIDATE, ORIGIN, STAGE, candidate_of
+from autodiffusion_opt.trials.attributes import CANDIDATE, FIXED_PARAMETERS, ORIGIN, STAGE, candidate_of
 from autodiffusion_opt.trials.history import History, Past
 from autodiffusion_opt.trials.storage import set_attributes
 
@@ -88,12 +88,13 @@ class CandidateSampler(BaseSampler):
         """The candidate for ``past.position``, given what is known of the positions before it."""
 
     def before_trial(self, study: optuna.Study, trial: FrozenTrial) -> None:
-        """Choose and publish the trial's candidate, unless it came with its own (a baseline, a retry)."""
+        """Choose and publish the trial's candidate, unless it came with its own (a baseline, a retry, enqueued)."""
         if self.history is None or self.history.study.study_name != study.study_name:
             self.history = History(study)
         history = self.history.refresh()
         self._candidate = candidate_of(history.trials[trial.number])
-        if self._candidate is not None:
+        # Somebody enqueued parameters: these are what is to be tried.
+        if self._candidate is not None or history.trials[trial.number].system_attrs.get(FIXED_PARAMETERS):
             return
         position = history.position(trial.number)
         proposal = self.propose(history.observations.before(position), np.random.default_rng([self.seed, position]))

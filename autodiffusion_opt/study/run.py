@@ -14,7 +14,6 @@ from optuna.samplers import BaseSampler
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
-from autodiffusion_opt.candidate import Candidate
 from autodiffusion_opt.errors import EvaluationError, UserError
 from autodiffusion_opt.optimizer import CandidateSampler, OptimizerConfig, ParameterSampler
 from autodiffusion_opt.optimizer.base import require_fully_parametric
@@ -33,6 +32,7 @@ from autodiffusion_opt.trials.attributes import (
     EVALUATION_FAILED,
     FILE,
     FINGERPRINT,
+    FIXED_PARAMETERS,
     ORIGIN,
     RANKING,
     REUSED_FROM,
@@ -271,9 +271,13 @@ class Study:
         with claim.heartbeat():
             trial = begin_trial(claim.study, claim.trial_id, self.problem.space.distributions())
             # Read from SQL: the trial object does not know what its sampler has published meanwhile.
-            candidate = candidate_of(history.refresh().trials[claim.number])
-            if candidate is None:  # the sampler chooses parameters alone
-                candidate = self._published(trial)
+            stored = history.refresh().trials[claim.number]
+            candidate = candidate_of(stored)
+            if candidate is None:  # chosen by its parameters alone
+                candidate = self.problem.space.decode(trial.params)
+                optimizer = getattr(self.config.optimizer, "kind", type(self.config.optimizer).__name__)
+                trial.set_user_attr(ORIGIN, "enqueued" if stored.system_attrs.get(FIXED_PARAMETERS) else optimizer)
+                trial.set_user_attr(CANDIDATE, candidate.to_json())
             self._callback.proposed(trial.number, candidate)
             earlier = history.complete_with(candidate)
             if earlier is not None:  # an equal candidate is never sampled twice
@@ -289,13 +293,6 @@ class Study:
             trial.set_user_attr(SCORE, score.to_dict())
             values = [score.values[name] for name in self.problem.objective.directions]
             return claim.study.tell(trial, values, skip_if_finished=True)
-
-    def _published(self, trial: optuna.Trial) -> Candidate:
-        """What the parameters decode to, published."""
-        candidate = self.problem.space.decode(trial.params)
-        trial.set_user_attr(ORIGIN, getattr(self.config.optimizer, "kind", type(self.config.optimizer).__name__))
-        trial.set_user_attr(CANDIDATE, candidate.to_json())
-        return candidate
 
     @contextmanager
     def _released_on_error(self, claims: Claims, wanted: int) -> Iterator[None]:

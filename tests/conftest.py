@@ -129,3 +129,30 @@ def _other_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     place = tmp_path / "here"
     place.mkdir()
     monkeypatch.chdir(place)
+
+
+@pytest.fixture
+def call(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+    """Exit code, stdout and stderr of a command, as :func:`cli.main` gives them."""
+
+    from autodiffusion_opt import cli
+
+    def run(*words: object) -> tuple[int, str, str]:
+        capsys.readouterr()
+        code = cli._guarded(lambda: cli.app([str(word) for word in words], standalone_mode=False))
+        printed = capsys.readouterr()
+        return code, printed.out, printed.err
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def ran(tmp_path_factory: pytest.TempPathFactory, study_text: str) -> tuple[Path, str]:
+    """The small study's file and its database, all trials complete."""
+    from autodiffusion_opt import Study
+
+    place = tmp_path_factory.mktemp("ran")
+    (place / "small.toml").write_text(study_text)
+    url = f"sqlite:///{place}/studies.db"
+    Study.load(place / "small.toml", storage=url).run()
+    return place / "small.toml", url

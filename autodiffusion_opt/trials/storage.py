@@ -153,11 +153,7 @@ def new_trials(study: optuna.Study, unfinished: set[int], last_id: int) -> list[
 
 
 def start_trial(study: optuna.Study, waiting: FrozenTrial | None) -> int | None:
-    """Start a waiting trial, or a new one; its id, or None where another worker was faster.
-
-    Raises:
-        optuna.exceptions.UpdateFinishedTrialError: never; a waiting trial that was finished meanwhile gives None.
-    """
+    """Start a waiting trial, or a new one; its id, or None where another worker was faster."""
     if waiting is None:
         return study._storage.create_new_trial(study._study_id)
     try:

@@ -25,7 +25,8 @@ if TYPE_CHECKING:
         register_optimizer,
         register_space,
     )
-    from autodiffusion_opt.sampling.apply import apply, install, remove
+    from autodiffusion_opt.sampling.apply import applied, apply, install, remove
+    from autodiffusion_opt.sampling.compile import compile_layers
     from autodiffusion_opt.sampling.load import load_pipeline
     from autodiffusion_opt.space import ModelInfo, Space, SpaceConfig
     from autodiffusion_opt.study.callback import Callback
@@ -47,7 +48,9 @@ _LATER = {
     "Space": "space",
     "SpaceConfig": "space",
     "Study": "study.run",
+    "applied": "sampling.apply",
     "apply": "sampling.apply",
+    "compile_layers": "sampling.compile",
     "install": "sampling.apply",
     "load_pipeline": "sampling.load",
     "register_features": "plugins",
@@ -76,7 +79,9 @@ __all__ = [
     "Step",
     "Study",
     "UserError",
+    "applied",
     "apply",
+    "compile_layers",
     "install",
     "load_pipeline",
     "register_features",

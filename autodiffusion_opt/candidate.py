@@ -1,7 +1,7 @@
 """The candidate: one way to sample, as a frozen value.
 
-A candidate is a tuple of steps (a time, the layers not run there, full or partial compute) and, where it is
-searched, a guidance scale. It is canonical: two ways to write the same candidate are one equal, hashable value.
+A candidate is a tuple of steps (a time, the layers not run there, full or partial compute) and, where they are given,
+a guidance scale and an end time. It is canonical: two ways to write the same candidate are one equal, hashable value.
 It knows no model and no optimizer.
 """
 
@@ -50,7 +50,7 @@ class Step:
 
     def to_dict(self) -> dict[str, Any]:
         """The shortest dict that says the same: defaults are left out."""
-        values: dict[str, Any] = {"time": int(self.time) if self.time.is_integer() else self.time}
+        values: dict[str, Any] = {"time": _shortest(self.time)}
         if self.removed:
             values["removed"] = list(self.removed)
         if self.compute != "full":
@@ -65,14 +65,22 @@ class Step:
 
 @dataclass(frozen=True)
 class Candidate:
-    """One way to sample: steps from noise to image, and a guidance scale where it is searched.
+    """One way to sample.
+
+    Attributes:
+        steps: from noise to image.
+        guidance_scale: of every call of the pipeline; None: what the call says.
+        end_time: where the last step stops, below its own time: the image is taken as it is there, with the noise of
+            that time left in it. None: where the scheduler ends by itself.
 
     Raises:
-        UserError: for no steps, two steps at one time, or a guidance scale that is not a finite number.
+        UserError: for no steps, two steps at one time, a guidance scale that is not a finite number, or an end time
+            that is not below the last step's.
     """
 
     steps: tuple[Step, ...]
     guidance_scale: float | None = None
+    end_time: float | None = None
 
     def __post_init__(self) -> None:
         ordered = tuple(sorted(self.steps, key=lambda step: -step.time))
@@ -84,6 +92,11 @@ class Candidate:
                 raise UserError(f"a candidate's times must be distinct; got {step.time:g} twice: remove it once")
         if self.guidance_scale is not None:
             object.__setattr__(self, "guidance_scale", _finite(self.guidance_scale, "guidance_scale"))
+        if self.end_time is not None:
+            end, last = _canonical_time(self.end_time, "end_time"), ordered[-1].time
+            object.__setattr__(self, "end_time", end)
+            if end >= last:
+                raise UserError(f"end_time must be below the last step's time, {last:g}; got {end:g}")
 
     @classmethod
     def from_time_steps(
@@ -91,13 +104,14 @@ class Candidate:
         times: Iterable[float],
         removed: Sequence[Iterable[int]] | None = None,
         guidance_scale: float | None = None,
+        end_time: float | None = None,
     ) -> Candidate:
         """A candidate from its times and, optionally, the layers removed at each (in the same order)."""
         listed = list(times)
         layer_sets = [()] * len(listed) if removed is None else [tuple(layers) for layers in removed]
         if len(layer_sets) != len(listed):
             raise UserError(f"removed must have one entry a time step: {len(listed)} times, {len(layer_sets)} entries")
-        return cls(tuple(map(Step, listed, layer_sets)), guidance_scale)
+        return cls(tuple(map(Step, listed, layer_sets)), guidance_scale, end_time)
 
     @property
     def times(self) -> tuple[float, ...]:
@@ -114,6 +128,8 @@ class Candidate:
         values: dict[str, Any] = {"format": FORMAT, "steps": [step.to_dict() for step in self.steps]}
         if self.guidance_scale is not None:
             values["guidance_scale"] = self.guidance_scale
+        if self.end_time is not None:
+            values["end_time"] = _shortest(self.end_time)
         return values
 
     def to_json(self) -> str:
@@ -127,7 +143,7 @@ class Candidate:
             values = {"steps": values}
         if not isinstance(values, dict):
             raise UserError(f"a candidate must be a JSON object or a list of times; got {type(values).__name__}")
-        allowed = ("format", "steps", "guidance_scale", "source", "comment")
+        allowed = ("format", "steps", "guidance_scale", "end_time", "source", "comment")
         errors = [unknown_text("a candidate's key", key, allowed) for key in values if key not in allowed]
         if values.get("format", FORMAT) != FORMAT:
             errors.append(f"format must be {FORMAT}; got {values['format']!r}: written by a newer version?")
@@ -137,7 +153,7 @@ class Candidate:
         if errors:
             raise UserError("; ".join(errors))
         assert isinstance(steps, list)
-        return cls(tuple(_step_from(entry) for entry in steps), values.get("guidance_scale"))
+        return cls(tuple(map(_step_from, steps)), values.get("guidance_scale"), values.get("end_time"))
 
     @classmethod
     def from_json(cls, text: str) -> Candidate:
@@ -160,11 +176,13 @@ class Candidate:
             raise UserError(f"{path}: {error}") from None
 
     def __str__(self) -> str:
-        return self._listed() + ("" if self.guidance_scale is None else f" at guidance {self.guidance_scale:g}")
+        end = "" if self.end_time is None else f" ending at {self.end_time:g}"
+        return self._listed() + end + ("" if self.guidance_scale is None else f" at guidance {self.guidance_scale:g}")
 
     def __repr__(self) -> str:
         scale = "" if self.guidance_scale is None else f", guidance_scale={self.guidance_scale:g}"
-        return f"Candidate({self._listed()}{scale})"
+        end = "" if self.end_time is None else f", end_time={self.end_time:g}"
+        return f"Candidate({self._listed()}{scale}{end})"
 
     def _listed(self) -> str:
         return "[" + ", ".join(map(str, self.steps)) + "]"
@@ -185,10 +203,15 @@ def _step_from(entry: object) -> Step:
     return Step(entry["time"], tuple(removed), entry.get("compute", "full"))
 
 
-def _canonical_time(time: object) -> float:
-    value = _finite(time, "a time")
+def _shortest(time: float) -> float:
+    """An integer where it is one, for JSON."""
+    return int(time) if time.is_integer() else time
+
+
+def _canonical_time(time: object, what: str = "a time") -> float:
+    value = _finite(time, what)
     if value < 0:
-        raise UserError(f"a time must be 0 or more; got {value:g}")
+        raise UserError(f"{what} must be 0 or more; got {value:g}")
     return round(value, TIME_DECIMALS) + 0.0  # + 0.0 turns -0.0 into 0.0
 
 

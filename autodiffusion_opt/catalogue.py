@@ -1,6 +1,7 @@
 """The catalogue: finds and validates the TOML files under ``spaces/``, ``objectives/`` and ``studies/``.
 
-A name is looked up beside the file that uses it, then below the working folder, then in what is shipped.
+A name is looked up beside the file that uses it, then below the working folder, then in what is shipped. A path is
+no name: it starts from the folder of the file that gives it (:mod:`autodiffusion_opt.paths`).
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from autodiffusion_opt.errors import UserError, unknown
+from autodiffusion_opt.paths import absolute, folder_of
 
 Section = Literal["spaces", "objectives", "studies"]
 SECTIONS: tuple[Section, ...] = ("spaces", "objectives", "studies")
@@ -45,7 +47,7 @@ def shipped() -> Path:
 
 def roots(near: Path | None = None) -> list[Path]:
     """Where sections are looked for, in order, each folder once."""
-    candidates = [*([near.resolve().parent.parent] if near else []), Path.cwd(), shipped()]
+    candidates = [*([folder_of(near).parent] if near else []), Path.cwd(), shipped()]
     return list(dict.fromkeys(path.resolve() for path in candidates))
 
 
@@ -59,12 +61,18 @@ def entries(sections: Iterable[Section] = SECTIONS, near: Path | None = None) ->
 
 
 def find(section: Section, name: str, near: Path | None = None) -> Path:
-    """The file of a name, or of a path. Raises UserError with the nearest match."""
-    path = Path(name).expanduser()
+    """The file of a name, or of a path. Raises UserError with the nearest match.
+
+    Args:
+        section: in which the name is looked up.
+        name: in the section, or a path.
+        near: the file that gives the name; None: the command line or Python does.
+    """
+    path = absolute(name, folder_of(near) if near else None)
     if path.is_file():
         return path
     if name.endswith(".toml") or "/" in name:
-        raise UserError(f"{section}: there is no file {name}; " + _known(section, Path(name).stem, near))
+        raise UserError(f"{section}: there is no file {name} ({path}); " + _known(section, Path(name).stem, near))
     for entry in entries([section], near):
         if entry.name == name:
             return entry.path
@@ -109,7 +117,7 @@ def show(name: str) -> Entry:
         for entry in everything:
             if entry.section == section and name in (entry.name, f"{section}/{entry.name}"):
                 return entry
-    path = Path(name)
+    path = absolute(name)
     if path.is_file():
         return Entry("studies", path.stem, path)
     raise unknown("a name in the catalogue", name, {entry.name for entry in everything})

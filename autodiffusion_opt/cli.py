@@ -204,7 +204,9 @@ def export(study: str, output: Path, storage: str | None, as_json: bool) -> None
 def sample(
     candidate: str, count: int, output: Path, seed: int, study: str | None, storage: str | None, device: str | None
 ) -> None:
-    """Images of CANDIDATE (a JSON file, or a study: its best) beside the uniform one's, from the same seeds."""
+    """Images of CANDIDATE (a JSON file, or a study: its best) beside those of the pipeline's own schedule.
+
+    Both from the same seeds."""
     from autodiffusion_opt.report.grid import save_grid
     from autodiffusion_opt.study.progress_bar import Bar
     from autodiffusion_opt.study.results import resolve, sample_blocks
@@ -239,7 +241,7 @@ def verify(
     config, chosen = resolve(candidate, study, storage)
     with Bar() as bar:
         problem = load_problem(config.on_device(device), progress=bar)
-        candidates = {**problem.space.baselines(), "best": chosen}
+        candidates = {**problem.baselines, "best": chosen}
         rescored = rescore(problem, candidates, images=images, repeats=repeats, progress=bar)
     scored = {name: entry.to_dict() for name, entry in rescored.items()}
     result = {"images": images, "repeats": repeats, "best": scored.pop("best"), "baselines": scored}

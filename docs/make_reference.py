@@ -35,6 +35,7 @@ This page lists every key that a TOML file may have.
 `python docs/make_reference.py > docs/keys.md` makes it from the classes of the tables; do not edit it by hand.
 
 A key that is not listed is an error, and so is a value that does not fit its key.
+A relative path starts from the folder of the file that names it; see [concepts](concepts.md#a-studys-file).
 All mistakes in a study's files are told at once.
 A key whose default is "absent" may be left out; one that is "needed" may not.
 `autodiffusion-opt run STUDY --set space.steps=6` gives any of them another value for one run.

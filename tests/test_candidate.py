@@ -24,7 +24,10 @@ scales = some.none() | some.floats(0, 50, allow_nan=False)
 @some.composite
 def candidates(draw: Any) -> Candidate:
     drawn = zip(draw(times), draw(layer_sets), draw(computes), strict=False)
-    return Candidate(tuple(Step(time, tuple(removed), compute) for time, removed, compute in drawn), draw(scales))
+    steps = tuple(Step(time, tuple(removed), compute) for time, removed, compute in drawn)
+    last = min(step.time for step in steps)
+    end = round(draw(some.floats(0, 1)) * last, 6)
+    return Candidate(steps, draw(scales), end if draw(some.booleans()) and end < last else None)
 
 
 @given(candidates(), some.randoms())
@@ -36,7 +39,7 @@ def test_json_gives_an_equal_candidate_back_however_it_is_written(candidate: Can
     shuffled = list(candidate.steps)
     random.shuffle(shuffled)
     shuffled = [dataclasses.replace(step, removed=step.removed[::-1] * 2) for step in shuffled]
-    rewritten = Candidate(tuple(shuffled), candidate.guidance_scale)
+    rewritten = Candidate(tuple(shuffled), candidate.guidance_scale, candidate.end_time)
     assert rewritten == candidate
     assert hash(rewritten) == hash(candidate)
     assert rewritten.to_json() == candidate.to_json()
@@ -111,6 +114,12 @@ def test_repr_is_readable_in_a_notebook() -> None:
     removed = [(), (1, 2, 3), (), ()]
     candidate = Candidate.from_time_steps([926, 690, 424, 153], removed, guidance_scale=7.5)
     assert repr(candidate) == "Candidate([926, 690-3L, 424, 153], guidance_scale=7.5)"
+    stopped = Candidate.from_time_steps([926, 690], end_time=14.5, guidance_scale=2)
+    assert str(stopped) == "[926, 690] ending at 14.5 at guidance 2"
+    assert repr(stopped) == "Candidate([926, 690], guidance_scale=2, end_time=14.5)"
+    assert stopped.to_json() == (
+        '{"format":1,"steps":[{"time":926},{"time":690}],"guidance_scale":2.0,"end_time":14.5}'
+    )
     assert repr(Candidate.from_time_steps([500, 1])) == "Candidate([500, 1])"
 
 
@@ -143,6 +152,9 @@ WRONG = [
     ('{"steps": [{"time": 4, "removed": [1.5]}]}', "0 or more; got 1.5"),
     ('{"steps": [{"time": 4, "removed": [true]}]}', "0 or more; got True"),
     ('{"steps": [{"time": 4, "compute": "ful"}]}', "'ful'. Did you mean 'full'?"),
+    ('{"steps": [4], "end_time": "7"}', "end_time must be a finite number; got '7'"),
+    ('{"steps": [4], "end_time": -1}', "end_time must be 0 or more; got -1"),
+    ('{"steps": [90, 4], "end_time": 4}', "end_time must be below the last step's time, 4; got 4"),
     ('{"steps": [4], "guidance_scale": "7"}', "guidance_scale must be a finite number; got '7'"),
     ('{"steps": [4], "format": 2}', "format must be 1; got 2"),
 ]

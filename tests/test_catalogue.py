@@ -108,9 +108,20 @@ def test_the_description_of_a_file_is_its_first_comment(here: Path) -> None:
 
 
 def test_a_file_may_be_given_by_its_path(here: Path) -> None:
-    assert catalogue.find("studies", "studies/mine.toml") == Path("studies/mine.toml")
-    assert catalogue.show("studies/mine.toml").path == Path("studies/mine.toml")
+    assert catalogue.find("studies", "studies/mine.toml") == here / "studies" / "mine.toml"
+    assert catalogue.show("studies/mine.toml").path == here / "studies" / "mine.toml"
     assert catalogue.show("studies/mine").name == "mine"
+
+
+def test_a_path_starts_from_the_folder_of_the_file_that_gives_it_and_from_no_other(here: Path, tmp_path: Path) -> None:
+    near = tmp_path / "elsewhere" / "mine.toml"
+    near.parent.mkdir()
+    (here / "few.toml").write_text("# Of the working folder.")
+    with pytest.raises(UserError, match=rf"there is no file few\.toml \({near.parent}/few\.toml\)"):
+        catalogue.find("spaces", "few.toml", near=near)
+    (near.parent / "few.toml").write_text("# Beside the study.")
+    assert catalogue.find("spaces", "few.toml", near=near) == near.parent / "few.toml"
+    assert catalogue.find("spaces", "few.toml") == here / "few.toml"
 
 
 @pytest.mark.parametrize("name", ["digts-4", "studies/digts-4.toml", "digts-4.toml"])

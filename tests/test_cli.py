@@ -22,7 +22,7 @@ from autodiffusion_opt.trials.storage import without_password
 
 Write = Callable[..., Path]
 Call = Callable[..., tuple[int, str, str]]
-TABLES = {"leading", "linspace", "trailing", "quadratic", "karras", "exponential", "beta", "log-snr"}
+TABLES = {"own", "linspace", "trailing", "quadratic", "karras", "exponential", "beta", "log-snr"}
 
 
 @pytest.fixture
@@ -37,7 +37,7 @@ def test_run(study_file: Write, url: str, call: Call) -> None:
     path = study_file()
     code, out, err = call("run", path, "--storage", url, "--trials", 9)
     assert code == 0
-    assert "leading" in out
+    assert "own = leading" in out
     assert "best" in out
     assert f"next: autodiffusion-opt verify small --storage {without_password(url)}" in out
     code, out, err = call("run", path, "--storage", url, "--trials", 10, "--json")
@@ -46,7 +46,8 @@ def test_run(study_file: Write, url: str, call: Call) -> None:
     assert "continuing after 9 of 10 trials" in err
     assert (summary["study"], summary["trials"], set(summary["baselines"])) == ("small", 10, TABLES)
     assert summary["best"]["value"] == summary["best"]["values"]["fid"] <= min(summary["baselines"].values())
-    assert summary["factor"] == pytest.approx(summary["best"]["value"] / summary["baselines"]["leading"])
+    assert summary["factor"] == pytest.approx(summary["best"]["value"] / summary["baselines"]["own"])
+    assert summary["factor_of"] == "own"
     assert Candidate.from_dict(summary["best"]["candidate"])
 
 

@@ -34,6 +34,7 @@ class Score:
         nfe: calls of the denoiser for one image.
         layer_runs: layers run for one image, over all calls; None where the layers are not counted.
         flops: floating-point operations of the denoiser for one image; None where they are not counted.
+        not_finite: how many of the images are not finite (NaN or infinite somewhere).
     """
 
     values: Mapping[str, float]
@@ -42,6 +43,7 @@ class Score:
     nfe: int | None = None
     layer_runs: int | None = None
     flops: int | None = None
+    not_finite: int = 0
 
     def to_dict(self) -> dict[str, Any]:
         """JSON values, for SQL."""
@@ -49,7 +51,14 @@ class Score:
 
     @classmethod
     def of(
-        cls, values: Mapping[str, float], candidate: Candidate, info: ModelInfo, *, images: int, seconds: float
+        cls,
+        values: Mapping[str, float],
+        candidate: Candidate,
+        info: ModelInfo,
+        *,
+        images: int,
+        seconds: float,
+        not_finite: int = 0,
     ) -> Score:
         """A score with the costs of its candidate filled in."""
         return cls(
@@ -59,6 +68,7 @@ class Score:
             nfe=cost.nfe(info, candidate),
             layer_runs=cost.layer_runs(info, candidate) if info.layers else None,
             flops=cost.flops(info, candidate) if info.flops else None,
+            not_finite=not_finite,
         )
 
 
@@ -92,7 +102,7 @@ class Objective(Protocol):
 
         Raises:
             UserError: for a candidate that does not fit the model.
-            EvaluationError: where the user's own function failed.
+            EvaluationError: where the user's own function failed, or no image is finite.
         """
         ...
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from autodiffusion_opt.candidate import Candidate
+from autodiffusion_opt.errors import EvaluationError
 from autodiffusion_opt.objective.base import Direction, Score
 from autodiffusion_opt.progress import Progress, silent
 from autodiffusion_opt.space.model_info import ModelInfo
@@ -55,13 +57,26 @@ class ImageObjective:
     def measure(
         self, candidate: Candidate, *, seed: int | None = None, images: int | None = None, progress: Progress = silent
     ) -> Iterator[Score]:
-        """One rung; see :class:`~autodiffusion_opt.objective.base.Objective`."""
+        """One rung; see :class:`~autodiffusion_opt.objective.base.Objective`.
+
+        Raises:
+            EvaluationError: where none of the images is finite: no metric means anything then.
+        """
         count = self.images if images is None else images
         begun = time.perf_counter()
+        broken: list[int] = []
         measurement, done = self.start(), 0
-        for block in self.sampler.images(candidate, range(count), self.seed if seed is None else seed):
+        for block in self.sampler.images(candidate, range(count), self.seed if seed is None else seed, broken):
             measurement.add(block)
             done += len(block)
             progress("images", done, count)
+        if len(broken) == count:
+            raise EvaluationError(
+                f"none of the {count} images is finite: the model or its sampler overflows with {candidate}; "
+                "with dtype float16, try bfloat16 or float32"
+            )
+        if broken:
+            warnings.warn(f"{len(broken)} of {count} images are not finite with {candidate}", stacklevel=2)
         values = measurement.values()
-        yield Score.of(values, candidate, self.info, images=count, seconds=time.perf_counter() - begun)
+        seconds = time.perf_counter() - begun
+        yield Score.of(values, candidate, self.info, images=count, seconds=seconds, not_finite=len(broken))

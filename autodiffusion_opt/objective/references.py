@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from autodiffusion_opt.errors import UserError
 from autodiffusion_opt.objective.features import Extractor
 from autodiffusion_opt.objective.statistics import Gaussian, Moments
+from autodiffusion_opt.paths import absolute
 from autodiffusion_opt.progress import Progress, counted, silent
 from autodiffusion_opt.zoo import EMBEDDED, Embedded
 
@@ -66,10 +67,9 @@ def load_reference(name: str, extractor: Extractor, base: Path | None = None, pr
     """A reference in an extractor's features.
 
     Args:
-        name: an embedded model, a folder of images, or an ``.npz`` file; relative to ``base``, else to the working
-            folder.
+        name: an embedded model, a folder of images, or an ``.npz`` file.
         extractor: what the features come from.
-        base: the folder of the file that named the reference.
+        base: the folder that a relative name starts from; None: the working folder.
         progress: is told of images read and measured.
 
     Raises:
@@ -79,7 +79,7 @@ def load_reference(name: str, extractor: Extractor, base: Path | None = None, pr
         module = EMBEDDED[name].module()
         content = hashlib.sha256(module.IMAGES.read_bytes()).hexdigest()
         return _measured(content, extractor, lambda: _embedded_batches(EMBEDDED[name]))
-    path = _find(name, base)
+    path = _existing(name, base)
     if path.suffix == ".npz":
         statistics = read_statistics(path)
         identity = _identity(hashlib.sha256(path.read_bytes()).hexdigest(), extractor)
@@ -138,17 +138,14 @@ def measure(batches: Iterator[torch.Tensor], extractor: Extractor) -> Gaussian:
     return moments.gaussian()
 
 
-def _find(name: str, base: Path | None) -> Path:
-    given = Path(name).expanduser()
-    tried = [given] if given.is_absolute() or base is None else [base / given, given]
-    for path in tried:
-        if path.exists():
-            return path
-    places = ", ".join(str(path) for path in tried)
-    raise UserError(
-        f"reference must be an embedded model ({', '.join(EMBEDDED)}), a folder of images, or an .npz file; "
-        f"{name!r} is not there ({places})"
-    )
+def _existing(name: str, base: Path | None) -> Path:
+    path = absolute(name, base)
+    if not path.exists():
+        raise UserError(
+            f"reference must be an embedded model ({', '.join(EMBEDDED)}), a folder of images, or an .npz file; "
+            f"{name!r} is not there: there is no {path}"
+        )
+    return path
 
 
 def _measured(content: str, extractor: Extractor, batches: Callable[[], Iterator[torch.Tensor]]) -> Reference:

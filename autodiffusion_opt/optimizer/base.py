@@ -55,7 +55,7 @@ def require_evolvable(space: Space, name: str) -> Evolvable:
     """The space, if it can draw, mutate and cross candidates. Raises UserError where it cannot."""
     if not isinstance(space, Evolvable):
         raise UserError(
-            f"optimizer {name} needs a space with the methods random, mutate, crossover and with_layer_share; "
+            f"optimizer {name} needs a space with the methods nearest, random, mutate, crossover and with_layer_share; "
             f"{type(space).__name__} does not have them all: use an optimizer of parameters, optuna:tpe say"
         )
     return space
@@ -110,8 +110,8 @@ class CandidateSampler(BaseSampler):
     def sample_relative(
         self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Any]:
-        """The parameters of the published candidate."""
-        return {} if self._candidate is None else self.space.encode(self._candidate)
+        """The parameters of the published candidate; of the nearest in the space where it is outside."""
+        return {} if self._candidate is None else self.space.encode(self.space.nearest(self._candidate))
 
     def sample_independent(
         self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution

@@ -100,7 +100,7 @@ class Evolution(CandidateSampler):
     def _child(self, space: Evolvable, past: Past, generation: int, slot: int, rng: np.random.Generator) -> Maker:
         """Mutations first, then crossovers, then random ones (algorithm 1, lines 7 to 10)."""
         measured = past.best(self.settings.parents, before=generation * self.settings.population)
-        parents = [observation.candidate for observation in measured]
+        parents = [self.evolvable.nearest(observation.candidate) for observation in measured]  # own may be outside
         if parents and slot < self.settings.mutations:
             return lambda: (
                 space.mutate(parents[int(rng.integers(len(parents)))], rng, self.settings.probability),

@@ -12,9 +12,9 @@ from optuna.trial import FrozenTrial, TrialState
 from rich.console import Console
 from rich.table import Table
 
-from autodiffusion_opt.space.baselines import UNIFORM
+from autodiffusion_opt.space.baselines import OWN, UNIFORM
 from autodiffusion_opt.study.progress_bar import WIDE
-from autodiffusion_opt.study.results import Result, StoredStudy, stored_study
+from autodiffusion_opt.study.results import Result, StoredStudy, compared_with, stored_study
 from autodiffusion_opt.study.verify import Rescored
 from autodiffusion_opt.trials.attributes import DEFINITION, STAGE, WANTED
 from autodiffusion_opt.trials.storage import Storage
@@ -29,32 +29,33 @@ def out() -> Console:
 
 
 def run_summary(stored: StoredStudy) -> dict[str, Any]:
-    """What ``run --json`` prints. ``factor`` is the best's first value divided by the uniform baseline's."""
+    """What ``run --json`` prints. ``factor`` is the best's first value divided by that of ``factor_of``, a baseline."""
     results, baselines = stored.complete(), stored.baselines()
-    best, uniform = results[0], baselines.get(UNIFORM)
+    best, base = results[0], compared_with(baselines)
     return {
         "study": stored.name,
         "trials": len(results),
         "best": {**_values(best), "trial": best.trial, "candidate": best.candidate.to_dict()},
         "baselines": {name: _first(result) for name, result in baselines.items()},
-        "factor": _first(best) / _first(uniform) if uniform is not None and _first(uniform) else None,
+        "factor": _first(best) / _first(base) if base is not None and _first(base) else None,
+        "factor_of": None if base is None else base.baseline,
     }
 
 
 def run_table(stored: StoredStudy) -> Table:
-    """Baselines and the best, with the share of each in the uniform baseline's first value."""
+    """Baselines and the best, with each one's first value divided by that of the pipeline's own."""
     baselines, names = stored.baselines(), stored.value_names
-    table = Table("", *names, "of uniform", "NFE", "time steps")
+    base = compared_with(baselines)
+    table = Table("", *names, "" if base is None else f"of {base.baseline}", "NFE", "time steps")
 
     def add(label: str, result: Result, style: str = "") -> None:
-        uniform = baselines.get(UNIFORM)
-        share = f"{_first(result) / _first(uniform):.3f}" if uniform is not None and _first(uniform) else ""
+        share = f"{_first(result) / _first(base):.3f}" if base is not None and _first(base) else ""
         nfe = result.costs["nfe"]
         values = (number(value) for value in result.values.values())
         table.add_row(label, *values, share, "" if nfe is None else str(nfe), str(result.candidate), style=style)
 
-    for name, result in baselines.items():
-        add(name, result)
+    for result in baselines.values():
+        add(result.label, result)
     add("best", stored.top(1)[0], "bold")
     return table
 
@@ -77,11 +78,12 @@ def best_table(results: Sequence[Result]) -> Table:
 
 
 def rescored_table(rescored: Mapping[str, Rescored]) -> Table:
-    """Mean ± spread of each, and its share of the uniform baseline's mean."""
-    uniform = rescored[UNIFORM].mean if UNIFORM in rescored else None
-    table = Table("", "mean", "std", "of uniform", "time steps")
+    """Mean ± spread of each, and its mean divided by that of the pipeline's own."""
+    base = compared_with(rescored)
+    name_of_base = OWN if OWN in rescored else UNIFORM
+    table = Table("", "mean", "std", "" if base is None else f"of {name_of_base}", "time steps")
     for name, scored in rescored.items():
-        share = f"{scored.mean / uniform:.3f}" if uniform else ""
+        share = f"{scored.mean / base.mean:.3f}" if base is not None and base.mean else ""
         style = "bold" if name == "best" else ""
         table.add_row(name, number(scored.mean), number(scored.std), share, str(scored.candidate), style=style)
     return table

@@ -15,8 +15,11 @@ from typing import Any
 
 from autodiffusion_opt.errors import UserError, unknown_text
 
-# What a pipeline must do for a scheduler whose noise has not unit size (Euler, LMS, Heun: x = x_0 + σ ε).
-SCALING = ("init_noise_sigma", "scale_model_input")
+# Where pipelines keep the network that is called at each step.
+DENOISERS = ("unet", "transformer")
+# What a pipeline must do, beside giving its noise the right size, for a scheduler whose noise has not unit size (Euler,
+# LMS, Heun: x = x_0 + σ ε).
+SCALE_INPUT = "scale_model_input"
 UNIT = "ddim, ddpm, dpmsolver++, unipc, deis ..."
 # Arguments that are not the user's to give, and where what they say belongs.
 RESERVED = {
@@ -33,6 +36,15 @@ RESERVED = {
     "negative_prompt": "set it in [conditions]",
     "class_labels": 'set kind = "labels" in [conditions]',
 }
+
+
+def denoiser_of(pipeline: Any) -> Any:
+    """The network that is called at each step. Raises UserError for a pipeline without one."""
+    for name in DENOISERS:
+        denoiser = getattr(pipeline, name, None)
+        if denoiser is not None:
+            return denoiser
+    raise UserError(f"a pipeline must have one of {', '.join(DENOISERS)}; {type(pipeline).__name__} has neither")
 
 
 def check_compatible(pipeline: Any) -> None:
@@ -56,7 +68,9 @@ def check_compatible(pipeline: Any) -> None:
 def _check_scaling(scheduler: Any, name: str, source: str) -> None:
     if abs(float(getattr(scheduler, "init_noise_sigma", 1.0)) - 1) < 1e-3:
         return
-    missing = [step for step in SCALING if step not in source]
+    # Image to image starts from an image and the noise that add_noise puts on it, which has the scheduler's size.
+    starts = "init_noise_sigma" in source or "self.scheduler.add_noise(" in source
+    missing = ([] if starts else ["init_noise_sigma"]) + ([] if SCALE_INPUT in source else [SCALE_INPUT])
     if missing:
         raise UserError(
             f"{type(scheduler).__name__} needs a pipeline that applies {' and '.join(missing)}, and {name} does not: "

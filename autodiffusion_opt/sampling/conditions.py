@@ -24,9 +24,10 @@ import torch
 from torch.utils._pytree import tree_map
 
 from autodiffusion_opt.errors import UserError, unknown
+from autodiffusion_opt.paths import absolute
+from autodiffusion_opt.sampling.compatibility import denoiser_of
 from autodiffusion_opt.sampling.config import ConditionsConfig
 from autodiffusion_opt.sampling.hooks import before_forward
-from autodiffusion_opt.sampling.load import denoiser_of
 
 # Text encoders of pipelines that have no ``encode_prompt``.
 ENCODERS = ("bert", "text_encoder", "text_encoder_2")
@@ -129,7 +130,7 @@ def load_conditions(table: ConditionsConfig, pipeline: Any, base: Path | None = 
     Args:
         table: ``[conditions]``.
         pipeline: what will be called.
-        base: the folder that a relative file starts from; the working folder is tried next.
+        base: the folder that a relative file starts from; None: the working folder.
 
     Raises:
         UserError: for a file that is not there or holds no prompts, and for a pipeline that takes no such conditions
@@ -137,7 +138,7 @@ def load_conditions(table: ConditionsConfig, pipeline: Any, base: Path | None = 
     """
     conditions: Conditions = Unconditional()
     if table.kind == "prompts":
-        prompts = read_prompts(_find(str(table.file), base), table.column)
+        prompts = read_prompts(_existing(str(table.file), base), table.column)
         conditions = Prompts(prompts, table.negative_prompt)
     elif table.kind == "labels":
         conditions = Labels(_labels(table.classes, class_count(pipeline)))
@@ -323,10 +324,8 @@ def _labels(classes: int | tuple[int, ...] | None, count: int | None) -> tuple[i
     return labels
 
 
-def _find(name: str, base: Path | None) -> Path:
-    given = Path(name).expanduser()
-    tried = [given] if given.is_absolute() or base is None else [base / given, given]
-    for path in tried:
-        if path.is_file():
-            return path
-    raise UserError(f"conditions: file {name!r} is not there ({', '.join(str(path) for path in tried)})")
+def _existing(name: str, base: Path | None) -> Path:
+    path = absolute(name, base)
+    if not path.is_file():
+        raise UserError(f"conditions: file {name!r} is not there: there is no file {path}")
+    return path

@@ -29,7 +29,8 @@ class PipelineConfig(Config):
         channels_last: the memory format of the denoiser.
         attention_slicing: less memory, more time.
         offload: parts of the pipeline wait in main memory (needs accelerate and a GPU).
-        compile: ``torch.compile`` the denoiser.
+        compile: ``torch.compile`` the denoiser, each layer by itself, so that removed layers compile nothing anew; as a
+            whole where no layers are known.
         call: arguments of the pipeline's own call, ``height``, ``width``, ``eta`` ...
     """
 

@@ -7,7 +7,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from autodiffusion_opt.sampling.load import denoiser_of, model_folder
+from autodiffusion_opt.sampling.compatibility import denoiser_of
+from autodiffusion_opt.sampling.load import model_folder
 
 # Of larger files, the first and last part of this size stand for the whole.
 PART = 8 * 2**20
@@ -16,11 +17,16 @@ IGNORED = {".gitattributes", "README.md"}
 VALUES = 1024
 
 
-def fingerprint(pipeline: Any, model: str, revision: str | None = None, variant: str | None = None) -> str:
-    """SHA-256 over the scheduler's configuration and, for a folder, its files; for a hub id, its resolved commit."""
+def fingerprint(
+    pipeline: Any, model: str, revision: str | None = None, variant: str | None = None, base: Path | None = None
+) -> str:
+    """SHA-256 over the scheduler's configuration and, for a folder, its files; for a hub id, its resolved commit.
+
+    ``base`` is the folder that a relative ``model`` starts from; None: the working folder.
+    """
     total = hashlib.sha256()
     total.update(json.dumps([*_scheduler_settings(pipeline), revision, variant]).encode())
-    folder = model_folder(model)
+    folder = model_folder(model, base)
     if folder is None:
         total.update(f"{model}@{_commit(pipeline)}".encode())
         return total.hexdigest()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,7 +12,7 @@ import torch
 
 from autodiffusion_opt.candidate import Candidate
 from autodiffusion_opt.errors import UserError
-from autodiffusion_opt.sampling.apply import install
+from autodiffusion_opt.sampling.apply import GUIDANCE_SCALE, applied, install, watch_samples
 from autodiffusion_opt.sampling.conditions import Conditions, Unconditional, check_conditions
 
 
@@ -45,8 +45,17 @@ class ImageSampler:
         check_conditions(self.pipeline, self.conditions)
 
     @torch.inference_mode()
-    def images(self, candidate: Candidate, indices: Sequence[int], seed: int) -> Iterator[torch.Tensor]:
+    def images(
+        self, candidate: Candidate, indices: Sequence[int], seed: int, broken: list[int] | None = None
+    ) -> Iterator[torch.Tensor]:
         """The images of ``indices``.
+
+        Args:
+            candidate: what to sample with.
+            indices: of the images.
+            seed: of their noise.
+            broken: the indices of images that are not finite, before or after they are decoded, are appended; their
+                pixels that are not finite are black.
 
         Yields:
             uint8 (batch_size, channels, height, width), the last block what is left.
@@ -54,25 +63,68 @@ class ImageSampler:
         Raises:
             UserError: for a candidate that does not fit the model, or a micro batch that does not fit the GPU's memory.
         """
-        with install(self.pipeline, candidate), self.conditions.around(self.pipeline), _silenced(self.pipeline):
-            starts = range(0, len(indices), self.micro_batch)
-            calls = (self._call(candidate, indices[start : start + self.micro_batch], seed) for start in starts)
-            yield from _regrouped(calls, self.batch_size)
+        with install(self.pipeline, candidate), self.calls() as call:
+            last = LastSample()
+            watch_samples(self.pipeline, last.keep)
 
-    def _call(self, candidate: Candidate, indices: Sequence[int], seed: int) -> torch.Tensor:
+            def part(start: int) -> torch.Tensor:
+                chosen = indices[start : start + self.micro_batch]
+                pixels = call(chosen, seed, len(candidate.steps))
+                if broken is not None:
+                    finite = (last.finite(len(chosen)) & all_finite(pixels)).tolist()
+                    broken.extend(index for index, is_finite in zip(chosen, finite, strict=True) if not is_finite)
+                return to_uint8(pixels)
+
+            yield from _regrouped(map(part, range(0, len(indices), self.micro_batch)), self.batch_size)
+
+    @contextlib.contextmanager
+    def calls(self) -> Iterator[Callable[[Sequence[int], int, int], torch.Tensor]]:
+        """The pipeline's own call, as a function of indices, a seed and a number of steps.
+
+        It gives the pixels of the images, about 0..1, shape (len(indices), channels, height, width).
+        """
+        with self.conditions.around(self.pipeline), _silenced(self.pipeline):
+            yield self._call
+
+    def _call(self, indices: Sequence[int], seed: int, steps: int) -> torch.Tensor:
         filled = [*indices, *[indices[-1]] * (self.micro_batch - len(indices))]
+        candidate = applied(self.pipeline)
+        has_scale = candidate is not None and candidate.guidance_scale is not None
+        call = {key: value for key, value in self.call.items() if key != GUIDANCE_SCALE or not has_scale}
         with enough_memory(f"{self.micro_batch} images", "micro_batch"):
-            images = self.pipeline(
+            images: torch.Tensor = self.pipeline(
                 **self.conditions.arguments(self.pipeline, filled),
-                **self.call,
-                num_inference_steps=len(candidate.steps),
+                **call,
+                num_inference_steps=steps,
                 generator=[noise_generator(seed, index) for index in filled],
                 output_type="pt",
                 return_dict=True,
             ).images[: len(indices)]
         if isinstance(images, np.ndarray):  # LDMPipeline knows no "pt": (N, H, W, C)
             images = torch.from_numpy(images).permute(0, 3, 1, 2)
-        return to_uint8(images)
+        return images
+
+
+class LastSample:
+    """The sampler's last sample of a call: pixels may be clipped, and then do not show what was not finite."""
+
+    def __init__(self) -> None:
+        self._sample: torch.Tensor | None = None
+
+    def keep(self, sample: torch.Tensor) -> None:
+        """A sample (N, ...) in the place of the one before."""
+        self._sample = sample
+
+    def finite(self, count: int) -> torch.Tensor:
+        """Whether each of the first ``count`` images of the last sample is finite; all, where none was seen."""
+        if self._sample is None:
+            return torch.ones(count, dtype=torch.bool)
+        return all_finite(self._sample[:count])
+
+
+def all_finite(images: torch.Tensor) -> torch.Tensor:
+    """(N, ...) -> (N,) on the CPU: whether all of an image's values are finite numbers."""
+    return images.isfinite().flatten(1).all(dim=1).cpu()
 
 
 def _regrouped(blocks: Iterable[torch.Tensor], size: int) -> Iterator[torch.Tensor]:

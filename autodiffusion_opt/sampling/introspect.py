@@ -6,18 +6,26 @@ from collections.abc import Sequence
 from typing import Any
 
 from autodiffusion_opt.errors import UserError
+from autodiffusion_opt.sampling.compatibility import denoiser_of
 from autodiffusion_opt.sampling.layers import Layer, list_layers, total_flops
-from autodiffusion_opt.sampling.load import denoiser_of
-from autodiffusion_opt.sampling.schedule import layout_of, sigmas_of, takes_continuous, time_range
+from autodiffusion_opt.sampling.schedule import layout_of, sigmas_of, stops_early, takes_continuous, time_range
 from autodiffusion_opt.space.model_info import ModelInfo
 
 FLOW_LOWEST = 1.0  # time 0 is the image itself
 
 
-def read_model_info(pipeline: Any, *, need_layers: bool = False, ranking: Sequence[Sequence[int]] = ()) -> ModelInfo:
+def read_model_info(
+    pipeline: Any, *, need_layers: bool = False, ranking: Sequence[Sequence[int]] = (), shift: float = 1.0
+) -> ModelInfo:
     """The time range, the solver's calls and the layers of a pipeline (see :class:`ModelInfo`).
 
     Layers are not counted where the denoiser has none of a known kind, or its inputs cannot be made.
+
+    Args:
+        pipeline: with an accepted scheduler.
+        need_layers: whether it is an error where layers cannot be counted.
+        ranking: of the layers.
+        shift: of a flow matching model (:func:`~autodiffusion_opt.sampling.own.own_shift`).
 
     Raises:
         UserError: for a scheduler that is not accepted; with ``need_layers``, for layers that cannot be counted.
@@ -31,8 +39,10 @@ def read_model_info(pipeline: Any, *, need_layers: bool = False, ranking: Sequen
         lowest=max(low, FLOW_LOWEST) if sigmas is None else low,
         highest=high,
         continuous=takes_continuous(scheduler),
+        stops_early=stops_early(scheduler),
         steps_offset=int(scheduler.config.get("steps_offset", 0)),
         sigmas=() if sigmas is None else tuple(float(sigma) for sigma in sigmas),
+        shift=shift,
         layout=layout_of(scheduler),
         layers=len(layers),
         removable=tuple(layer.index for layer in layers if layer.removable),

@@ -15,7 +15,10 @@ from typing import Any
 import torch
 
 from autodiffusion_opt.errors import UserError, nearest, unknown
-from autodiffusion_opt.sampling.compatibility import check_compatible, check_replacement
+from autodiffusion_opt.paths import absolute
+from autodiffusion_opt.sampling.apply import apply, saved_candidate
+from autodiffusion_opt.sampling.compatibility import check_compatible, check_replacement, denoiser_of
+from autodiffusion_opt.sampling.compile import compile_layers
 from autodiffusion_opt.sampling.config import PipelineConfig
 from autodiffusion_opt.sampling.schedule import accepted, check_scheduler
 from autodiffusion_opt.zoo import EMBEDDED
@@ -41,7 +44,6 @@ SHORT_NAMES = {
 }
 # Settings that a short name implies: PLMS is PNDM without its Runge-Kutta start.
 IMPLIED: dict[str, dict[str, Any]] = {"plms": {"skip_prk_steps": True}}
-DENOISERS = ("unet", "transformer")
 
 
 def load_pipeline(
@@ -53,8 +55,12 @@ def load_pipeline(
     variant: str | None = None,
     dtype: str = "float32",
     device: str = "auto",
+    base: Path | None = None,
+    with_candidate: bool = True,
 ) -> Any:
     """A diffusers pipeline, ready to generate, its safety checker off and its progress bar silent.
+
+    A candidate that was applied when the pipeline was saved to a folder is applied again.
 
     Args:
         model: an embedded name (``digits``), a folder that holds a ``model_index.json``, or a hub id.
@@ -64,18 +70,23 @@ def load_pipeline(
         variant: the file variant (``fp16``).
         dtype: ``float32``, ``float16`` or ``bfloat16``.
         device: ``auto`` (the first GPU, else the CPU) or a torch device.
+        base: the folder that a relative ``model`` starts from; None: the working folder.
+        with_candidate: False: without the candidate that a folder holds.
 
     Raises:
-        UserError: for a model that is not there, or a scheduler that is unknown or not accepted.
+        UserError: for a model that is not there, a scheduler that is unknown or not accepted, or a candidate in the
+            folder that does not fit the scheduler asked for.
     """
-    pipeline = _read(model, revision, variant, getattr(torch, dtype))
+    pipeline = _read(model, base, revision, variant, getattr(torch, dtype))
     if scheduler is not None or scheduler_settings:
         before = pipeline.scheduler
         pipeline.scheduler = _other_scheduler(before, scheduler, scheduler_settings or {})
         check_replacement(before, pipeline.scheduler)
     check_pipeline(pipeline)
     pipeline.set_progress_bar_config(disable=True)
-    return pipeline.to(pick_device(device))
+    pipeline = pipeline.to(pick_device(device))
+    candidate = saved_candidate(model_folder(model, base)) if with_candidate else None
+    return pipeline if candidate is None else apply(pipeline, candidate)
 
 
 def check_pipeline(pipeline: Any) -> None:
@@ -90,8 +101,13 @@ def check_pipeline(pipeline: Any) -> None:
     denoiser_of(pipeline)
 
 
-def load_configured(table: PipelineConfig) -> Any:
-    """The pipeline of a table ``[pipeline]``, with all its settings. Raises UserError."""
+def load_configured(table: PipelineConfig, base: Path | None = None) -> Any:
+    """The pipeline of a table ``[pipeline]``, with all its settings. Raises UserError.
+
+    Args:
+        table: as it stands in a file or was given in Python.
+        base: the folder that a relative model starts from; None: the working folder.
+    """
     pipeline = load_pipeline(
         table.model,
         scheduler=table.scheduler,
@@ -100,6 +116,8 @@ def load_configured(table: PipelineConfig) -> Any:
         variant=table.variant,
         dtype=table.dtype,
         device="cpu" if table.offload else table.device,
+        base=base,
+        with_candidate=False,
     )
     denoiser = denoiser_of(pipeline)
     if table.channels_last:
@@ -111,7 +129,7 @@ def load_configured(table: PipelineConfig) -> Any:
     if table.offload:
         _offload(pipeline, table.device)
     if table.compile:
-        denoiser.compile()
+        compile_layers(pipeline)
     return pipeline
 
 
@@ -138,28 +156,33 @@ def pick_device(device: str) -> torch.device:
     return picked
 
 
-def model_folder(model: str) -> Path | None:
-    """The folder of an embedded model or a local one; None for a hub id. Raises UserError for a path that is wrong."""
+def model_folder(model: str, base: Path | None = None) -> Path | None:
+    """The folder of an embedded model or a local one; None for a hub id. Raises UserError for a path that is wrong.
+
+    Args:
+        model: as in the table ``[pipeline]``. A folder of that name hides a hub id.
+        base: the folder that a relative one starts from; None: the working folder.
+    """
     if model in EMBEDDED:
         return EMBEDDED[model].pipeline
-    path = Path(model).expanduser()
+    path = absolute(model, base)
     if path.is_dir():
         if not (path / "model_index.json").is_file():
-            raise UserError(f"model: the folder {model} must hold a model_index.json, as save_pretrained writes it")
+            raise UserError(f"model: the folder {path} must hold a model_index.json, as save_pretrained writes it")
         return path
     if model.startswith((".", "/", "~")) or model.count("/") != 1:
         names = ", ".join(sorted(EMBEDDED))
         raise UserError(
             f"model must be an embedded name ({names}), a folder with a model_index.json, or a hub id "
-            f"(owner/name); got {model!r}.{nearest(model, EMBEDDED)}"
+            f"(owner/name); got {model!r}, and there is no folder {path}.{nearest(model, EMBEDDED)}"
         )
     return None
 
 
-def _read(model: str, revision: str | None, variant: str | None, dtype: torch.dtype) -> Any:
+def _read(model: str, base: Path | None, revision: str | None, variant: str | None, dtype: torch.dtype) -> Any:
     from diffusers import DiffusionPipeline
 
-    folder = model_folder(model)
+    folder = model_folder(model, base)
     hub = {} if folder else {"revision": revision, "variant": variant}
     try:
         with _quiet() if folder else contextlib.nullcontext():  # a download shows the hub's own bars
@@ -169,7 +192,8 @@ def _read(model: str, revision: str | None, variant: str | None, dtype: torch.dt
             )
     except Exception as error:  # of an unknown class, a missing part, broken weights: each has an error of its own
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UserError(f"model {model!r} cannot be loaded: {reason}") from error
+        place = f"{folder}: " if folder else f"there is no folder {absolute(model, base)}, and from the hub: "
+        raise UserError(f"model {model!r} cannot be loaded: {place}{reason}") from error
     return _cast(_plain(pipeline), dtype)
 
 
@@ -222,12 +246,3 @@ def scheduler_class(name: str) -> type:
         raise unknown("scheduler", name, [*SHORT_NAMES, *accepted()])
     scheduler: type = getattr(importlib.import_module("diffusers"), full)
     return scheduler
-
-
-def denoiser_of(pipeline: Any) -> Any:
-    """The network that is called at each step. Raises UserError for a pipeline without one."""
-    for name in DENOISERS:
-        denoiser = getattr(pipeline, name, None)
-        if denoiser is not None:
-            return denoiser
-    raise UserError(f"a pipeline must have one of {', '.join(DENOISERS)}; {type(pipeline).__name__} has neither")

@@ -18,12 +18,12 @@ from torch.utils._pytree import tree_map
 from autodiffusion_opt.candidate import Candidate
 from autodiffusion_opt.errors import UserError
 from autodiffusion_opt.progress import Progress, silent
+from autodiffusion_opt.sampling.compatibility import denoiser_of
 from autodiffusion_opt.sampling.generate import ImageSampler
 from autodiffusion_opt.sampling.hooks import before_forward
 from autodiffusion_opt.sampling.introspect import read_model_info
 from autodiffusion_opt.sampling.layers import install_bypass
 from autodiffusion_opt.sampling.layers.listing import known_layers
-from autodiffusion_opt.sampling.load import denoiser_of
 from autodiffusion_opt.sampling.schedule import schedule_on
 from autodiffusion_opt.space.model_info import third_of
 

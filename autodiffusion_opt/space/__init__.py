@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from autodiffusion_opt.config import Registry
 from autodiffusion_opt.space.base import Evolvable, Space, SpaceConfig
-from autodiffusion_opt.space.baselines import UNIFORM
+from autodiffusion_opt.space.baselines import OWN, UNIFORM
 from autodiffusion_opt.space.joint import Joint, JointConfig
 from autodiffusion_opt.space.layer_choice import LayerRanking
 from autodiffusion_opt.space.model_info import Layout, ModelInfo
@@ -26,6 +26,7 @@ SPACES: Registry[type[SpaceConfig]] = Registry(
 )
 
 __all__ = [
+    "OWN",
     "SPACES",
     "UNIFORM",
     "Evolvable",

@@ -18,6 +18,7 @@ from autodiffusion_opt.candidate import Candidate
 from autodiffusion_opt.config import Config
 from autodiffusion_opt.errors import UserError
 from autodiffusion_opt.space.model_info import ModelInfo
+from autodiffusion_opt.space.scalars import LEAST_GAP, Scalars, Setting
 from autodiffusion_opt.space.time_grid import CONTINUOUS_RESOLUTION, TimeGrid
 
 
@@ -48,6 +49,10 @@ class Space(Protocol):
 
     def check(self, candidate: Candidate) -> None:
         """Raises UserError, saying why, for a candidate that is not in this space."""
+        ...
+
+    def nearest(self, candidate: Candidate) -> Candidate:
+        """A candidate in this space that is as near to any candidate as can be; itself where it is in this space."""
         ...
 
     def baselines(self) -> dict[str, Candidate]:
@@ -89,17 +94,26 @@ class SpaceConfig(Config):
         kind: the name of the kind in ``SPACES``.
         times: ``integer`` times, or ``continuous`` ones, a hundredth apart.
         guidance_scale: a number: fixed; ``[low, high]``: searched; absent: the pipeline's own default.
+        end_time: where the last step stops: a number: fixed; ``[low, high]``: searched; absent: as the scheduler ends.
     """
 
     kind: str
     times: Literal["integer", "continuous"] = "integer"
-    guidance_scale: float | tuple[float, float] | None = None
+    guidance_scale: Setting = None
+    end_time: Setting = None
 
-    @field_validator("guidance_scale")
+    @field_validator("guidance_scale", "end_time")
     @classmethod
-    def _range_in_order(cls, value: float | tuple[float, float] | None) -> float | tuple[float, float] | None:
+    def _range_in_order(cls, value: Setting) -> Setting:
         if isinstance(value, tuple) and not 0 <= value[0] < value[1]:
             raise ValueError("must be a number or a range [low, high] with 0 <= low < high")
+        return value
+
+    @field_validator("end_time")
+    @classmethod
+    def _end_not_negative(cls, value: Setting) -> Setting:
+        if isinstance(value, float) and value < 0:
+            raise ValueError(f"must be 0 or more; got {value:g}")
         return value
 
     @property
@@ -116,10 +130,22 @@ class SpaceConfig(Config):
     def space(self, info: ModelInfo) -> Space:
         """The space for a model's numbers. Raises UserError where the model does not allow it."""
 
+    def scalars(self, info: ModelInfo) -> Scalars:
+        """The numbers beside the steps. Raises UserError for an end time that the model cannot stop at."""
+        scalars = Scalars.from_settings(self.guidance_scale, self.end_time)
+        end = scalars.end_time.high
+        if end is not None and not info.stops_early:
+            raise UserError("end_time: this scheduler's models are distilled to end in the image: leave end_time out")
+        if end is not None and end >= info.highest:
+            raise UserError(f"end_time must be below the model's highest time, {info.highest:g}; got {end:g}")
+        return scalars
+
     def time_grid(self, info: ModelInfo) -> TimeGrid:
-        """The grid of times. Raises UserError for continuous times on a scheduler that takes integers only."""
+        """The grid of times, above the least end. Raises UserError for continuous times on a scheduler of integers."""
+        end = self.scalars(info).end_time.low
+        low = info.lowest if end is None else max(info.lowest, end + LEAST_GAP)
         if self.times == "integer":
-            return TimeGrid(float(math.ceil(info.lowest)), float(math.floor(info.highest)))
+            return TimeGrid(float(math.ceil(low)), float(math.floor(info.highest)))
         if not info.continuous:
             raise UserError('times = "continuous": this scheduler takes integer times only; use times = "integer"')
-        return TimeGrid(info.lowest, info.highest, CONTINUOUS_RESOLUTION)
+        return TimeGrid(low, info.highest, CONTINUOUS_RESOLUTION)

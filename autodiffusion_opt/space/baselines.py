@@ -16,8 +16,10 @@ import numpy as np
 from autodiffusion_opt.space.model_info import ModelInfo
 
 Times = tuple[float, ...]
-# The uniform baseline: where evolution starts, and what results are divided by.
+# The uniform baseline: where evolution starts.
 UNIFORM = "leading"
+# What the pipeline does by itself at the same number of calls: what results are divided by.
+OWN = "own"
 
 
 def leading(info: ModelInfo, steps: int) -> Times:
@@ -85,6 +87,17 @@ WITH_SIGMAS: dict[str, Schedule] = {"karras": karras, "exponential": exponential
 def named_times(info: ModelInfo, steps: int) -> dict[str, Times]:
     """Every baseline that applies to the model, the uniform one first; times need not be on a space's grid."""
     if steps == 1:  # the others give the same two times
-        return {UNIFORM: leading(info, 1), "trailing": trailing(info, 1)}
-    schedules = {**ALWAYS, **(WITH_SIGMAS if info.sigmas else {}), **({"ays": ays} if info.ays and info.sigmas else {})}
-    return {name: times(info, steps) for name, times in schedules.items()}
+        schedules: dict[str, Schedule] = {UNIFORM: leading, "trailing": trailing}
+    else:
+        ays_too = {"ays": ays} if info.ays and info.sigmas else {}
+        schedules = {**ALWAYS, **(WITH_SIGMAS if info.sigmas else {}), **ays_too}
+    return {name: shifted(info, times(info, steps)) for name, times in schedules.items()}
+
+
+def shifted(info: ModelInfo, times: Times) -> Times:
+    """The times of a flow matching model moved by its shift, as its own schedule is (Esser et al., 2024, equation 23).
+
+    σ = t/T becomes s·σ / (1 + (s - 1)·σ).
+    """
+    top, shift = info.train_steps, info.shift
+    return tuple(shift * time / (1 + (shift - 1) * time / top) for time in times) if shift != 1 else times

@@ -8,6 +8,7 @@ steps is not fixed: fewer layers a step pay for more steps.
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -24,9 +25,9 @@ from autodiffusion_opt.errors import UserError
 from autodiffusion_opt.space import cost
 from autodiffusion_opt.space.base import SpaceConfig
 from autodiffusion_opt.space.baselines import named_times
-from autodiffusion_opt.space.guidance import GUIDANCE_SCALE, Guidance
 from autodiffusion_opt.space.layer_choice import AnyLayers, LayerChoice, LayerRanking, Layers, RankedLayers
 from autodiffusion_opt.space.model_info import THIRDS, ModelInfo
+from autodiffusion_opt.space.scalars import Scalars, Values
 from autodiffusion_opt.space.time_grid import TimeGrid
 
 # A step in the making: its time, which may be taken or off the grid, and the layers it removes.
@@ -94,8 +95,8 @@ class JointConfig(SpaceConfig):
                 f"{info.layers - max_removed} of {info.layers} layers; got {self.n_max}"
             )
         steps_max = _affordable(info, self.n_max, max_removed, self.steps_max or grid.points)
-        choice, guidance = self._layer_choice(info, removable), Guidance.from_setting(self.guidance_scale)
-        return Joint(info, grid, self.steps_min, steps_max, self.n_max, max_removed, choice, guidance)
+        choice, scalars = self._layer_choice(info, removable), self.scalars(info)
+        return Joint(info, grid, self.steps_min, steps_max, self.n_max, max_removed, choice, scalars)
 
     def _removable(self, info: ModelInfo) -> Layers:
         """The layers that may be removed, ascending. Raises UserError for any that cannot."""
@@ -153,7 +154,7 @@ class Joint:
     n_max: int
     max_removed: int
     layer_choice: LayerChoice
-    guidance: Guidance = field(default_factory=Guidance)
+    scalars: Scalars = field(default_factory=Scalars)
 
     @property
     def fully_parametric(self) -> bool:
@@ -161,18 +162,18 @@ class Joint:
         return self.layer_choice.fully_parametric
 
     def distributions(self) -> dict[str, BaseDistribution]:
-        """2 M + 1 parameters, and the guidance scale where it is searched."""
+        """2 M + 1 parameters, and one for each number beside the steps that is searched."""
         box: dict[str, BaseDistribution] = {STEPS: IntDistribution(self.steps_min, self.steps_max)}
         box |= {name: self.grid.distribution() for name in _names("t", self.steps_max)}
         box |= {name: IntDistribution(0, self.max_removed) for name in _names("r", self.steps_max)}
-        return box | self.guidance.distributions()
+        return box | self.scalars.distributions()
 
     def decode(self, parameters: Mapping[str, Any]) -> Candidate:
         """Times made distinct, the budget kept. Of ``layers = "any"``, the layers are evenly spread ones."""
         count = int(parameters[STEPS])
         times = [float(parameters[name]) for name in _names("t", count)]
         removed = [int(parameters[name]) for name in _names("r", count)]
-        return self._without_chance(times, removed, parameters.get(GUIDANCE_SCALE))
+        return self._without_chance(times, removed, parameters)
 
     def encode(self, candidate: Candidate) -> dict[str, Any]:
         """t1 is the highest time; what decode ignores is the lowest time, and 0."""
@@ -184,10 +185,10 @@ class Joint:
         point: dict[str, Any] = {STEPS: len(candidate.steps)}
         point |= zip(_names("t", self.steps_max), map(self.grid.parameter, times), strict=True)
         point |= zip(_names("r", self.steps_max), counts, strict=True)
-        return point | self.guidance.parameters(candidate.guidance_scale)
+        return point | self.scalars.parameters(candidate)
 
     def check(self, candidate: Candidate) -> None:
-        """Number of steps, grid, layers of each step, budget, guidance scale."""
+        """Number of steps, grid, layers of each step, budget, the numbers beside them."""
         if not self.steps_min <= len(candidate.steps) <= self.steps_max:
             allowed = f"{self.steps_min} to {self.steps_max}"
             raise UserError(f"a candidate in this space must have {allowed} steps; got {len(candidate.steps)}")
@@ -197,7 +198,7 @@ class Joint:
         runs = cost.layer_runs(self.info, candidate)
         if runs > self.n_max:
             raise UserError(f"a candidate must run at most n_max = {self.n_max} layers over all steps; got {runs}")
-        self.guidance.check(candidate.guidance_scale)
+        self.scalars.check(candidate)
 
     def _check_step(self, step: Step) -> None:
         if step.compute != "full":
@@ -209,6 +210,23 @@ class Joint:
             )
         self.layer_choice.check(step.time, step.removed)
 
+    def nearest(self, candidate: Candidate) -> Candidate:
+        """Its layers where the space allows them, else as many others; its times on the grid.
+
+        A number of steps that is not allowed becomes the nearest that is, the times read between its own.
+        """
+        allowed = set(self.layer_choice.removable)
+        kept = tuple(Step(step.time, tuple(allowed.intersection(step.removed))) for step in candidate.steps)
+        with contextlib.suppress(UserError):
+            nearest = self.scalars.candidate(kept, vars(candidate))
+            self.check(nearest)
+            return nearest
+        count = min(max(len(kept), self.steps_min), self.steps_max)
+        positions = np.linspace(0, len(kept) - 1, count)
+        times = np.interp(positions, np.arange(len(kept)), candidate.times)
+        counts = [min(len(kept[round(position)].removed), self.max_removed) for position in positions]
+        return self._without_chance([float(time) for time in times], counts, vars(candidate))
+
     def baselines(self) -> dict[str, Candidate]:
         """The usual schedules of as many steps as the budget allows with the whole network at each.
 
@@ -219,7 +237,7 @@ class Joint:
         whole = cost.steps_within(self.info.layout, self.n_max // self.info.layers)
         steps = min(max(whole, self.steps_min), self.steps_max)
         schedules = named_times(self.info, steps)
-        return {name: self._without_chance(times, [0] * steps, None) for name, times in schedules.items()}
+        return {name: self._without_chance(times, [0] * steps, {}) for name, times in schedules.items()}
 
     def random(self, rng: np.random.Generator) -> Candidate:
         """Number of steps and set of times uniform; up to r layers removed a step, r uniform in 0 .. ``max_removed``.
@@ -235,14 +253,14 @@ class Joint:
             Step(time, self.layer_choice.resized(time, (), int(number), rng))
             for time, number in zip(times, counts, strict=True)
         ]
-        return Candidate(tuple(steps), self.guidance.random(rng))
+        return self.scalars.candidate(steps, self.scalars.random(rng))
 
     def mutate(self, candidate: Candidate, rng: np.random.Generator, probability: float) -> Candidate:
         """Each step's time, and each step's layers, changed with ``probability``; a step more or fewer, with twice."""
         drafts = [self._mutated(step, rng, probability) for step in candidate.steps]
         if rng.random() < STEP_CHANGE * probability:
             drafts = self._inserted(drafts, rng) if rng.random() < 0.5 else self._deleted(drafts, rng)
-        return self._child(drafts, self.guidance.mutate(candidate.guidance_scale, rng, probability), rng)
+        return self._child(drafts, self.scalars.mutate(candidate, rng, probability), rng)
 
     def _mutated(self, step: Step, rng: np.random.Generator, probability: float) -> Draft:
         time = self.grid.mutate([step.time], rng, probability)[0]
@@ -288,7 +306,7 @@ class Joint:
         for pair in zip(_spread(first, length), _spread(second, length), strict=True):
             preferred = pair if rng.random() < 0.5 else pair[::-1]
             drafts += [(step.time, step.removed) for step in preferred if step is not None][:1]
-        return self._child(drafts, self.guidance.crossover(first.guidance_scale, second.guidance_scale, rng), rng)
+        return self._child(drafts, self.scalars.crossover(first, second, rng), rng)
 
     def with_layer_share(self, share: float) -> Joint:
         """At most ``share`` of :attr:`max_removed` at a step; but as many as ``steps_min`` steps must remove.
@@ -302,16 +320,16 @@ class Joint:
         steps_max = _affordable(self.info, self.n_max, max_removed, self.steps_max)
         return replace(self, max_removed=max_removed, steps_max=steps_max)
 
-    def _without_chance(self, times: Sequence[float], counts: Sequence[int], scale: float | None) -> Candidate:
+    def _without_chance(self, times: Sequence[float], counts: Sequence[int], values: Mapping[str, Any]) -> Candidate:
         pairs = sorted(zip(self.grid.place(times), counts, strict=True), reverse=True)
         counts = [count for _, count in pairs]
         # Ends: max_removed at every step is within the budget.
         while self._excess(counts) > 0:
             counts[counts.index(min(counts))] += 1
         steps = [Step(time, self.layer_choice.chosen(time, n)) for (time, _), n in zip(pairs, counts, strict=True)]
-        return Candidate(tuple(steps), self.guidance.settle(scale))
+        return self.scalars.candidate(steps, values)
 
-    def _child(self, drafts: Sequence[Draft], scale: float | None, rng: np.random.Generator) -> Candidate:
+    def _child(self, drafts: Sequence[Draft], values: Values, rng: np.random.Generator) -> Candidate:
         """A candidate in this space from any drafts: number of steps, times, layers and budget are repaired."""
         drafts = self._numbered(drafts, rng)
         # All in the order of the drafts: of two at the same time, the first keeps it.
@@ -324,7 +342,7 @@ class Joint:
             Step(time, self.layer_choice.resized(time, layers, int(count), rng))
             for time, layers, count in zip(times, removed, counts, strict=True)
         ]
-        return Candidate(tuple(steps), self.guidance.settle(scale))
+        return self.scalars.candidate(steps, values)
 
     def _numbered(self, drafts: Sequence[Draft], rng: np.random.Generator) -> list[Draft]:
         """``steps_min`` .. ``steps_max`` of them: some dropped, or some at uniform times added."""

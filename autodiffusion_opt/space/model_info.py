@@ -28,9 +28,11 @@ class ModelInfo:
         lowest: the lowest time that its scheduler accepts.
         highest: the highest time; ``train_steps - 1`` where it is not given.
         continuous: whether times between the integers may be given.
+        stops_early: whether a last step may stop before the image, at an end time.
         steps_offset: what the scheduler's own "leading" spacing adds to each time.
         sigmas: noise levels σ = √((1-ᾱ)/ᾱ) at times 0 .. T-1, ascending; empty where the model has none
             (flow matching). With them, the baselines that are defined by noise levels exist.
+        shift: of a flow matching model: the baselines' noise levels σ become s·σ / (1 + (s - 1)·σ), as its own do.
         layout: how often each step calls the denoiser: ``once``, or as the solvers ``heun`` and ``plms`` do.
         layers: L, the number of layers of the denoiser; 0 where they were not counted.
         removable: indices of the layers that may be left out.
@@ -48,8 +50,10 @@ class ModelInfo:
     lowest: float = 0.0
     highest: float = -1.0
     continuous: bool = False
+    stops_early: bool = True
     steps_offset: int = 0
     sigmas: tuple[float, ...] = ()
+    shift: float = 1.0
     layout: Layout = "once"
     layers: int = 0
     removable: tuple[int, ...] = ()

@@ -11,13 +11,13 @@ import numpy as np
 from optuna.distributions import BaseDistribution
 from pydantic import Field, model_validator
 
-from autodiffusion_opt.candidate import Candidate
+from autodiffusion_opt.candidate import Candidate, Step
 from autodiffusion_opt.errors import UserError
 from autodiffusion_opt.space.base import SpaceConfig
 from autodiffusion_opt.space.baselines import named_times
 from autodiffusion_opt.space.cost import steps_within
-from autodiffusion_opt.space.guidance import GUIDANCE_SCALE, Guidance
 from autodiffusion_opt.space.model_info import ModelInfo
+from autodiffusion_opt.space.scalars import Scalars
 from autodiffusion_opt.space.time_grid import TimeGrid
 
 
@@ -47,7 +47,7 @@ class TimeStepsConfig(SpaceConfig):
         steps = self.steps if self.nfe is None else steps_within(info.layout, self.nfe)
         assert steps is not None  # _steps_or_nfe
         grid.check_count("steps", steps)
-        return TimeSteps(info, steps, grid, Guidance.from_setting(self.guidance_scale))
+        return TimeSteps(info, steps, grid, self.scalars(info))
 
 
 @dataclass(frozen=True)
@@ -61,11 +61,11 @@ class TimeSteps:
     info: ModelInfo
     steps: int
     grid: TimeGrid
-    guidance: Guidance = field(default_factory=Guidance)
+    scalars: Scalars = field(default_factory=Scalars)
 
     @property
     def fully_parametric(self) -> bool:
-        """True: the times, and the guidance scale where it is searched, are the candidate."""
+        """True: the times, and the numbers beside them that are searched, are the candidate."""
         return True
 
     @property
@@ -74,18 +74,18 @@ class TimeSteps:
         return tuple(f"t{i + 1}" for i in range(self.steps))
 
     def distributions(self) -> dict[str, BaseDistribution]:
-        """A distribution for each step, and the guidance scale's where it is searched."""
-        return {name: self.grid.distribution() for name in self.names} | self.guidance.distributions()
+        """A distribution for each step, and for each number beside them that is searched."""
+        return {name: self.grid.distribution() for name in self.names} | self.scalars.distributions()
 
     def decode(self, parameters: Mapping[str, Any]) -> Candidate:
         """The times, distinct and on the grid."""
-        return self._candidate([parameters[name] for name in self.names], parameters.get(GUIDANCE_SCALE))
+        return self._candidate([parameters[name] for name in self.names], parameters)
 
     def encode(self, candidate: Candidate) -> dict[str, Any]:
         """t1 is the highest time."""
         self.check(candidate)
         times = map(self.grid.parameter, candidate.times)
-        return dict(zip(self.names, times, strict=True)) | self.guidance.parameters(candidate.guidance_scale)
+        return dict(zip(self.names, times, strict=True)) | self.scalars.parameters(candidate)
 
     def check(self, candidate: Candidate) -> None:
         """Exactly K times on the grid, nothing removed, all steps full."""
@@ -94,31 +94,36 @@ class TimeSteps:
         self.grid.check(candidate.times)
         if any(step.removed or step.compute != "full" for step in candidate.steps):
             raise UserError("a candidate in a time-steps space must run every layer at every step")
-        self.guidance.check(candidate.guidance_scale)
+        self.scalars.check(candidate)
+
+    def nearest(self, candidate: Candidate) -> Candidate:
+        """Its times on the grid, read between them where it has more or fewer than K; every layer run."""
+        positions = np.linspace(0, len(candidate.steps) - 1, self.steps)
+        times = np.interp(positions, np.arange(len(candidate.steps)), candidate.times)
+        return self._candidate([float(time) for time in times], vars(candidate))
 
     def baselines(self) -> dict[str, Candidate]:
         """The usual schedules of K steps, moved to this space's grid."""
-        return {name: self._candidate(times, None) for name, times in named_times(self.info, self.steps).items()}
+        return {name: self._candidate(times, {}) for name, times in named_times(self.info, self.steps).items()}
 
     def random(self, rng: np.random.Generator) -> Candidate:
         """Every set of K times equally likely."""
-        return self._candidate(self.grid.random(self.steps, rng), self.guidance.random(rng))
+        return self._candidate(self.grid.random(self.steps, rng), self.scalars.random(rng))
 
     def mutate(self, candidate: Candidate, rng: np.random.Generator, probability: float) -> Candidate:
         """Each time replaced by a uniform one with ``probability`` (AutoDiffusion, algorithm 1)."""
         times = self.grid.mutate(candidate.times, rng, probability)
-        return self._candidate(times, self.guidance.mutate(candidate.guidance_scale, rng, probability))
+        return self._candidate(times, self.scalars.mutate(candidate, rng, probability))
 
     def crossover(self, first: Candidate, second: Candidate, rng: np.random.Generator) -> Candidate:
         """Each position of the two sorted sequences from either parent; a repeated time moves, none is lost."""
         from_first = rng.random(self.steps) < 0.5
         times = np.where(from_first, first.times, second.times)
-        scale = self.guidance.crossover(first.guidance_scale, second.guidance_scale, rng)
-        return self._candidate([float(time) for time in times], scale)
+        return self._candidate([float(time) for time in times], self.scalars.crossover(first, second, rng))
 
     def with_layer_share(self, share: float) -> TimeSteps:
         """Itself: no layer may be removed here."""
         return self
 
-    def _candidate(self, times: Sequence[float], scale: float | None) -> Candidate:
-        return Candidate.from_time_steps(self.grid.settle(times), guidance_scale=self.guidance.settle(scale))
+    def _candidate(self, times: Sequence[float], values: Mapping[str, Any]) -> Candidate:
+        return self.scalars.candidate(map(Step, self.grid.settle(times)), values)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, is_dataclass, replace
+from dataclasses import dataclass, field, is_dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -18,6 +18,7 @@ from autodiffusion_opt.errors import UserError, unknown_text
 from autodiffusion_opt.objective import METRICS, CandidateMetric, ImageMetric, Objective, ObjectiveConfig
 from autodiffusion_opt.optimizer import OPTIMIZERS, OptimizerConfig
 from autodiffusion_opt.optimizer.parameters import describe_sampler
+from autodiffusion_opt.paths import absolute, folder_of
 from autodiffusion_opt.sampling.config import PipelineConfig
 from autodiffusion_opt.space import SPACES, Space, SpaceConfig
 from autodiffusion_opt.space.model_info import ModelInfo
@@ -31,7 +32,7 @@ Result = TypeVar("Result")
 
 
 class StudyFile(Config):
-    """A file under ``studies/``.
+    """A file under ``studies/``. A relative path, here and in the tables, starts from the folder of the file it is in.
 
     Attributes:
         pipeline: the table ``[pipeline]``, the path of a file that holds it, or the name of a model.
@@ -57,7 +58,8 @@ class StudyConfig:
     Attributes:
         name: of the study in SQL.
         path: its file, or where it came from, for messages.
-        base: the folder that relative paths in its tables start from.
+        base: the folder that relative paths start from: the file's; the working folder for a study made in Python.
+        bases: the same of the parts that stand in files of their own, by the part's name.
         pipeline: its table; None for an objective that needs no pipeline.
         pipeline_object: a pipeline handed over in Python, in place of one that is loaded.
         space: its table, or a space made in Python.
@@ -81,6 +83,11 @@ class StudyConfig:
     pipeline_object: Any = None
     ranking: tuple[tuple[int, ...], ...] = ()
     model_info: ModelInfo | None = None
+    bases: Mapping[str, Path] = field(default_factory=dict)
+
+    def base_of(self, part: str) -> Path:
+        """The folder that relative paths in a part (``pipeline``, ``objective`` ...) start from."""
+        return self.bases.get(part, self.base)
 
     def definition(self) -> dict[str, Any]:
         """What must not change under the study's name, as JSON values."""
@@ -194,15 +201,16 @@ def _resolved(
         "optimizer": None,
     }
     where = {part: f"{path}: {part}" for part in sections}
+    bases: dict[str, Path] = {}
     # A change of a whole part comes before its name is looked up, a change inside it after.
     tables = attempt(errors, lambda: _changed(tables, (change for change in changes if len(change[0]) == 1))) or tables
     for part, section in sections.items():
         if isinstance(tables.get(part), str):
-            look = partial(written_out, part, section, tables[part], path.parent, where[part], near=path)
-            written = attempt(errors, look)
-            if written is not None:
-                tables = {**tables, part: written[0]}
-                where[part] = written[1]
+            named = attempt(errors, partial(find_part, part, section, tables[part], where[part], near=path))
+            if named is not None:
+                tables = {**tables, part: named.table}
+                where[part] = named.where
+                bases |= {} if named.file is None else {part: folder_of(named.file)}
     tables = attempt(errors, lambda: _changed(tables, (change for change in changes if len(change[0]) > 1))) or tables
     study = attempt(errors, lambda: build(StudyFile, tables, str(path)))
     pipeline = _table_of(errors, tables, "pipeline", lambda table: build(PipelineConfig, table, where["pipeline"]))
@@ -210,8 +218,8 @@ def _resolved(
     objective = _table_of(errors, tables, "objective", lambda table: build_objective(table, where["objective"]))
     optimizer = _table_of(errors, tables, "optimizer", lambda table: build_optimizer(table, where["optimizer"]))
     combine(dict.fromkeys(errors))
-    base = path.resolve().parent
-    return StudyConfig(name, str(path), base, pipeline, space, objective, optimizer, study.trials, study.seed)
+    parts = (pipeline, space, objective, optimizer)
+    return StudyConfig(name, str(path), folder_of(path), *parts, study.trials, study.seed, bases=bases)
 
 
 def _table_of(errors: list[UserError], tables: Mapping[str, Any], part: str, make: Callable[[Any], Result]) -> Any:
@@ -220,28 +228,40 @@ def _table_of(errors: list[UserError], tables: Mapping[str, Any], part: str, mak
     return attempt(errors, lambda: make(table)) if isinstance(table, Mapping) else None
 
 
-def written_out(
-    part: str, section: Section | None, name: str, folder: Path, where: str, near: Path | None = None
-) -> tuple[dict[str, Any], str]:
-    """The table that a name stands for, and where it stands, for messages. Raises UserError.
+@dataclass(frozen=True)
+class NamedPart:
+    """A part of a study that is given by a name.
+
+    Attributes:
+        table: what the name stands for.
+        where: where that stands, for messages.
+        file: which holds it; None for a model or a kind, which no file holds.
+    """
+
+    table: dict[str, Any]
+    where: str
+    file: Path | None = None
+
+
+def find_part(part: str, section: Section | None, name: str, where: str, near: Path | None = None) -> NamedPart:
+    """The part of a study that a name stands for. Raises UserError.
 
     Args:
         part: of the study.
         section: of the catalogue, in which the name is looked up; None: the part has no section.
-        name: in the section; or the path of a file, from ``folder``; without a section, a model or a kind.
-        folder: that of the file that gives the name.
+        name: in the section; or the path of a file; without a section, a model or a kind.
         where: the part, for messages.
-        near: that file; the sections beside it are looked up first.
+        near: the file that gives the name; None: Python does.
     """
-    beside = folder / name
-    if name.endswith(".toml") and beside.is_file():
-        return read_toml(beside), str(beside)
     if section is not None:
         file = find(section, name, near=near)
-        return read_toml(file), str(file)
-    if name.endswith(".toml"):
-        raise UserError(f"{where}: there is no file {beside}")
-    return {"model" if part == "pipeline" else "kind": name}, where
+    elif name.endswith(".toml"):
+        file = absolute(name, folder_of(near) if near else None)
+        if not file.is_file():
+            raise UserError(f"{where}: there is no file {name} ({file})")
+    else:
+        return NamedPart({"model" if part == "pipeline" else "kind": name}, where)
+    return NamedPart(read_toml(file), str(file), file)
 
 
 def build_space(table: object, where: str) -> SpaceConfig:
@@ -264,14 +284,15 @@ def build_optimizer(table: object, where: str) -> OptimizerConfig:
     return optimizer
 
 
-def stored_config(name: str, path: str, definition: Mapping[str, Any]) -> StudyConfig:
+def stored_config(name: str, path: str, definition: Mapping[str, Any], base: Path | None = None) -> StudyConfig:
     """The study of a stored definition (:meth:`StudyConfig.definition`).
 
     Args:
         name: of the study.
-        path: where the definition was read, for messages. Relative paths in it start from the folder of its key
-            ``file``, else from this one's.
-        definition: JSON values.
+        path: where the definition was read, for messages.
+        definition: JSON values. Relative paths in its parts start from the folder of ``file``, the study's; those of
+            a part in ``folders`` from the folder there.
+        base: the folder that relative paths start from where no ``file`` is given; None: the working folder.
 
     Raises:
         UserError: for a definition of another version or from Python, or what is none.
@@ -288,11 +309,12 @@ def stored_config(name: str, path: str, definition: Mapping[str, Any]) -> StudyC
             f"{path}: the parts {', '.join(python)} of this study came from Python, and cannot be made from what SQL "
             "holds: use the methods of ado.Study in Python, verify and export say"
         )
-    file = str(definition.get("file", path))
+    file = definition.get("file")
+    base = absolute("", base) if file is None else folder_of(absolute(file, base))
     return StudyConfig(
         name,
-        file,
-        Path(file).resolve().parent,
+        path if file is None else file,
+        base,
         build(PipelineConfig, definition["pipeline"], f"{path}: pipeline"),
         build_space(definition["space"], f"{path}: space"),
         build_objective(definition["objective"], f"{path}: objective"),
@@ -300,6 +322,7 @@ def stored_config(name: str, path: str, definition: Mapping[str, Any]) -> StudyC
         int(definition.get("trials", 1)),
         int(definition.get("seed", 0)),
         ranking=tuple(tuple(third) for third in definition.get("ranking", ())),
+        bases={part: absolute(folder, base) for part, folder in definition.get("folders", {}).items()},
     )
 
 

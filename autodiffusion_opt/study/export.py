@@ -1,4 +1,7 @@
-"""A study's best candidate, as a folder to ship: JSON, numbers, a script, and plain lists where diffusers takes any."""
+"""A study's best candidate, as a folder to ship: JSON, numbers, a script, and plain lists where diffusers takes any.
+
+The script needs this library and the folder that it is in, and runs from anywhere.
+"""
 
 from __future__ import annotations
 
@@ -16,11 +19,13 @@ from autodiffusion_opt.errors import UserError
 from autodiffusion_opt.objective import MetricConfig
 from autodiffusion_opt.study.config import PYTHON, StudyConfig
 from autodiffusion_opt.study.results import Result, StoredStudy, candidate_file
+from autodiffusion_opt.zoo import EMBEDDED
 
 if TYPE_CHECKING:
     from autodiffusion_opt.sampling.generate import ImageSampler
 
 CANDIDATE = "candidate.json"
+SCHEDULER = "scheduler_config.json"  # as diffusers calls it, so that `from_pretrained` finds it
 PLAIN = "plain.json"
 
 
@@ -37,13 +42,16 @@ def export_study(stored: StoredStudy, config: StudyConfig, sampler: ImageSampler
         UserError: for a study that has no complete trial, or a folder that cannot be written.
     """
     best = stored.top(1)[0]
-    plain = {} if sampler is None else plain_lists(sampler.pipeline.scheduler, best.candidate)
+    scheduler = None if sampler is None else sampler.pipeline.scheduler
+    plain = {} if scheduler is None else plain_lists(scheduler, best.candidate)
     files = {
         CANDIDATE: json.dumps(candidate_file(best, stored.name, stored.definition), indent=2) + "\n",
-        "README.md": _readme(stored, config, best, plain),
+        "README.md": _readme(stored, config, best, plain, type(scheduler).__name__),
     }
+    if scheduler is not None:
+        files[SCHEDULER] = json.dumps(scheduler_config(scheduler), indent=2, default=_listed) + "\n"
     if sampler is not None and config.pipeline is not None and not config.pipeline.model.startswith(f"{PYTHON}:"):
-        files["sample.py"] = _script(config, sampler.pipeline, best.candidate)
+        files["sample.py"] = _script(config, sampler, len(best.candidate.steps))
     if plain:
         files[PLAIN] = json.dumps(plain) + "\n"
     return _write(folder, files)
@@ -53,15 +61,18 @@ def plain_lists(scheduler: Any, candidate: Candidate) -> dict[str, list[float]]:
     """``timesteps`` or ``sigmas`` with which the untouched scheduler samples as the candidate says; empty for none.
 
     Only what was tried is given: the list, set on a copy of the untouched scheduler, must give the candidate's own
-    time steps and noise levels. A candidate that removes layers has none.
+    time steps and noise levels. A candidate that removes layers has none, nor has one that ends early on a scheduler
+    whose noise levels are not in the list.
     """
     from autodiffusion_opt.sampling.schedule import install_schedule
 
     if any(candidate.removed):
         return {}
     wanted = copy.deepcopy(scheduler)
-    install_schedule(wanted, candidate.times)
+    install_schedule(wanted, candidate.times, end_time=candidate.end_time)
     wanted.set_timesteps(len(candidate.steps))
+    if candidate.end_time is not None and not hasattr(wanted, "sigmas"):
+        return {}
     for key, values in _guesses(scheduler, candidate).items():
         if _gives(copy.deepcopy(scheduler), key, values, wanted):
             return {key: values}
@@ -95,39 +106,93 @@ def _close(scheduler: Any, wanted: Any, name: str) -> bool:
     return has.shape == needs.shape and bool(np.allclose(has, needs, rtol=1e-5, atol=1e-5))
 
 
-def _script(config: StudyConfig, pipeline: Any, candidate: Candidate) -> str:
-    table = config.pipeline
-    assert table is not None
-    settings = {
-        "scheduler": None if table.scheduler is None else type(pipeline.scheduler).__name__,
-        "scheduler_settings": table.scheduler_settings or None,
-        "revision": table.revision,
-        "variant": table.variant,
-        "dtype": None if table.dtype == "float32" else table.dtype,
+def scheduler_config(scheduler: Any) -> dict[str, Any]:
+    """All that the scheduler is configured with: each argument that it would be made with, defaults too.
+
+    The model's own scheduler, a short name's implied settings and those of the study are in it, so that nothing is
+    left to what another version, or another file of the model, has for a default.
+    """
+    arguments = inspect.signature(type(scheduler).__init__).parameters
+    return {key: value for key, value in scheduler.config.items() if key in arguments}
+
+
+def _script(config: StudyConfig, sampler: ImageSampler, steps: int) -> str:
+    """A script that makes image 0's prompt or class with the candidate beside it, wherever it is run from."""
+    from autodiffusion_opt.sampling.apply import saved_candidate
+
+    assert config.pipeline is not None
+    pipeline, table, folder = sampler.pipeline, config.pipeline, _local_folder(config)
+    loaded = {
+        "scheduler": repr(type(pipeline.scheduler).__name__),
+        "scheduler_settings": f'json.loads((HERE / "{SCHEDULER}").read_text(encoding="utf-8"))',
+        "revision": table.revision and repr(table.revision),
+        "variant": table.variant and repr(table.variant),
+        "dtype": None if table.dtype == "float32" else repr(table.dtype),
+        "with_candidate": None if saved_candidate(folder) is None else "False",
     }
-    arguments = "".join(f", {key}={value!r}" for key, value in settings.items() if value is not None)
-    call = {**table.call, **({"prompt": "a photograph"} if _takes_prompt(pipeline) else {})}
-    words = "".join(f"{key}={value!r}, " for key, value in call.items())
+    arguments = {**sampler.conditions.arguments(pipeline, [0]), **table.call, "num_inference_steps": steps}
+    called = {key: repr(value) for key, value in arguments.items()}
     lines = [
-        f'"""Sample with the best candidate of the study {config.name}."""',
-        "",
+        f"# Sample with the best candidate of the study {config.name!r}.",
+        "import json",
         "from pathlib import Path",
+        "",
+        "import torch",
         "",
         "import autodiffusion_opt as ado",
         "",
-        f"pipeline = ado.load_pipeline({table.model!r}{arguments})",
-        f'ado.apply(pipeline, Path(__file__).parent / "{CANDIDATE}")',
-        f'pipeline({words}num_inference_steps={len(candidate.steps)}).images[0].save("image.png")',
+        "HERE = Path(__file__).parent",
+        "pipeline = ado.load_pipeline(",
+        f"    {table.model if folder is None else str(folder)!r},",
+        *(f"    {key}={value}," for key, value in loaded.items() if value),
+        ")",
+        f'ado.apply(pipeline, HERE / "{CANDIDATE}")',
+        *_labels_put(sampler),
+        "image = pipeline(",
+        *(f"    {key}={value}," for key, value in called.items()),
+        "    generator=torch.Generator().manual_seed(0),",
+        ").images[0]",
+        'image.save("image.png")',
     ]
     return "\n".join(lines) + "\n"
 
 
-def _takes_prompt(pipeline: Any) -> bool:
-    return "prompt" in inspect.signature(type(pipeline).__call__).parameters
+def _local_folder(config: StudyConfig) -> Path | None:
+    """The folder of a model that no name stands for, as it is found from anywhere; None for a name or a hub id."""
+    from autodiffusion_opt.sampling.load import model_folder
+
+    assert config.pipeline is not None
+    model = config.pipeline.model
+    folder = None if model in EMBEDDED else model_folder(model, config.base_of("pipeline"))
+    return None if folder is None else folder.resolve()
 
 
-def _readme(stored: StoredStudy, config: StudyConfig, best: Result, plain: Mapping[str, list[float]]) -> str:
+def _labels_put(sampler: ImageSampler) -> list[str]:
+    """Lines that give the denoiser the class of image 0, where the pipeline's call takes none."""
+    from autodiffusion_opt.sampling.compatibility import denoiser_of
+    from autodiffusion_opt.sampling.conditions import Labels, call_parameters
+
+    labels, pipeline = sampler.conditions, sampler.pipeline
+    if not isinstance(labels, Labels) or "class_labels" in call_parameters(pipeline):
+        return []
+    name = next(name for name, part in pipeline.components.items() if part is denoiser_of(pipeline))
+    return [
+        "# The call takes no class, so the denoiser is given one.",
+        f'label = {{"class_labels": torch.tensor([{labels.labels[0]}], device=pipeline.device)}}',
+        f"pipeline.{name}.register_forward_pre_hook(lambda _, args, given: (args, given | label), with_kwargs=True)",
+    ]
+
+
+def _listed(value: Any) -> Any:
+    """An array or a tensor, as JSON has it."""
+    return value.tolist()
+
+
+def _readme(
+    stored: StoredStudy, config: StudyConfig, best: Result, plain: Mapping[str, list[float]], scheduler: str
+) -> str:
     model = "" if config.pipeline is None else f"`{config.pipeline.model}`, "
+    same_scheduler = [f"from diffusers import {scheduler}", f'pipeline.scheduler = {scheduler}.from_pretrained(".")']
     optimizer = getattr(config.optimizer, "kind", type(config.optimizer).__name__)
     names = stored.value_names
     lines = [
@@ -141,13 +206,14 @@ def _readme(stored: StoredStudy, config: StudyConfig, best: Result, plain: Mappi
         "",
         f"| schedule | {' | '.join(names)} |",
         f"| --- |{' --- |' * len(names)}",
-        *(f"| {name} | {_row(result)} |" for name, result in stored.baselines().items()),
+        *(f"| {result.label} | {_row(result)} |" for result in stored.baselines().values()),
         f"| **best** (trial {best.trial}) | {_row(best, '**')} |",
         "",
         f"Use it: {'`python sample.py`, or' if model and not model.startswith(f'`{PYTHON}:') else ''}".rstrip(),
         "",
         "```python",
         "import autodiffusion_opt as ado",
+        *(same_scheduler if model else []),
         f'pipeline = ado.apply(pipeline, "{CANDIDATE}")  # any pipeline of this model',
         "```",
     ]
@@ -155,8 +221,8 @@ def _readme(stored: StoredStudy, config: StudyConfig, best: Result, plain: Mappi
         key, values = next(iter(plain.items()))
         lines += [
             "",
-            f"Without autodiffusion-opt: `scheduler.set_timesteps({key}={values})`, or pass `{key}=` to a call",
-            "that takes it. It was checked to give the same time steps and noise levels.",
+            f"Without autodiffusion-opt, with the same scheduler: `scheduler.set_timesteps({key}={values})`, or pass",
+            f"`{key}=` to a call that takes it. It was checked to give the same time steps and noise levels.",
         ]
     elif model:
         lines += ["", "This scheduler or this candidate cannot be expressed as a plain list of diffusers."]

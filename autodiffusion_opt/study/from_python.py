@@ -13,6 +13,7 @@ from autodiffusion_opt.config import build, combine
 from autodiffusion_opt.errors import UserError
 from autodiffusion_opt.objective import CandidateMetric, ImageMetric, Objective, ObjectiveConfig
 from autodiffusion_opt.optimizer import OptimizerConfig
+from autodiffusion_opt.paths import folder_of
 from autodiffusion_opt.sampling.config import PipelineConfig
 from autodiffusion_opt.space import Space, SpaceConfig
 from autodiffusion_opt.space.model_info import ModelInfo
@@ -23,7 +24,7 @@ from autodiffusion_opt.study.config import (
     build_objective,
     build_optimizer,
     build_space,
-    written_out,
+    find_part,
 )
 
 # Keys of [pipeline] that may be set beside a pipeline object; the others say how one is loaded.
@@ -50,10 +51,13 @@ def python_study_config(
         if isinstance(number, bool) or not isinstance(number, int) or number < least:
             errors.append(UserError(f"{where}: {key} must be a whole number of at least {least}; got {number!r}"))
 
+    bases: dict[str, Path] = {}
+
     def part(key: str, section: Section | None, given: Any, make: Callable[[Any, str], Any]) -> Any:
         if isinstance(given, str):
-            table, place = written_out(key, section, given, Path.cwd(), f"{where}: {key}")
-            return make(table, place)
+            named = find_part(key, section, given, f"{where}: {key}")
+            bases.update({} if named.file is None else {key: folder_of(named.file)})
+            return make(named.table, named.where)
         return make(given, f"{where}: {key}") if isinstance(given, Mapping) else given
 
     def pipeline_part() -> tuple[PipelineConfig | None, Any]:
@@ -85,6 +89,7 @@ def python_study_config(
         seed,
         pipeline_object,
         model_info=model_info,
+        bases=bases,
     )
 
 

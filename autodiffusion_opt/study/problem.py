@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+from autodiffusion_opt.candidate import Candidate
 from autodiffusion_opt.errors import UserError
 from autodiffusion_opt.objective import CandidateMetric, ImageMetric, Objective, ObjectiveConfig
 from autodiffusion_opt.progress import Progress, silent
 from autodiffusion_opt.sampling.config import ConditionsConfig, PipelineConfig
-from autodiffusion_opt.space import ModelInfo, Space, SpaceConfig
+from autodiffusion_opt.space import OWN, ModelInfo, Space, SpaceConfig
 from autodiffusion_opt.study.config import StudyConfig
 
 if TYPE_CHECKING:
@@ -41,6 +44,41 @@ class Problem:
         values = ", ".join(f"{direction} {name}" for name, direction in self.objective.directions.items())
         return f"Problem({pipeline}, {type(self.space).__name__} of {len(self.space.distributions())}, {values})"
 
+    @cached_property
+    def baselines(self) -> dict[str, Candidate]:
+        """What every study is compared with, by name: ``own`` first, then the usual schedules that differ from it.
+
+        ``own`` is what the pipeline does by itself at the same number of calls, recorded from a call of its own; it
+        need not be in the space. There is none without a pipeline, or where it cannot be written as a candidate.
+        """
+        usual = self.space.baselines()
+        own = self._own(next(iter(usual.values())))
+        if own is None:
+            return usual
+        return {OWN: own} | {name: candidate for name, candidate in usual.items() if candidate != own}
+
+    @property
+    def own_label(self) -> str:
+        """``own``, with the names of the usual schedules that are the same."""
+        same = [name for name in self.space.baselines() if name not in self.baselines]
+        return " = ".join([OWN, *same])
+
+    def parameters(self, candidate: Candidate) -> dict[str, Any]:
+        """A candidate as a point of the space's box; of the nearest in the space where it is outside."""
+        return self.space.encode(self.space.nearest(candidate))
+
+    def _own(self, like: Candidate) -> Candidate | None:
+        """The pipeline's own, with as many steps as a usual schedule, and a guidance scale where that has one."""
+        if self.sampler is None:
+            return None
+        from autodiffusion_opt.sampling.own import own_candidate
+
+        try:
+            return own_candidate(self.sampler, len(like.steps), with_guidance=like.guidance_scale is not None)
+        except UserError as error:
+            warnings.warn(f"there is no baseline {OWN!r}: {error}", stacklevel=4)
+            return None
+
 
 def load_problem(config: StudyConfig, ranking: Any = None, progress: Progress = silent) -> Problem:
     """Load a study's model, and make its space and objective for it.
@@ -57,12 +95,16 @@ def load_problem(config: StudyConfig, ranking: Any = None, progress: Progress = 
     if config.pipeline is None:
         return _without_pipeline(config)
     from autodiffusion_opt.sampling.introspect import read_model_info
+    from autodiffusion_opt.sampling.own import own_shift
 
     sampler = load_sampler(config, progress)
     needs_layers = isinstance(config.space, SpaceConfig) and config.space.needs_layers
     with _told_of(config, "pipeline"):
         info = read_model_info(
-            sampler.pipeline, need_layers=needs_layers, ranking=_ranking(config, sampler, ranking, progress)
+            sampler.pipeline,
+            need_layers=needs_layers,
+            ranking=_ranking(config, sampler, ranking, progress),
+            shift=own_shift(sampler),
         )
     with _told_of(config, "space"):
         space = config.space.space(info) if isinstance(config.space, SpaceConfig) else config.space
@@ -94,7 +136,7 @@ def load_sampler(config: StudyConfig, progress: Progress = silent) -> ImageSampl
         check_call(pipeline, table.call)
     with _told_of(config, "objective.conditions"):
         described = getattr(config.objective, "conditions", ConditionsConfig())
-        conditions = load_conditions(described, pipeline, config.base)
+        conditions = load_conditions(described, pipeline, config.base_of("objective"))
     return ImageSampler(pipeline, conditions, table.call, table.micro_batch, table.batch_size)
 
 
@@ -104,17 +146,19 @@ def _pipeline(config: StudyConfig, table: PipelineConfig, progress: Progress) ->
     if config.pipeline_object is not None:
         check_pipeline(config.pipeline_object)
         return config.pipeline_object
-    if model_folder(table.model) is not None:
+    base = config.base_of("pipeline")
+    if model_folder(table.model, base) is not None:
         progress(f"loading {table.model}", 0, 0)
-    return load_configured(table)
+    return load_configured(table, base)
 
 
 def _fingerprint(config: StudyConfig, pipeline: Any) -> str:
     from autodiffusion_opt.sampling.fingerprint import fingerprint, fingerprint_object
 
-    if config.pipeline_object is not None or config.pipeline is None:
+    table = config.pipeline
+    if config.pipeline_object is not None or table is None:
         return fingerprint_object(pipeline)
-    return fingerprint(pipeline, config.pipeline.model, config.pipeline.revision, config.pipeline.variant)
+    return fingerprint(pipeline, table.model, table.revision, table.variant, config.base_of("pipeline"))
 
 
 def _ranking(config: StudyConfig, sampler: ImageSampler, stored: Any, progress: Progress) -> Any:
@@ -130,7 +174,7 @@ def _ranking(config: StudyConfig, sampler: ImageSampler, stored: Any, progress: 
 
 def _objective(config: StudyConfig, sampler: ImageSampler, info: ModelInfo, progress: Progress) -> Objective:
     if isinstance(config.objective, ObjectiveConfig | ImageMetric):
-        return config.objective.objective(sampler, info, config.base, progress)
+        return config.objective.objective(sampler, info, config.base_of("objective"), progress)
     if isinstance(config.objective, CandidateMetric):
         return config.objective.bound_to(info)
     return config.objective

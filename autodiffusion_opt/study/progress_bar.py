@@ -16,7 +16,7 @@ from rich.progress import BarColumn, TaskID, TextColumn
 from rich.progress import Progress as Bars
 
 from autodiffusion_opt.candidate import Candidate
-from autodiffusion_opt.space.baselines import UNIFORM
+from autodiffusion_opt.space.baselines import OWN, UNIFORM
 from autodiffusion_opt.study.callback import Callback
 from autodiffusion_opt.study.config import StudyConfig
 from autodiffusion_opt.trials.attributes import values_of
@@ -103,7 +103,7 @@ class StudyBar(Callback):
         self._begun = time.monotonic()
         self._done = self._done_at_start = self._wanted = 0
         self._images = self._images_before = 0
-        self._best = self._uniform = self._current = math.nan
+        self._best = self._own = self._current = math.nan
         self._is_running = False
 
     def __enter__(self) -> Self:
@@ -144,22 +144,22 @@ class StudyBar(Callback):
         self._show()
 
     def _take(self, history: History) -> None:
-        """How many trials there are, the best, the uniform baseline: by the first value."""
+        """How many trials there are, the best, the pipeline's own: by the first value."""
         self._done = len(history.settled)
         best = history.observations.before(sys.maxsize).best(1)
         if best:
             known = history.complete_with(best[0].candidate)
             self._best = known.values[0] if known is not None else math.nan
-        uniform = history.baseline(UNIFORM)
-        self._uniform = math.nan if uniform is None else uniform.values[0]
+        compared = history.baseline(OWN) or history.baseline(UNIFORM)
+        self._own = math.nan if compared is None else compared.values[0]
 
     def _show(self) -> None:
         seconds = max(time.monotonic() - self._begun, 1e-9)
         parts = []
         if math.isfinite(self._best):
             parts.append(f"best {self._best:.4g}")
-            if math.isfinite(self._uniform) and self._uniform:
-                parts.append(f"({self._best / self._uniform:.2f} of uniform's {self._uniform:.4g})")
+            if math.isfinite(self._own) and self._own:
+                parts.append(f"({self._best / self._own:.2f} of own's {self._own:.4g})")
         if math.isfinite(self._current):
             parts.append(f"now {self._current:.4g}")
         images = self._images_before + self._images

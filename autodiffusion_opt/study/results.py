@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import optuna
 from optuna.trial import FrozenTrial
@@ -14,8 +14,9 @@ from optuna.trial import FrozenTrial
 from autodiffusion_opt.candidate import Candidate
 from autodiffusion_opt.catalogue import entries, find_candidate
 from autodiffusion_opt.errors import UserError
+from autodiffusion_opt.paths import folder_of
 from autodiffusion_opt.progress import Progress, counted, silent
-from autodiffusion_opt.space.baselines import UNIFORM, leading
+from autodiffusion_opt.space.baselines import OWN, UNIFORM
 from autodiffusion_opt.study.config import StudyConfig, load_study_config, made_in_python, stored_config
 from autodiffusion_opt.study.problem import load_sampler
 from autodiffusion_opt.trials.attributes import (
@@ -23,6 +24,8 @@ from autodiffusion_opt.trials.attributes import (
     DEFINITION,
     ERROR,
     FILE,
+    FOLDERS,
+    LABEL,
     ORIGIN,
     RANKING,
     SCORE,
@@ -48,7 +51,7 @@ if TYPE_CHECKING:
     from autodiffusion_opt.sampling.layers import Layer
 
 # Costs in a score, as tables and frames show them.
-COSTS = ("images", "nfe", "layer_runs", "flops", "seconds")
+COSTS = ("images", "not_finite", "nfe", "layer_runs", "flops", "seconds")
 
 
 @dataclass(frozen=True)
@@ -60,8 +63,9 @@ class Result:
         candidate: what it sampled with.
         values: by name; the values that the study optimises.
         origin: how the candidate came about: ``baseline``, ``random``, ``mutation`` ...
-        baseline: the name of the usual schedule that it is; None for others.
-        costs: ``images``, ``nfe``, ``layer_runs``, ``flops``, ``seconds``, as far as they are known.
+        baseline: the name of the baseline that it is; None for others.
+        label: what tables call it.
+        costs: ``images``, ``not_finite`` (of these), ``nfe``, ``layer_runs``, ``flops``, ``seconds``, where known.
     """
 
     trial: int
@@ -69,6 +73,7 @@ class Result:
     values: Mapping[str, float]
     origin: str
     baseline: str | None
+    label: str
     costs: Mapping[str, float | None]
 
     @property
@@ -102,9 +107,9 @@ class StoredStudy:
 
     @property
     def definition(self) -> dict[str, Any]:
-        """What it was started with, with the file, the number of trials and the ranking beside it."""
+        """What it was started with, with the files, the number of trials and the ranking beside it."""
         attributes = self.study.user_attrs
-        more = {key: attributes[key] for key in (WANTED, FILE, RANKING) if key in attributes}
+        more = {key: attributes[key] for key in (WANTED, FILE, FOLDERS, RANKING) if key in attributes}
         definition: dict[str, Any] = attributes.get(DEFINITION, {})
         return more | definition
 
@@ -128,6 +133,14 @@ class StoredStudy:
         """The complete baselines, by name, in the order in which they were run."""
         results = sorted(self.complete(), key=lambda result: result.trial)
         return {result.baseline: result for result in results if result.baseline is not None}
+
+
+Compared = TypeVar("Compared")
+
+
+def compared_with(baselines: Mapping[str, Compared]) -> Compared | None:
+    """Of baselines by name, the one that results are divided by: ``own``; where there is none, the uniform one."""
+    return baselines.get(OWN, baselines.get(UNIFORM))
 
 
 def stored_study(name: str, storage: Storage) -> StoredStudy:
@@ -155,6 +168,7 @@ def _result(trial: FrozenTrial, names: Sequence[str]) -> Result:
         values=dict(zip(names, values, strict=True)),
         origin=str(trial.user_attrs.get(ORIGIN, "")),
         baseline=trial.user_attrs.get(BASELINE),
+        label=str(trial.user_attrs.get(LABEL, trial.user_attrs.get(BASELINE, ""))),
         costs={cost: score.get(cost) for cost in COSTS},
     )
 
@@ -223,17 +237,21 @@ def _config_in(path: Path) -> StudyConfig:
     source = content.get("source") if isinstance(content, dict) else None
     if not isinstance(source, dict) or "definition" not in source:
         raise UserError(f"{path}: does not say which model it is for; name a study that does with --study")
-    return stored_config(str(source.get("study", path.stem)), str(path), source["definition"])
+    return stored_config(str(source.get("study", path.stem)), str(path), source["definition"], folder_of(path))
 
 
 def listed_layers(name: str) -> tuple[list[Layer], int]:
     """The layers of a model or of a study's model, and the FLOPs of its denoiser's whole forward pass."""
+    from autodiffusion_opt.sampling.compatibility import denoiser_of
     from autodiffusion_opt.sampling.layers import list_layers, total_flops
-    from autodiffusion_opt.sampling.load import denoiser_of, load_configured, load_pipeline
+    from autodiffusion_opt.sampling.load import load_configured, load_pipeline
 
     is_study = name.endswith(".toml") or name in {entry.name for entry in entries(["studies"])}
-    table = load_study_config(name).pipeline if is_study else None
-    pipeline = load_pipeline(name, device="cpu") if table is None else load_configured(table)
+    config = load_study_config(name) if is_study else None
+    if config is None or config.pipeline is None:
+        pipeline = load_pipeline(name, device="cpu", with_candidate=False)
+    else:
+        pipeline = load_configured(config.pipeline, config.base_of("pipeline"))
     denoiser = denoiser_of(pipeline)
     return list_layers(denoiser), total_flops(denoiser)
 
@@ -241,16 +259,15 @@ def listed_layers(name: str) -> tuple[list[Layer], int]:
 def sample_blocks(
     config: StudyConfig, candidate: Candidate, count: int, seed: int, progress: Progress = silent
 ) -> dict[str, torch.Tensor]:
-    """Caption -> images, of the candidate and of the uniform one, from the same noise."""
+    """Caption -> images, of the candidate and of what the pipeline does by itself, from the same noise."""
     import torch
 
-    from autodiffusion_opt.sampling.introspect import read_model_info
+    from autodiffusion_opt.sampling.own import own_candidate
 
     sampler = load_sampler(config, progress)
-    times = leading(read_model_info(sampler.pipeline), len(candidate.steps))
-    uniform = Candidate.from_time_steps(times, guidance_scale=candidate.guidance_scale)
+    own = own_candidate(sampler, len(candidate.steps), with_guidance=candidate.guidance_scale is not None)
     blocks: dict[str, torch.Tensor] = {}
-    for name, sampled in (("best", candidate), (f"uniform ({UNIFORM})", uniform)):
+    for name, sampled in (("best", candidate), (OWN, own)):
         images = (block.cpu() for block in sampler.images(sampled, range(count), seed))
         told = counted(images, progress, "sampling images", 2 * count, count * len(blocks))
         blocks[f"{name} {sampled}"] = torch.cat(list(told))

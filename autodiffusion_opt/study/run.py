@@ -17,7 +17,7 @@ from optuna.trial import FrozenTrial, TrialState
 from autodiffusion_opt.errors import EvaluationError, UserError
 from autodiffusion_opt.optimizer import CandidateSampler, OptimizerConfig, ParameterSampler
 from autodiffusion_opt.optimizer.base import require_fully_parametric
-from autodiffusion_opt.space import ModelInfo
+from autodiffusion_opt.space import OWN, ModelInfo
 from autodiffusion_opt.study import results
 from autodiffusion_opt.study.callback import Callback
 from autodiffusion_opt.study.config import StudyConfig, check_version, differences, load_study_config
@@ -33,6 +33,7 @@ from autodiffusion_opt.trials.attributes import (
     FILE,
     FINGERPRINT,
     FIXED_PARAMETERS,
+    FOLDERS,
     ORIGIN,
     RANKING,
     REUSED_FROM,
@@ -189,10 +190,10 @@ class Study:
             study = self._open()
             history = History(study).refresh()
             study.sampler = self._sampler(history)
-            claims = Claims(history, self.problem.space.encode)
+            claims = Claims(history, self.problem.parameters)
             claims.recover(wanted)
             claims.retry_failures_in_a_row(MOST_FAILURES)
-            claims.enqueue_baselines(self.problem.space.baselines())
+            claims.enqueue_baselines(self.problem.baselines, {OWN: self.problem.own_label})
             self._callback.started(self.config, history, wanted)
             failures = 0
             with self._released_on_error(claims, wanted):
@@ -230,12 +231,13 @@ class Study:
             return self._open()
         study.set_user_attr(WANTED, self.config.trials)
         study.set_user_attr(FILE, str(self.config.base / Path(self.config.path).name))
+        study.set_user_attr(FOLDERS, {part: str(folder) for part, folder in self.config.bases.items()})
         return study
 
     def _start_over(self, study: optuna.Study, stored: Mapping[str, Any], definition: Mapping[str, Any]) -> None:
         """Forget a study that has measured nothing yet: its file was put right. Raises UserError where it has."""
         history = History(study).refresh()
-        if history.is_measured or Claims(history, self.problem.space.encode).has_live_workers():
+        if history.is_measured or Claims(history, self.problem.parameters).has_live_workers():
             self._refuse(stored, definition)
         optuna.delete_study(study_name=self.config.name, storage=self.storage)
         del self.problem  # its ranking may have come from there
@@ -329,7 +331,7 @@ class Study:
         """
         best = self.best().candidate
         with shown(progress) as self._callback:
-            candidates = {**self.problem.space.baselines(), "best": best}
+            candidates = {**self.problem.baselines, "best": best}
             return rescore(self.problem, candidates, images=images, repeats=repeats, progress=self._callback.progress)
 
     def export(self, folder: str | Path) -> list[Path]:

@@ -10,7 +10,8 @@ from autodiffusion_opt.candidate import Candidate
 
 # User attributes of a trial.
 CANDIDATE = "candidate"  # its canonical JSON, published before the parameters
-BASELINE = "baseline"  # the name of the usual schedule that this is
+BASELINE = "baseline"  # the name of the baseline that this is: own, or a usual schedule
+LABEL = "label"  # what tables call a baseline, where it is more than its name
 ORIGIN = "origin"  # how the optimizer made it: random, mutation, crossover ...
 STAGE = "stage"  # of a search in stages
 RETRY_OF = "retry_of"  # the position of the trial whose worker died
@@ -25,10 +26,11 @@ DEFINITION = "definition"  # what must not change under the study's name
 FINGERPRINT = "fingerprint"  # in the definition: of the model, the conditions, the reference
 RANKING = "ranking"  # of layers, measured once
 WANTED = "trials"  # how many trials the study's file asks for
-FILE = "file"  # the study's: relative paths in its tables start from there
+FILE = "file"  # the study's: relative paths in its tables start from its folder
+FOLDERS = "folders"  # of the files that hold other parts, by the part's name: relative paths in those start there
 
 # Of a trial that died, a retry takes over what says which candidate it is and where it came from.
-INHERITED = (CANDIDATE, BASELINE, ORIGIN, STAGE)
+INHERITED = (CANDIDATE, BASELINE, LABEL, ORIGIN, STAGE)
 # System attribute in which Optuna keeps the parameters of an enqueued trial.
 FIXED_PARAMETERS = "fixed_params"
 

@@ -18,6 +18,7 @@ from autodiffusion_opt.trials.attributes import (
     CANDIDATE,
     EVALUATION_FAILED,
     INHERITED,
+    LABEL,
     ORIGIN,
     RETRY_OF,
     WORKER,
@@ -63,12 +64,19 @@ class Claims:
         self._study = history.study
         self._encode = encode
 
-    def enqueue_baselines(self, baselines: Mapping[str, Candidate]) -> None:
-        """The usual schedules come first, so that every study carries its own comparison; each is enqueued once."""
+    def enqueue_baselines(self, baselines: Mapping[str, Candidate], labels: Mapping[str, str] | None = None) -> None:
+        """The baselines come first, so that every study carries its own comparison; each is enqueued once.
+
+        Args:
+            baselines: by name, in the order in which they are run.
+            labels: what tables call a baseline, where it is more than its name.
+        """
         known = self._history.refresh().baseline_names
         for name, candidate in baselines.items():
             if name not in known:
                 attributes = {BASELINE: name, CANDIDATE: candidate.to_json(), ORIGIN: "baseline"}
+                if labels and name in labels:
+                    attributes[LABEL] = labels[name]
                 self._study.enqueue_trial(self._encode(candidate), user_attrs=attributes)
         self._drop_duplicates()
 

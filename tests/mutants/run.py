@@ -34,6 +34,7 @@ TESTS = {
     "catalogue.py": ["tests/test_catalogue.py"],
     "cli.py": ["tests/test_cli.py"],
     "config.py": ["tests/study/test_config.py", "tests/test_plugins.py"],
+    "paths.py": ["tests/test_paths.py", "tests/study/test_paths.py"],
     "plugins.py": ["tests/test_plugins.py"],
     "report": ["tests/test_cli.py"],
     "sampling/hooks.py": ["tests/sampling/test_hooks.py", "tests/sampling/test_layers_bypass.py"],

@@ -111,10 +111,16 @@ def test_the_statistics_of_an_embedded_model_are_kept(cache: Path) -> None:
     assert (first.images, second.images) == (1797, 0)
 
 
-def test_a_folder_is_looked_for_beside_the_file_that_names_it(folder: Path, tmp_path: Path) -> None:
+def test_a_folder_is_looked_for_beside_the_file_that_names_it_and_nowhere_else(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert load_reference("images", Counting(), tmp_path).statistics.count == 5
-    with pytest.raises(UserError, match=r"'images' is not there"):
+    with pytest.raises(UserError, match=rf"'images' is not there: there is no {Path.cwd()}/images"):
         load_reference("images", Counting())
+    monkeypatch.chdir(tmp_path)
+    assert load_reference("images", Counting()).statistics.count == 5
+    with pytest.raises(UserError, match=rf"'images' is not there: there is no {folder}/images"):
+        load_reference("images", Counting(), folder)
 
 
 def test_a_file_of_statistics_is_read_as_the_literature_writes_it(tmp_path: Path) -> None:

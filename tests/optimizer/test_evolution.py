@@ -111,7 +111,16 @@ class Recorder:
     def __init__(self, space: Any) -> None:
         self.space = space
         self.parents: set[Candidate] = set()
-        for name in ("fully_parametric", "distributions", "decode", "encode", "check", "baselines", "random"):
+        for name in (
+            "fully_parametric",
+            "distributions",
+            "decode",
+            "encode",
+            "check",
+            "nearest",
+            "baselines",
+            "random",
+        ):
             setattr(self, name, getattr(space, name))
 
     def with_layer_share(self, share: float) -> Recorder:

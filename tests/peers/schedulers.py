@@ -3,18 +3,28 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import math
 from collections.abc import Callable
 from typing import Any
 
 import diffusers
 import numpy as np
-from peers import solvers
-
-from autodiffusion_opt.sampling import schedule as schedules
+from peers import as_computed, dpm_solvers, solvers
 
 INTEGERS = (961, 900, 551, 540, 260, 30, 7)
+DISTILLED = ("LCMScheduler", "TCDScheduler")
 BETWEEN = (961.0, 900.25, 551.5, 540.0, 260.75, 30.5, 7.0)
+
+
+@dataclasses.dataclass(frozen=True)
+class Paper:
+    """A formula that a case does not equal, and why not: the paper's, where the scheduler computes something else."""
+
+    formula: Callable[..., Any]
+    why: str
+    options: dict[str, Any] = dataclasses.field(default_factory=dict)
+    between: str | None = None  # how levels between integer times are read
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,17 +43,29 @@ class Case:
     last: str = "zero"  # or "least": ends at σ of time 0
     kinds: tuple[str, ...] = ("epsilon", "v_prediction", "sample")
     flow: bool = False
+    papers: tuple[Paper, ...] = ()
 
     def __str__(self) -> str:
         detail = "-".join(str(value) for value in (*self.config.values(), *self.step.values(), *self.install))
         return f"{self.name.removesuffix('Scheduler')}{'-' + detail if detail else ''}"
 
     @property
+    def settings(self) -> str:
+        """What is set, as one writes it."""
+        return ", ".join(f"{key}={value}" for key, value in {**self.config, **self.step, **self.install}.items())
+
+    @property
+    def continuous(self) -> bool:
+        """Takes times between integers, and an end time."""
+        return self.name not in DISTILLED
+
+    @property
     def times(self) -> tuple[float, ...]:
-        return BETWEEN if schedules.takes_continuous(self.make()) else INTEGERS
+        return BETWEEN if self.continuous else INTEGERS
 
     def make(self, kind: str | None = None, double: bool = False, **config: Any) -> Any:
-        chosen = {**self.config, **config} | ({"prediction_type": kind} if kind else {})
+        """The scheduler; ``kind``: of prediction; ``double``: with ᾱ in float64."""
+        chosen = {**self.config, **config} | ({"prediction_type": kind} if kind not in (None, "flow") else {})
         made = getattr(diffusers, self.name)(**chosen)
         if double and hasattr(made, "alphas_cumprod"):
             made.alphas_cumprod = made.alphas_cumprod.double()
@@ -51,13 +73,38 @@ class Case:
                 made.final_alpha_cumprod = made.alphas_cumprod[0]
         return made
 
-    def levels(self, scheduler: Any, times: tuple[float, ...]) -> tuple[np.ndarray, np.ndarray]:
+    def levels(
+        self, scheduler: Any, times: tuple[float, ...], end_time: float | None = None, between: str | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """α and σ at the times, then at the end. A last step of no length is given the 10⁻⁹th part of σ."""
         if self.flow:
-            sigma = np.append(np.array(times) / 1000, 0.0)
+            sigma = np.append(times, end_time or 0.0) / 1000
             return 1 - sigma, sigma
         alpha_bar = scheduler.alphas_cumprod.double().numpy()
-        last = 0.0 if self.last == "zero" else math.sqrt(1 / alpha_bar[0] - 1)
-        return solvers.levels(alpha_bar, times, self.linear, last)
+        between = between or ("ratio" if self.linear else "log_ratio")
+        if end_time is not None:
+            return solvers.levels(alpha_bar, np.append(times, end_time), between)
+        least = 0.0 if self.last == "zero" else math.sqrt(1 / alpha_bar[0] - 1)
+        alpha, sigma = solvers.levels(alpha_bar, np.array(times), between)
+        return solvers.levels(alpha_bar, np.array(times), between, min(least, sigma[-1] / alpha[-1] * (1 - 1e-9)))
+
+    def arguments(
+        self, formula: Callable[..., Any], scheduler: Any, times: tuple[float, ...], end_time: float | None
+    ) -> dict[str, Any]:
+        """What a formula takes beyond the levels: the times, ᾱ, the orders of calls."""
+        to_zero = self.last == "zero" and (end_time is None or (self.flow and end_time == 0))
+        end = {"zero": -1.0, "least": 0.0}[self.last] if end_time is None else end_time
+        known = {
+            "times": np.append(times, end),
+            "alpha_bar": None if self.flow else scheduler.alphas_cumprod.double().numpy(),
+            "orders": as_computed.block_orders(
+                scheduler.config.get("solver_order", 1),
+                len(times),
+                to_zero,
+                scheduler.config.get("lower_order_final", False),
+            ),
+        }
+        return {name: known[name] for name in inspect.signature(formula).parameters if name in known}
 
 
 def dpm(**config: Any) -> dict[str, Any]:
@@ -68,6 +115,12 @@ def noise_dpm(**config: Any) -> dict[str, Any]:
     return dpm(algorithm_type="dpmsolver", final_sigmas_type="sigma_min", **config)
 
 
+def deis_papers(order: int) -> tuple[Paper, ...]:
+    why = "polynomials in log ρ, order lowered at the end"
+    return tuple(Paper(formula, why, {"order": order}) for formula in (solvers.deis_rho, solvers.deis_t))
+
+
+BH1 = {"final_sigmas_type": "sigma_min", "solver_type": "bh1"}
 UNCLIPPED = {"clip_sample": False}
 EPSILON = ("epsilon",)
 FLOW = {"prediction_type": "flow_prediction", "use_flow_sigmas": True}
@@ -83,7 +136,6 @@ CASES = [
         solvers.plms_uneven,
         2,
         {"skip_prk_steps": True},
-        {"times": np.append(BETWEEN, 0.0)},
         install={"uneven_coefficients": True},
         last="least",
         kinds=("epsilon", "v_prediction"),
@@ -93,70 +145,90 @@ CASES = [
         solvers.plms_uneven,
         2,
         {"skip_prk_steps": True, "set_alpha_to_one": True},
-        {"times": np.append(BETWEEN, -1.0)},
         install={"uneven_coefficients": True},
         kinds=EPSILON,
     ),
-    Case("DEISMultistepScheduler", solvers.deis, 2, dpm(), last="least", float32=True),
+    Case(
+        "DEISMultistepScheduler", as_computed.deis_log_rho, 2, dpm(), last="least", float32=True, papers=deis_papers(2)
+    ),
     Case(
         "DEISMultistepScheduler",
-        solvers.deis,
+        as_computed.deis_log_rho,
         3,
         {"solver_order": 3},
         {"order": 3},
         last="least",
         float32=True,
+        papers=deis_papers(3),
     ),
     Case(
         "DPMSolverMultistepScheduler",
-        solvers.dpm_multistep,
+        dpm_solvers.dpm_multistep,
         1,
         {"solver_order": 1},
         {"order": 1},
         float32=True,
     ),
-    Case("DPMSolverMultistepScheduler", solvers.dpm_multistep, 2, dpm(), float32=True),
     Case(
         "DPMSolverMultistepScheduler",
-        solvers.dpm_multistep,
+        dpm_solvers.dpm_multistep,
+        2,
+        dpm(),
+        float32=True,
+        papers=(Paper(dpm_solvers.dpm_multistep, "the authors' log α is linear between integers", {}, "log_alpha"),),
+    ),
+    Case(
+        "DPMSolverMultistepScheduler",
+        dpm_solvers.dpm_multistep_authors_third,
         2,
         {"solver_order": 3},
-        {"order": 3},
         float32=True,
+        papers=(Paper(dpm_solvers.dpm_multistep, "its last term is halved", {"order": 3}),),
     ),
-    Case("DPMSolverMultistepScheduler", solvers.dpm_multistep, 2, dpm(use_karras_sigmas=True), float32=True),
+    Case("DPMSolverMultistepScheduler", dpm_solvers.dpm_multistep, 2, dpm(use_karras_sigmas=True), float32=True),
     Case(
         "DPMSolverMultistepScheduler",
-        solvers.dpm_noise_multistep,
+        dpm_solvers.dpm_multistep,
         2,
         noise_dpm(),
+        {"form": "noise"},
         float32=True,
         last="least",
     ),
     Case(
         "DPMSolverMultistepScheduler",
-        solvers.sde_dpm_multistep,
+        dpm_solvers.sde_dpm_multistep,
         0,
         dpm(algorithm_type="sde-dpmsolver++"),
         float32=True,
     ),
     Case(
         "DPMSolverMultistepScheduler",
-        solvers.dpm_multistep,
+        dpm_solvers.dpm_multistep,
         2,
         FLOW,
         float32=True,
         flow=True,
         kinds=("flow_prediction",),
     ),
-    Case("DPMSolverSinglestepScheduler", solvers.dpm_singlestep, 2, dpm(), {"orders": (1, 2, 1, 2, 1, 2, 1)}),
+    Case("DPMSolverSinglestepScheduler", dpm_solvers.dpm_singlestep, 2, dpm()),
+    Case("DPMSolverSinglestepScheduler", dpm_solvers.dpm_singlestep, 2, noise_dpm(), {"form": "noise"}, last="least"),
     Case(
         "DPMSolverSinglestepScheduler",
-        solvers.dpm_singlestep,
+        as_computed.dpm_singlestep_as_computed,
         3,
         {"solver_order": 3},
-        {"orders": (1, 2, 3, 1, 2, 3, 1)},
+        papers=(Paper(dpm_solvers.dpm_singlestep, "h/2 in its second call, not φ₂"),),
     ),
+    Case(
+        "DPMSolverSinglestepScheduler",
+        as_computed.dpm_singlestep_as_computed,
+        3,
+        {"solver_order": 3, "final_sigmas_type": "sigma_min", "lower_order_final": True},
+        last="least",
+        papers=(Paper(dpm_solvers.dpm_singlestep, "h/2 in its second call, not φ₂"),),
+    ),
+    Case("DPMSolverSinglestepScheduler", dpm_solvers.dpm_singlestep, 2, FLOW, flow=True, kinds=("flow_prediction",)),
     Case(
         "EulerAncestralDiscreteScheduler",
         solvers.ancestral,
@@ -164,7 +236,14 @@ CASES = [
         kinds=("epsilon", "v_prediction"),
         float32=True,
     ),
-    Case("EulerDiscreteScheduler", solvers.euler, 1, linear=True, float32=True),
+    Case(
+        "EulerDiscreteScheduler",
+        solvers.euler,
+        1,
+        linear=True,
+        float32=True,
+        papers=(Paper(solvers.euler, "k-diffusion's log σ is linear between integers", {}, "log_ratio"),),
+    ),
     Case("EulerDiscreteScheduler", solvers.euler, 1, {"use_karras_sigmas": True}, linear=True, float32=True),
     Case("FlowMatchEulerDiscreteScheduler", solvers.flow_euler, 1, {"shift": 3.0}, flow=True, kinds=("flow",)),
     Case(
@@ -177,10 +256,28 @@ CASES = [
     ),
     Case("FlowMatchHeunDiscreteScheduler", solvers.flow_heun, 2, {"shift": 3.0}, flow=True, kinds=("flow",)),
     Case("HeunDiscreteScheduler", solvers.heun, 2, linear=True),
-    Case("LCMScheduler", solvers.lcm, 0, UNCLIPPED, {"times": INTEGERS}, float32=True),
+    Case("LCMScheduler", solvers.lcm, 0, UNCLIPPED, float32=True),
     Case("LMSDiscreteScheduler", solvers.lms, 4, linear=True),
-    Case("TCDScheduler", solvers.tcd, 0, UNCLIPPED, {"times": INTEGERS}),
-    Case("UniPCMultistepScheduler", solvers.unipc, 2, dpm()),
-    Case("UniPCMultistepScheduler", solvers.unipc, 3, {"solver_order": 3}, {"order": 3}),
-    Case("UniPCMultistepScheduler", solvers.unipc, 2, FLOW, flow=True, kinds=("flow_prediction",)),
+    Case("TCDScheduler", solvers.tcd, 0, UNCLIPPED),
+    Case("UniPCMultistepScheduler", dpm_solvers.unipc, 1, {"solver_order": 1}, {"order": 1}),
+    Case("UniPCMultistepScheduler", dpm_solvers.unipc, 2, dpm()),
+    Case("UniPCMultistepScheduler", dpm_solvers.unipc, 3, {"solver_order": 3}, {"order": 3}),
+    Case("UniPCMultistepScheduler", dpm_solvers.unipc, 2, dpm(**BH1), {"kind": "bh1"}, last="least"),
+    Case(
+        "UniPCMultistepScheduler",
+        dpm_solvers.unipc,
+        3,
+        {"solver_order": 3, **BH1, "predict_x0": False},
+        {"order": 3, "kind": "bh1", "form": "noise"},
+        last="least",
+    ),
+    Case(
+        "UniPCMultistepScheduler",
+        dpm_solvers.unipc,
+        2,
+        dpm(final_sigmas_type="sigma_min", predict_x0=False),
+        {"form": "noise"},
+        last="least",
+    ),
+    Case("UniPCMultistepScheduler", dpm_solvers.unipc, 2, FLOW, flow=True, kinds=("flow_prediction",)),
 ]

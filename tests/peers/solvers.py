@@ -1,8 +1,12 @@
-"""Reference formulas of the solvers, in float64, each from its paper; nothing here calls diffusers.
+"""Solvers as their papers have them, in float64; nothing here calls diffusers or was written from it.
+
+Here are those that work on ᾱ, σ or t; ``dpm_solvers`` holds those in the half-log-SNR λ, and ``as_computed`` what a
+scheduler computes where that is not the paper's formula.
 
 All take ``noise(x, k)``, the model's noise prediction at step ``k`` for a sample at that step's level;
 ``alpha`` and ``sigma``, arrays of N + 1 levels with x = α x_0 + σ ε (the last one is where the solver ends);
 and the first sample. They return the sample at the last level. ``draws`` yields a stochastic solver's noises.
+A formula that needs the times themselves takes ``times``: N of them and the end.
 """
 
 from __future__ import annotations
@@ -14,13 +18,24 @@ import numpy as np
 
 Array = np.ndarray
 Noise = Callable[[Array, int], Array]
+GAUSS = np.polynomial.legendre.leggauss(40)  # points in [-1, 1] and their weights
 
 
-def levels(alpha_bar: Array, times: tuple[float, ...], linear: bool, last: float) -> tuple[Array, Array]:
-    """α and σ at continuous times: σ/α linear in time or its logarithm; then σ/α = ``last``."""
-    ratio, grid = np.sqrt(1 / alpha_bar - 1), np.arange(len(alpha_bar))
-    read = np.interp(times, grid, ratio) if linear else np.exp(np.interp(times, grid, np.log(ratio)))
-    ratios = np.append(read, last)
+def levels(alpha_bar: Array, times: Array, between: str, last: float | None = None) -> tuple[Array, Array]:
+    """α and σ at times between integers, then (if given) where σ/α = ``last``.
+
+    ``between``: what is linear in time. ``log_ratio``: log σ/α; ``ratio``: σ/α; ``log_alpha``: log α, as in
+    DPM-Solver for models of discrete times (https://arxiv.org/abs/2206.00927, appendix D, and its authors' code).
+    """
+    grid = np.arange(len(alpha_bar))
+    if between == "log_alpha":
+        alpha = np.exp(np.interp(times, grid, np.log(alpha_bar) / 2))
+        ratios = np.sqrt(1 / alpha**2 - 1)
+    else:
+        ratio = np.sqrt(1 / alpha_bar - 1)
+        log = between == "log_ratio"
+        ratios = np.exp(np.interp(times, grid, np.log(ratio))) if log else np.interp(times, grid, ratio)
+    ratios = ratios if last is None else np.append(ratios, last)
     alpha = 1 / np.hypot(1, ratios)
     return alpha, ratios * alpha
 
@@ -29,37 +44,61 @@ def image(noise: Noise, alpha: Array, sigma: Array, x: Array, k: int) -> Array:
     return (x - sigma[k] * noise(x, k)) / alpha[k]
 
 
-def ddim(noise: Noise, alpha: Array, sigma: Array, x: Array, draws: Iterator[Array], eta: float = 0.0) -> Array:
-    """https://arxiv.org/abs/2010.02502, equations (12) and (16)."""
+def ddim(
+    noise: Noise,
+    alpha: Array,
+    sigma: Array,
+    x: Array,
+    draws: Iterator[Array],
+    eta: float = 0.0,
+    clip: float | None = None,
+    gradient: Noise | None = None,
+) -> Array:
+    """DDIM, equations (12) and (16) of arXiv 2010.02502.
+
+    As ADM samples (https://arxiv.org/abs/2105.05233, algorithm 2, and its authors' code): ``clip``: the predicted image
+    is cut to ±clip and the noise derived from it; then, with a classifier's ``gradient``, the noise is guided, and the
+    image is that of the guided noise, not clipped again.
+    """
     for k in range(len(alpha) - 1):
         eps = noise(x, k)
         x0 = (x - sigma[k] * eps) / alpha[k]
+        if clip is not None:
+            x0 = x0.clip(-clip, clip)
+            eps = (x - alpha[k] * x0) / sigma[k]
+        if gradient is not None:
+            eps = eps - sigma[k] * gradient(x, k)
+            x0 = (x - sigma[k] * eps) / alpha[k]
         ratio = alpha[k] ** 2 / alpha[k + 1] ** 2
-        spread = eta * sigma[k + 1] / sigma[k] * math.sqrt(1 - ratio)
-        x = alpha[k + 1] * x0 + math.sqrt(sigma[k + 1] ** 2 - spread**2) * eps
+        spread = eta * sigma[k + 1] / sigma[k] * math.sqrt(1 - ratio)  # equation (16)
+        x = alpha[k + 1] * x0 + math.sqrt(sigma[k + 1] ** 2 - spread**2) * eps  # equation (12)
         if eta:
             x = x + spread * next(draws)
     return x
 
 
 def ddpm(noise: Noise, alpha: Array, sigma: Array, x: Array, draws: Iterator[Array], large: bool = False) -> Array:
-    """https://arxiv.org/abs/2006.11239, section 2, as Bayes' rule for Gaussians: precisions add up.
+    """DDPM, equation (7) of arXiv 2006.11239: here by Bayes' rule; the last step without noise (algorithm 2).
 
-    x_s | x_0 is N(α_s x_0, σ_s²), and x_t | x_s is N(r x_s, 1 - r²) with r = α_t/α_s.
+    x_s | x_0 is N(α_s x_0, σ_s²), and x_t | x_s is N(r x_s, 1 - r²) with r = α_t/α_s. Precisions add up; all is
+    multiplied by σ_s² (1 - r²), so that σ_s may be 0.
     """
     for k in range(len(alpha) - 1):
         x0 = image(noise, alpha, sigma, x, k)
-        if k == len(alpha) - 2:
-            return x0
         r = alpha[k] / alpha[k + 1]
-        precision = 1 / sigma[k + 1] ** 2 + r**2 / (1 - r**2)
-        mean = (alpha[k + 1] * x0 / sigma[k + 1] ** 2 + r * x / (1 - r**2)) / precision
-        x = mean + math.sqrt(1 - r**2 if large else 1 / precision) * next(draws)
+        seen, before = 1 - r**2, sigma[k + 1] ** 2
+        mean = (alpha[k + 1] * x0 * seen + r * x * before) / (seen + r**2 * before)
+        spread = math.sqrt(seen if large else seen * before / (seen + r**2 * before))
+        x = mean if k == len(alpha) - 2 else mean + spread * next(draws)
     return x
 
 
 def plms(noise: Noise, alpha: Array, sigma: Array, x: Array, draws: Iterator[Array]) -> Array:
-    """https://arxiv.org/abs/2202.09778, section 3: pseudo linear multistep, started by a trapezoid."""
+    """PLMS of latent-diffusion (arXiv 2112.10752): the multistep part of PNDM, section 3 of arXiv 2202.09778.
+
+    Two slopes are averaged for the first step, then two and three make the multistep formula; PNDM itself takes three
+    Runge-Kutta steps there. The weights are those for even steps, also where steps are uneven.
+    """
 
     def transfer(x: Array, eps: Array, k: int) -> Array:
         now, then = alpha[k] ** 2, alpha[k + 1] ** 2
@@ -77,7 +116,10 @@ def plms(noise: Noise, alpha: Array, sigma: Array, x: Array, draws: Iterator[Arr
 
 
 def plms_uneven(noise: Noise, alpha: Array, sigma: Array, x: Array, draws: Iterator[Array], times: Array) -> Array:
-    """PLMS with the mean over the step of the polynomial in time through the slopes; N + 1 ``times``."""
+    """PLMS with weights for uneven steps: the mean over the step of the polynomial through the slopes.
+
+    The polynomial is in time (Hairer, Nørsett, Wanner, Solving Ordinary Differential Equations I, section III.5).
+    """
     ratio = sigma / alpha
     y = x / alpha[0]
     past = [noise(x, 0)]
@@ -93,13 +135,12 @@ def plms_uneven(noise: Noise, alpha: Array, sigma: Array, x: Array, draws: Itera
 
 def lagrange_means(nodes: Array, start: float, end: float, read: Callable[[Array], Array]) -> list[float]:
     """Means over [start, end] of the Lagrange polynomials in ``read(·)`` through the nodes, by Gauss."""
-    points, masses = np.polynomial.legendre.leggauss(40)
-    at = read((start + end) / 2 + (end - start) / 2 * points)
+    at = read((start + end) / 2 + (end - start) / 2 * GAUSS[0])
     means = []
     for j, node in enumerate(nodes):
         zeros = [read(zero) for i, zero in enumerate(nodes) if i != j]
         basis = np.prod([(at - zero) / (read(node) - zero) for zero in zeros] or [at * 0 + 1], axis=0)
-        means.append(float(masses @ basis / 2))
+        means.append(float(GAUSS[1] @ basis / 2))
     return means
 
 
@@ -124,23 +165,38 @@ def adams(
     return y * alpha[-1]
 
 
-def deis(noise: Noise, alpha: Array, sigma: Array, x: Array, draws: Iterator[Array], order: int = 2) -> Array:
-    """https://arxiv.org/abs/2204.13902, ρAB-DEIS, polynomials in log ρ; order lowered at the end."""
-    return adams(noise, alpha, sigma, x, order, np.log, ends_low=len(alpha) - 1 < 15)
+def deis_rho(noise: Noise, alpha: Array, sigma: Array, x: Array, draws: Iterator[Array], order: int = 2) -> Array:
+    """ρAB-DEIS, section 4 of arXiv 2204.13902: polynomials in ρ = σ/α."""
+    return adams(noise, alpha, sigma, x, order, lambda rho: rho, ends_low=False)
+
+
+def deis_t(
+    noise: Noise,
+    alpha: Array,
+    sigma: Array,
+    x: Array,
+    draws: Iterator[Array],
+    times: Array,
+    alpha_bar: Array,
+    order: int = 2,
+) -> Array:
+    """tAB-DEIS, section 3 of arXiv 2204.13902: polynomials in t."""
+    log_ratio, grid = np.log(1 / alpha_bar - 1) / 2, np.arange(len(alpha_bar))
+    return adams(noise, alpha, sigma, x, order, lambda rho: np.interp(np.log(rho), log_ratio, grid), ends_low=False)
 
 
 def lms(noise: Noise, alpha: Array, sigma: Array, x: Array, draws: Iterator[Array], order: int = 4) -> Array:
-    """Linear multistep in σ (k-diffusion): variable-step Adams-Bashforth of up to four slopes."""
+    """LMS of k-diffusion: Adams-Bashforth in σ for uneven steps, up to four slopes."""
     return adams(noise, alpha, sigma, x, order, lambda s: s, ends_low=False)
 
 
 def euler(noise: Noise, alpha: Array, sigma: Array, x: Array, draws: Iterator[Array]) -> Array:
-    """https://arxiv.org/abs/2206.00364, algorithm 1 without its lines 6 to 8."""
+    """Euler, algorithm 1 of arXiv 2206.00364: without its lines 6 to 8."""
     return adams(noise, alpha, sigma, x, 1, lambda s: s, ends_low=False)
 
 
 def heun(noise: Noise, alpha: Array, sigma: Array, x: Array, draws: Iterator[Array]) -> Array:
-    """https://arxiv.org/abs/2206.00364, algorithm 1."""
+    """Heun, algorithm 1 of arXiv 2206.00364: an Euler step at the end, wherever that is."""
     ratio, y = sigma / alpha, x / alpha[0]
     for k in range(len(alpha) - 1):
         slope = noise(y * alpha[k], k)
@@ -152,7 +208,7 @@ def heun(noise: Noise, alpha: Array, sigma: Array, x: Array, draws: Iterator[Arr
 
 
 def ancestral(noise: Noise, alpha: Array, sigma: Array, x: Array, draws: Iterator[Array]) -> Array:
-    """k-diffusion's ancestral Euler: down to σ_down, then noise of σ_up, with σ_down² + σ_up² = σ'²."""
+    """Ancestral Euler of k-diffusion: down to σ_down, then noise of σ_up, with σ_down² + σ_up² = σ'²."""
     ratio, y = sigma / alpha, x / alpha[0]
     for k in range(len(alpha) - 1):
         up = ratio[k + 1] / ratio[k] * math.sqrt(ratio[k] ** 2 - ratio[k + 1] ** 2)
@@ -161,167 +217,15 @@ def ancestral(noise: Noise, alpha: Array, sigma: Array, x: Array, draws: Iterato
     return y * alpha[-1]
 
 
-def _log_snr(alpha: Array, sigma: Array) -> Array:
-    with np.errstate(divide="ignore"):
-        return np.log(alpha) - np.log(sigma)
-
-
-def dpm_multistep(
-    noise: Noise,
-    alpha: Array,
-    sigma: Array,
-    x: Array,
-    draws: Iterator[Array],
-    order: int = 2,
-    halved: bool = True,
-    ends_low: bool = True,
-) -> Array:
-    """DPM-Solver++ multistep, https://arxiv.org/abs/2211.01095, algorithm 2 (2M); 3M by Taylor.
-
-    ``halved``: the authors' own code enters half of the second derivative (D2 is h²x''/2, used as h²x'').
-    """
-    lam, past, steps = _log_snr(alpha, sigma), [], len(alpha) - 1
-    for k in range(steps):
-        past = [image(noise, alpha, sigma, x, k), *past][:order]
-        use = min(len(past), steps - k) if ends_low and steps < 15 else len(past)
-        use = 1 if sigma[k + 1] == 0 else use
-        h = lam[k + 1] - lam[k]
-        reach = -math.expm1(-h)
-        total = reach * past[0]
-        if use == 2:
-            total = total + reach / 2 * h / (lam[k] - lam[k - 1]) * (past[0] - past[1])
-        if use == 3:
-            first, second = _derivatives(lam[k - 2 : k + 1][::-1], past)
-            total = total + (h - reach) * first + (h * h / 2 - h + reach) * second / (2 if halved else 1)
-        x = sigma[k + 1] / sigma[k] * x + alpha[k + 1] * total
-    return x
-
-
-def _derivatives(lam: Array, values: list[Array]) -> tuple[Array, Array]:
-    """First and second derivative at ``lam[0]`` of the parabola through three points."""
-    to_near, to_far = lam[1] - lam[0], lam[2] - lam[0]
-    near, far = (values[1] - values[0]) / to_near, (values[2] - values[0]) / to_far
-    second = 2 * (far - near) / (to_far - to_near)
-    return near - second * to_near / 2, second
-
-
-def dpm_noise_multistep(noise: Noise, alpha: Array, sigma: Array, x: Array, draws: Iterator[Array]) -> Array:
-    """DPM-Solver-2 in its multistep form, https://arxiv.org/abs/2206.00927 with 2211.01095, appendix B."""
-    lam, past, steps = _log_snr(alpha, sigma), [], len(alpha) - 1
-    for k in range(steps):
-        past = [noise(x, k), *past][:2]
-        h = lam[k + 1] - lam[k]
-        x = alpha[k + 1] / alpha[k] * x - sigma[k + 1] * math.expm1(h) * past[0]
-        if len(past) == 2 and k < steps - 1:
-            slope = (past[0] - past[1]) / (lam[k] - lam[k - 1])
-            x = x - sigma[k + 1] * math.expm1(h) / 2 * h * slope
-    return x
-
-
-def sde_dpm_multistep(
-    noise: Noise, alpha: Array, sigma: Array, x: Array, draws: Iterator[Array], order: int = 2
-) -> Array:
-    """SDE-DPM-Solver++ (2M), https://arxiv.org/abs/2211.01095, section 5, noise added by the SDE."""
-    lam, past, steps = _log_snr(alpha, sigma), [], len(alpha) - 1
-    for k in range(steps):
-        past = [image(noise, alpha, sigma, x, k), *past][:order]
-        h = lam[k + 1] - lam[k]
-        reach = -math.expm1(-2 * h)
-        total = past[0]
-        if len(past) == 2 and k < steps - 1:
-            total = total + h / (lam[k] - lam[k - 1]) / 2 * (past[0] - past[1])
-        kept = sigma[k + 1] / sigma[k] * math.exp(-h)
-        x = kept * x + alpha[k + 1] * reach * total + sigma[k + 1] * math.sqrt(reach) * next(draws)
-    return x
-
-
-def dpm_singlestep(
-    noise: Noise, alpha: Array, sigma: Array, x: Array, draws: Iterator[Array], orders: tuple[int, ...]
-) -> Array:
-    """DPM-Solver++(2S), https://arxiv.org/abs/2211.01095, algorithm 1; (3S) as in 2206.00927, appendix B.
-
-    Each step of ``orders[k] == j`` starts again at the sample of the block's first node, j - 1 nodes back.
-    """
-    lam, past, base = _log_snr(alpha, sigma), [], x
-    for k, order in enumerate(orders):
-        past = [image(noise, alpha, sigma, x, k), *past][:3]
-        base = x if order == 1 else base
-        start = k - order + 1
-        h = lam[k + 1] - lam[start]
-        reach = -math.expm1(-h)
-        total = reach * past[order - 1]
-        slope = (past[0] - past[order - 1]) / ((lam[k] - lam[start]) or 1.0)
-        if order == 2:
-            total = total + reach / 2 * h * slope
-        if order == 3:
-            total = total + (h - reach) * slope
-        x = sigma[k + 1] / sigma[start] * base + alpha[k + 1] * total
-    return x
-
-
-def unipc(noise: Noise, alpha: Array, sigma: Array, x: Array, draws: Iterator[Array], order: int = 2) -> Array:
-    """UniPC-p of https://arxiv.org/abs/2302.04867, algorithm 1, data prediction, B(h) = e^{-h} - 1.
-
-    The corrector of a step runs when the model is next evaluated, so not after the last step.
-    """
-    lam, past, steps = _log_snr(alpha, sigma), [], len(alpha) - 1
-    before, used = x, 0
-    for k in range(steps):
-        fresh = image(noise, alpha, sigma, x, k)
-        if k:
-            x = _unified(lam, alpha, sigma, before, past, k - 1, used, fresh)
-        past = [fresh, *past][:order]
-        used = min(order, len(past), steps - k)
-        before = x
-        x = _unified(lam, alpha, sigma, x, past, k, used, None)
-    return x
-
-
-def _unified(
-    lam: Array,
-    alpha: Array,
-    sigma: Array,
-    x: Array,
-    past: list[Array],
-    k: int,
-    order: int,
-    fresh: Array | None,
-) -> Array:
-    """UniP without ``fresh``, UniC with it: UniPC, section 3."""
-    h = lam[k + 1] - lam[k]
-    grow = math.expm1(-h)
-    plain = sigma[k + 1] / sigma[k] * x - alpha[k + 1] * grow * past[0]
-    nodes = [(lam[k - i] - lam[k]) / h for i in range(1, order)]
-    gaps = [(past[i] - past[0]) / nodes[i - 1] for i in range(1, order)]
-    if fresh is not None:
-        nodes, gaps = [*nodes, 1.0], [*gaps, fresh - past[0]]
-    if not nodes:
-        return plain
-    if len(nodes) == 1:
-        weights = np.array([0.5])  # one node keeps its order with 1/2
-    else:
-        powers = np.array([[node**i for node in nodes] for i in range(len(nodes))])
-        weights = np.linalg.solve(powers, np.array([_phi(i + 1, -h) for i in range(len(nodes))]) / grow)
-    return plain - alpha[k + 1] * grow * sum(a * d for a, d in zip(weights, gaps, strict=True))
-
-
-def _phi(i: int, h: float) -> float:
-    """h φ_{i+1}(h) i!, by φ_{n+1} = (φ_n - 1/n!)/h, φ_0 = e^h: the right hand side of UniPC's system."""
-    phi = math.exp(h)
-    for n in range(i + 1):
-        phi = (phi - 1 / math.factorial(n)) / h
-    return h * phi * math.factorial(i)
-
-
 def flow_euler(noise: Noise, alpha: Array, sigma: Array, x: Array, draws: Iterator[Array]) -> Array:
-    """dx/dσ = ε - x_0 (https://arxiv.org/abs/2209.03003), α = 1 - σ. ``noise`` is the velocity."""
+    """Euler on a flow, arXiv 2209.03003: dx/dσ = ε - x_0, α = 1 - σ; ``noise`` is the velocity."""
     for k in range(len(sigma) - 1):
         x = x + (sigma[k + 1] - sigma[k]) * noise(x, k)
     return x
 
 
 def flow_heun(noise: Noise, alpha: Array, sigma: Array, x: Array, draws: Iterator[Array]) -> Array:
-    """The same by Heun's method, with an Euler step at the end. ``noise`` is the velocity."""
+    """Heun on a flow, arXiv 2209.03003: an Euler step at the end; ``noise`` is the velocity."""
     for k in range(len(sigma) - 1):
         slope = noise(x, k)
         step = sigma[k + 1] - sigma[k]
@@ -331,13 +235,16 @@ def flow_heun(noise: Noise, alpha: Array, sigma: Array, x: Array, draws: Iterato
     return x
 
 
-def lcm(noise: Noise, alpha: Array, sigma: Array, x: Array, draws: Iterator[Array], times: tuple[float, ...]) -> Array:
-    """https://arxiv.org/abs/2310.04378, multistep sampling, c_skip and c_out with σ_data = 1/2."""
-    for k, time in enumerate(times):
+def lcm(noise: Noise, alpha: Array, sigma: Array, x: Array, draws: Iterator[Array], times: Array) -> Array:
+    """LCM, algorithm 3 of arXiv 2310.04378: multistep sampling.
+
+    c_skip and c_out are those of its authors' code: σ_data = 1/2 and times scaled by 10.
+    """
+    for k, time in enumerate(times[:-1]):
         scaled = 10.0 * time
         skip, out = 0.25 / (scaled**2 + 0.25), scaled / math.sqrt(scaled**2 + 0.25)
         x = skip * x + out * image(noise, alpha, sigma, x, k)
-        if k < len(times) - 1:
+        if k < len(times) - 2:
             x = alpha[k + 1] * x + sigma[k + 1] * next(draws)
     return x
 
@@ -348,17 +255,20 @@ def tcd(
     sigma: Array,
     x: Array,
     draws: Iterator[Array],
-    times: tuple[int, ...],
+    times: Array,
     alpha_bar: Array,
     gamma: float = 0.3,
 ) -> Array:
-    """https://arxiv.org/abs/2402.19159, stochastic sampling: to s = (1-γ)t' with ε, then up to t'."""
-    for k, _ in enumerate(times):
-        target = times[k + 1] if k + 1 < len(times) else 0
-        at = alpha_bar[math.floor((1 - gamma) * target)]
+    """TCD, strategic stochastic sampling of arXiv 2402.19159: to s = (1-γ)t' with ε, then up to t' with noise.
+
+    s is rounded down to an integer, and the last t' is 0.
+    """
+    targets = [int(time) for time in times[1:-1]] + [0]
+    for k, target in enumerate(targets):
+        at = alpha_bar[math.floor(round((1 - gamma) * target, 9))]  # 0.7 · 690 is 483, in binary a little less
         eps = noise(x, k)
         x = math.sqrt(at) * (x - sigma[k] * eps) / alpha[k] + math.sqrt(1 - at) * eps
-        if k + 1 < len(times):
+        if k + 1 < len(targets):
             ratio = alpha_bar[target] / at
             x = math.sqrt(ratio) * x + math.sqrt(1 - ratio) * next(draws)
     return x

@@ -16,11 +16,11 @@ from diffusers import DDIMScheduler, DDPMPipeline
 from peers import pipelines
 from peers.samples import images_of, load
 
-from autodiffusion_opt import Candidate, UserError, apply, install, load_pipeline, remove
+from autodiffusion_opt import Candidate, UserError, applied, apply, install, load_pipeline, remove
+from autodiffusion_opt.sampling.compatibility import denoiser_of
 from autodiffusion_opt.sampling.fingerprint import fingerprint
 from autodiffusion_opt.sampling.generate import ImageSampler, noise_generator, to_uint8
 from autodiffusion_opt.sampling.layers import list_layers
-from autodiffusion_opt.sampling.load import denoiser_of
 
 UNEVEN = Candidate.from_time_steps([926, 690, 424, 153])
 LEADING = Candidate.from_time_steps([750, 500, 250, 0])
@@ -264,22 +264,28 @@ def test_on_every_pipeline_removed_layers_guidance_and_times_leave_no_trace(name
 
 
 @pytest.mark.parametrize("name", ["stable_diffusion", "flux", "dit", "ddim"])
-def test_a_pipeline_saved_while_a_candidate_is_applied_is_saved_without_it(name: str, tmp_path: Path) -> None:
+def test_a_pipeline_saved_with_a_candidate_is_plain_in_diffusers_and_has_it_here(name: str, tmp_path: Path) -> None:
     pipeline = load(name)
     before, own = images_of(pipeline, name), fingerprint(pipeline, str(pipelines.saved(name)))
     apply(pipeline, Candidate.from_time_steps([900, 300]))
     pipeline.save_pretrained(tmp_path)
-    again = load_pipeline(str(tmp_path), device="cpu")
-    assert type(again) is type(load(name))
-    assert torch.equal(images_of(again, name), before)
+    plain = diffusers.DiffusionPipeline.from_pretrained(tmp_path)
+    assert type(plain) is type(load(name))
+    plain.set_progress_bar_config(disable=True)
+    assert torch.equal(images_of(plain, name), before)
     assert fingerprint(load(name), str(pipelines.saved(name))) == own
+    without = load_pipeline(str(tmp_path), device="cpu", with_candidate=False)
+    assert type(without) is type(load(name))
+    again = load_pipeline(str(tmp_path), device="cpu")
+    assert applied(again) == Candidate.from_time_steps([900, 300])
 
 
 def test_digits_saved_while_layers_are_removed_are_saved_whole(digits: Any, tmp_path: Path) -> None:
     with install(digits, WITH_LAYERS):
         digits.save_pretrained(tmp_path / "saved")
     again = load_pipeline(str(tmp_path / "saved"), device="cpu")
-    assert type(again) is DDPMPipeline
+    assert applied(again) == WITH_LAYERS
+    assert type(remove(again)) is DDPMPipeline
     assert torch.equal(images(again, WITH_LAYERS), images(digits, WITH_LAYERS))
 
 
@@ -314,9 +320,13 @@ def test_the_candidates_guidance_scale_is_used_whatever_the_call_says(guided: Gu
         assert isinstance(guided, Guided)
         wanted = {"prompt": "a cat", "scale": 2.5, "eta": 0.0, "times": [900, 3]}
         assert guided("a cat", 2) == wanted
-        assert guided("a cat", 2, 9.0) == wanted
-        assert guided(prompt="a cat", num_inference_steps=2, guidance_scale=9.0) == wanted
-        assert guided("a cat", 2, 9.0, 0.5, height=8) == {**wanted, "eta": 0.5, "height": 8}
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            assert guided("a cat", 2, 9.0) == wanted
+            assert guided(prompt="a cat", num_inference_steps=2, guidance_scale=9.0) == wanted
+            assert guided("a cat", 2, 9.0, 0.5, height=8) == {**wanted, "eta": 0.5, "height": 8}
+        [told] = caught  # once, and where the call stands
+        assert (told.filename, str(told.message).partition(":")[0]) == (__file__, "guidance_scale=9.0 is not used")
     assert type(guided) is Guided
     assert guided("a cat", 2)["scale"] == 7.5
 

@@ -233,6 +233,17 @@ def test_conditions_that_fit_are_taken(tmp_path: Path) -> None:
     assert conditions_for("ddpm").arguments(load("ddpm"), [4, 5]) == {"batch_size": 2}
 
 
+def test_a_file_of_prompts_is_looked_for_in_the_folder_that_is_given_and_nowhere_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "p.txt").write_text("a cat")
+    monkeypatch.chdir(tmp_path)
+    assert conditions_for("sdxl", kind="prompts", file="p.txt").prompts == ("a cat",)
+    with pytest.raises(UserError, match=rf"'p\.txt' is not there: there is no file {tmp_path}/empty/p\.txt"):
+        conditions_for("sdxl", tmp_path / "empty", kind="prompts", file="p.txt")
+
+
 @pytest.mark.parametrize(
     ("table", "message"),
     [

@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 import torch
 from peers import pipelines
-from peers.samples import IMAGES, images_of, load
+from peers.samples import images_of, load
 
-from autodiffusion_opt import Candidate, UserError, apply, load_pipeline
+from autodiffusion_opt import UserError, load_pipeline
+from autodiffusion_opt.sampling import load as load_module
 from autodiffusion_opt.sampling.config import PipelineConfig
 from autodiffusion_opt.sampling.load import (
     _plain,
@@ -128,20 +129,22 @@ def test_memory_settings_change_no_image_by_more_than_a_level(name: str, setting
         assert pipeline.vae.use_slicing
 
 
-def test_a_compiled_denoiser_takes_times_and_refuses_removed_layers(monkeypatch: pytest.MonkeyPatch) -> None:
-    compiled = []
-    monkeypatch.setattr(torch.nn.Module, "compile", lambda self: _pretend_compiled(self, compiled))
-    pipeline = configured("stable_diffusion", compile=True)
-    assert compiled == [pipeline.unet]
-    assert images_of(pipeline, "stable_diffusion").shape[0] == IMAGES
-    with pytest.raises(UserError, match="is compiled"):
-        apply(pipeline, Candidate.from_time_steps([900, 300], removed=[[0], []]))
+def test_a_denoiser_is_compiled_when_its_memory_format_and_offload_are_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the compiled layers do is in test_compile.py."""
+    found = []
 
+    def compile_layers(pipeline: Any) -> None:
+        last = torch.channels_last
+        found.append(
+            (pipeline, pipeline.unet.conv_in.weight.is_contiguous(memory_format=last), "offloaded" in vars(pipeline))
+        )
 
-def _pretend_compiled(module: torch.nn.Module, compiled: list[torch.nn.Module]) -> None:
-    """As nn.Module.compile without the compiler, which takes a minute here."""
-    compiled.append(module)
-    module._compiled_call_impl = module._call_impl
+    monkeypatch.setattr(load_module, "compile_layers", compile_layers)
+    monkeypatch.setattr(load_module, "_offload", lambda pipeline, device: setattr(pipeline, "offloaded", device))
+    configured("stable_diffusion")
+    assert found == []
+    pipeline = configured("stable_diffusion", compile=True, channels_last=True, offload=True)
+    assert found == [(pipeline, True, True)]
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="is for machines without a GPU")

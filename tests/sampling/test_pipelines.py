@@ -16,9 +16,9 @@ from PIL import Image
 
 from autodiffusion_opt import Callback, Candidate, Study, UserError, apply
 from autodiffusion_opt.objective.features import PixelFeatures
+from autodiffusion_opt.sampling.compatibility import denoiser_of
 from autodiffusion_opt.sampling.generate import to_uint8
 from autodiffusion_opt.sampling.layers import list_layers
-from autodiffusion_opt.sampling.load import denoiser_of
 
 # diffusers' own set_timesteps, with NumPy 2.
 pytestmark = [

@@ -12,10 +12,11 @@ from diffusers import AutoencoderKL, DDIMScheduler, DiTPipeline, DiTTransformer2
 from autodiffusion_opt.candidate import Candidate
 from autodiffusion_opt.errors import UserError
 from autodiffusion_opt.sampling.apply import apply
+from autodiffusion_opt.sampling.compatibility import denoiser_of
 from autodiffusion_opt.sampling.conditions import Labels, Unconditional
 from autodiffusion_opt.sampling.generate import ImageSampler, noise_generator
 from autodiffusion_opt.sampling.layers import install_bypass
-from autodiffusion_opt.sampling.load import denoiser_of, load_pipeline
+from autodiffusion_opt.sampling.load import load_pipeline
 from autodiffusion_opt.sampling.ranking import rank_layers
 from autodiffusion_opt.sampling.schedule.state import KEY
 

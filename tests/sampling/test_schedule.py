@@ -6,14 +6,13 @@ import dataclasses
 import inspect
 import itertools
 import math
-from collections.abc import Callable, Iterator
 from typing import Any
 
 import diffusers
 import numpy as np
 import pytest
 import torch
-from peers import solvers
+from peers.scheduler_runs import curved, difference, formula, sample_with, start
 from peers.schedulers import CASES, INTEGERS, Case
 
 from autodiffusion_opt.sampling import schedule as schedules
@@ -28,89 +27,15 @@ pytestmark = [
 every_case = pytest.mark.parametrize("case", CASES, ids=str)
 
 
-def curved(x: torch.Tensor, k: int) -> torch.Tensor:
-    """A made-up noise prediction: not linear, and different at every step."""
-    return 0.8 * torch.sin(1.3 * x + 0.4 * k) + 0.1 * x
-
-
-def answer(kind: str, eps: Any, x: Any, alpha: float, sigma: float) -> Any:
-    """The same prediction in the form that the scheduler expects."""
-    image = (x - sigma * eps) / alpha
-    if kind in ("flow", "flow_prediction"):
-        return eps - image
-    return {"epsilon": eps, "sample": image, "v_prediction": alpha * eps - sigma * image}[kind]
-
-
-def visits(layout_of: Any, count: int) -> list[int]:
-    """Which time each call of the denoiser is at."""
-    name = type(layout_of).__name__
-    if "Heun" in name:
-        return [0] + [k for k in range(1, count) for _ in range(2)]
-    return [0, 1, *range(1, count)] if name == "PNDMScheduler" else list(range(count))
-
-
-def sample_with(
-    scheduler: Any, case: Case, noise: Callable[[Any, int], Any], x: torch.Tensor, kind: str
-) -> list[torch.Tensor]:
-    """Runs a scheduler as a pipeline would; the sample after each call, as x = α x_0 + σ ε."""
-    times = installed_times(scheduler)
-    alpha, sigma = case.levels(scheduler, times)
-    unit = 1 / alpha if case.linear else np.ones_like(alpha)
-    at = [*visits(scheduler, len(times)), len(times)]
-    generator = {"generator": torch.Generator().manual_seed(7)}
-    if "generator" not in inspect.signature(scheduler.step).parameters:
-        generator = {}
-    sample, samples = x * unit[0], []
-    for call, time in enumerate(scheduler.timesteps):
-        k = at[call]
-        seen = scheduler.scale_model_input(sample, time) if hasattr(scheduler, "scale_model_input") else sample
-        output = answer(kind, noise(seen, k), seen, alpha[k], sigma[k])
-        sample = scheduler.step(output, time, sample, **generator, **case.step).prev_sample
-        samples.append(sample / unit[at[call + 1]])
-    return samples
-
-
-def installed_times(scheduler: Any) -> tuple[float, ...]:
-    return vars(scheduler)["_autodiffusion_schedule"].times
-
-
-def draws(case: Case, shape: tuple[int, ...]) -> Iterator[np.ndarray]:
-    generator = torch.Generator().manual_seed(7)
-    dtype = torch.float32 if case.name == "DPMSolverMultistepScheduler" else torch.float64
-    while True:
-        drawn = torch.randn(shape, generator=generator, dtype=dtype)
-        yield drawn.double().numpy()
-
-
-def start(shape: tuple[int, ...] = (2, 3, 4, 4)) -> torch.Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-
-
-def formula(case: Case, scheduler: Any, x: torch.Tensor) -> np.ndarray:
-    """What the case's formula gives at its times for the made-up noise prediction."""
-    alpha, sigma = case.levels(scheduler, case.times)
-
-    def noise(sample: np.ndarray, k: int) -> np.ndarray:
-        eps = curved(torch.from_numpy(sample), k).numpy()
-        return answer("flow", eps, sample, alpha[k], sigma[k]) if "flow" in case.formula.__name__ else eps
-
-    options = dict(case.options)
-    if case.formula is solvers.tcd:
-        options["alpha_bar"] = scheduler.alphas_cumprod.double().numpy()
-    return case.formula(noise, alpha, sigma, x.numpy(), draws(case, x.shape), **options)
-
-
 def close(case: Case, got: torch.Tensor, expected: np.ndarray) -> None:
-    tolerance = 3e-5 if case.float32 or case.flow else 1e-9
-    size = np.abs(expected).max()
-    np.testing.assert_allclose(got.numpy() / size, expected / size, rtol=0, atol=tolerance)
+    assert difference(got, expected) <= (1e-5 if case.float32 or case.flow else 1e-9)
 
 
 @pytest.mark.parametrize(
     ("case", "kind"), [(case, kind) for case in CASES for kind in case.kinds], ids=lambda value: str(value)
 )
 def test_uneven_steps_follow_the_formula(case: Case, kind: str) -> None:
-    scheduler = case.make(None if kind == "flow" else kind, double=True)
+    scheduler = case.make(kind, double=True)
     schedules.install_schedule(scheduler, case.times, **case.install)
     scheduler.set_timesteps(len(case.times), device="cpu")
     close(case, sample_with(scheduler, case, curved, start(), kind)[-1], formula(case, scheduler, start()))
@@ -144,7 +69,7 @@ def alternating(count: int, top: float = 840.0, bottom: float = 120.0) -> tuple[
 def exact_error(case: Case, count: int) -> float:
     """The error to the exact solution after all uneven steps but the last, which is of order 1."""
     kind = case.kinds[0]
-    scheduler = case.make(None if kind == "flow" else kind, double=True)
+    scheduler = case.make(kind, double=True)
     times = alternating(count)
     schedules.install_schedule(scheduler, times, **case.install)
     alpha, sigma = case.levels(scheduler, times)
@@ -214,9 +139,8 @@ def plain_run(scheduler: Any, kind: str, first: int = 0, calls: int | None = Non
     ids=lambda value: str(value),
 )
 def test_default_times_give_what_diffusers_gives(case: Case, kind: str) -> None:
-    kind_or_none = None if kind == "flow" else kind
     config = {"use_karras_sigmas": False} if "use_karras_sigmas" in case.config else {}
-    scheduler, copied = (case.make(kind_or_none, **config) for _ in range(2))
+    scheduler, copied = (case.make(kind, **config) for _ in range(2))
     copied.set_timesteps(8, **({"mu": 1.15} if "use_dynamic_shifting" in case.config else {}))
     schedules.install_schedule(scheduler, schedules.default_times(scheduler, 8))
     expected, got = plain_run(copied, kind, **case.step), plain_run(scheduler, kind, **case.step)
@@ -232,7 +156,7 @@ def test_a_run_remembers_nothing_of_the_run_before(case: Case) -> None:
     kind = case.kinds[0]
 
     def installed() -> Any:
-        scheduler = case.make(None if kind == "flow" else kind)
+        scheduler = case.make(kind)
         schedules.install_schedule(scheduler, case.times, **case.install)
         return scheduler
 
@@ -286,7 +210,7 @@ def test_ddpm_variances_are_those_of_diffusers(variance: str) -> None:
 @every_case
 def test_predicted_variance_is_left_out(case: Case) -> None:
     """ADM predicts it in channels of its own; most schedulers do not know."""
-    kind = None if case.kinds == ("flow",) else case.kinds[0]
+    kind = case.kinds[0]
     results = []
     for extra in (0, 1):
         scheduler = case.make(kind)
@@ -306,7 +230,7 @@ def test_predicted_variance_is_left_out(case: Case) -> None:
 
 @every_case
 def test_noise_added_at_a_time_is_that_of_the_time(case: Case) -> None:
-    kind = None if case.kinds == ("flow",) else case.kinds[0]
+    kind = case.kinds[0]
     scheduler = case.make(kind, double=True)
     times = case.times
     schedules.install_schedule(scheduler, times, **case.install)
@@ -319,15 +243,3 @@ def test_noise_added_at_a_time_is_that_of_the_time(case: Case) -> None:
     alpha, sigma = case.levels(scheduler, times)
     unit = 1 / alpha[0] if case.linear else 1.0
     torch.testing.assert_close(got, unit * (alpha[0] * image + sigma[0] * noise), rtol=1e-4, atol=1e-4)
-
-
-def test_a_last_step_of_no_length_changes_nothing() -> None:
-    """A schedule that ends at time 0 where the scheduler ends at the noise of time 0."""
-    for case in CASES:
-        if case.last == "least" and case.name.startswith(("DPM", "DEIS")):
-            scheduler = case.make("epsilon")
-            schedules.install_schedule(scheduler, (*range(900, 0, -50), 0))
-            got = sample_with(scheduler, case, curved, start(), "epsilon")
-            assert torch.equal(got[-1], got[-2])
-            assert not torch.equal(got[-2], got[-3])
-            assert scheduler.step_index == 19  # counted as a step all the same

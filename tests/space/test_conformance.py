@@ -26,6 +26,9 @@ TABLES: dict[str, tuple[dict[str, Any], ModelInfo]] = {
     "every time": ({"kind": "time-steps", "steps": 5}, FEW_TIMES),
     "continuous": ({"kind": "time-steps", "steps": 6, "times": "continuous"}, DIGITS),
     "guidance": ({"kind": "time-steps", "steps": 3, "guidance_scale": [1.0, 7.5]}, DIGITS),
+    "end": ({"kind": "time-steps", "steps": 3, "end_time": [2.0, 40.0], "times": "continuous"}, DIGITS),
+    "any, end": ({"kind": "joint", "n_max": 72, "end_time": 3, "guidance_scale": 2.0}, DIGITS),
+    "ranked, end": ({"kind": "joint", "n_max": 60, "layers": "ranked", "end_time": [0.0, 2.0]}, FEW_TIMES),
     "any": ({"kind": "joint", "n_max": 72, "steps_min": 2, "steps_max": 10}, DIGITS),
     "any, tight": ({"kind": "joint", "n_max": 36, "steps_min": 4, "steps_max": 9}, DIGITS),
     "any, few times": ({"kind": "joint", "n_max": 11}, FEW_TIMES),
@@ -111,8 +114,24 @@ def test_candidates_that_evolution_makes_are_in_the_space_and_encode_into_the_bo
         assert inside(space, parameters)
         again = space.decode(parameters)
         assert (again.times, again.guidance_scale) == (candidate.times, candidate.guidance_scale)
+        assert again.end_time == candidate.end_time
         assert [len(removed) for removed in again.removed] == [len(removed) for removed in candidate.removed]
         assert again == candidate or not space.fully_parametric
+
+
+ANY_CANDIDATE = Candidate.from_time_steps([998.77, 500, 61.5, 2], [[1], [], [0, 2], [99]], 90.0, 1.5)
+
+
+@every_space
+@some
+@given(seed=st.integers(0, 2**32))
+def test_the_nearest_of_a_candidate_in_the_space_is_itself_and_of_any_is_in_the_space(
+    space: Evolvable, seed: int
+) -> None:
+    inside = space.random(np.random.default_rng(seed))
+    assert space.nearest(inside) == inside
+    space.check(space.nearest(ANY_CANDIDATE))
+    space.check(space.nearest(Candidate.from_time_steps([3])))
 
 
 @every_space

@@ -74,10 +74,11 @@ def test_a_pipeline_a_function_and_a_sampler_make_a_study(digits: Any, url: str,
 
     rescored = study.verify(images=20, repeats=2)
     assert rescored["best"].candidate == best.candidate
-    assert len(rescored["leading"].values) == 2
+    assert len(rescored["own"].values) == 2
 
     written = study.export(tmp_path / "out")
-    assert [path.name for path in written] == ["candidate.json", "README.md"]  # no file to load the pipeline from
+    # No script, since no file says how to load the pipeline.
+    assert [path.name for path in written] == ["candidate.json", "README.md", "scheduler_config.json"]
     assert ado.Candidate.load(tmp_path / "out" / "candidate.json") == best.candidate
     assert "brightness-1" in (tmp_path / "out" / "README.md").read_text()
 

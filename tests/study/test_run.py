@@ -40,7 +40,7 @@ from autodiffusion_opt.trials.workers import this_worker
 
 Write = Callable[..., Path]
 TRIALS = 14
-BASELINES = ["leading", "linspace", "trailing", "quadratic", "karras", "exponential", "beta", "log-snr"]
+BASELINES = ["own", "linspace", "trailing", "quadratic", "karras", "exponential", "beta", "log-snr"]
 
 
 class Stop(Callback):

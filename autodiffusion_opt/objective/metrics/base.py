@@ -16,6 +16,7 @@ from autodiffusion_opt.errors import UserError
 from autodiffusion_opt.objective.base import Direction, Objective, ObjectiveConfig
 from autodiffusion_opt.objective.custom import Features
 from autodiffusion_opt.objective.image_objective import ImageObjective
+from autodiffusion_opt.paths import absolute
 from autodiffusion_opt.progress import Progress, silent
 from autodiffusion_opt.space.model_info import ModelInfo
 
@@ -60,7 +61,7 @@ class MetricConfig(ObjectiveConfig):
         from autodiffusion_opt.objective.references import load_reference
 
         metric = METRICS[self.kind]
-        weights = None if self.features_weights is None else Path(self.features_weights)
+        weights = None if self.features_weights is None else absolute(self.features_weights, base)
         if isinstance(self.features, str):
             extractor: Extractor = load_extractor(self.features, torch.device(sampler.pipeline.device), weights)
         else:

@@ -8,7 +8,7 @@ A layer that is bypassed is not computed. What is left of it is what its skip pa
 :mod:`~autodiffusion_opt.sampling.layers.kinds` for each kind's bypass function, and ``register_layer_kind`` to add one.
 """
 
-from autodiffusion_opt.sampling.layers.bypass import Bypass, install_bypass
+from autodiffusion_opt.sampling.layers.bypass import Bypass, install_bypass, refuse_cache
 from autodiffusion_opt.sampling.layers.kinds import register_layer_kind
 from autodiffusion_opt.sampling.layers.listing import Layer, count_layers, list_layers, total_flops
 
@@ -18,6 +18,7 @@ __all__ = [
     "count_layers",
     "install_bypass",
     "list_layers",
+    "refuse_cache",
     "register_layer_kind",
     "total_flops",
 ]

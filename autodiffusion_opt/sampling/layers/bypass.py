@@ -39,22 +39,30 @@ class Bypass:
         self.remove()
 
 
-def install_bypass(denoiser: torch.nn.Module, removed: Sequence[Collection[int]], step: Callable[[], int]) -> Bypass:
+def install_bypass(
+    denoiser: torch.nn.Module,
+    removed: Sequence[Collection[int]],
+    step: Callable[[], int | None],
+    *,
+    name: str = NAME,
+) -> Bypass:
     """Leave out, at step i, the layers whose indices are in ``removed[i]``. They are not computed.
 
     Args:
         denoiser: as for ``list_layers``. Where its inputs cannot be made from its config, list its layers
             with ``inputs=`` first.
         removed: one collection of layer indices (``Layer.index``) a step, in the order of the steps.
-        step: the pipeline's step counter, read at every call of a layer that is removed at some step.
+        step: the pipeline's step counter, read at every call of a layer that is removed at some step; None: the call
+            is none of the pipeline's, and runs every layer.
+        name: of the hooks; pipelines that share a denoiser have different ones.
 
     Returns:
         The handle that takes it out again. With nothing to remove, nothing is installed.
 
     Raises:
         UserError: for a layer that the denoiser does not have or that cannot be bypassed; for a denoiser that
-            is compiled, has group offloading or a bypass already; and, from the denoiser's forward, for a
-            step outside ``removed``.
+            is compiled, has group offloading, a cache, or a bypass of that name already; and, from the denoiser's
+            forward, for a step outside ``removed``.
 
     Hooks that others have put on a layer before (accelerate's sequential offload) are not called where the
     layer is bypassed: nothing needs to be loaded for it. Hooks put on it later stay when this one goes.
@@ -65,20 +73,23 @@ def install_bypass(denoiser: torch.nn.Module, removed: Sequence[Collection[int]]
         return Bypass(None)
     _refuse_compiled(denoiser)
     _refuse_group_offload(denoiser)
+    refuse_cache(denoiser)
     layers = _removable_layers(denoiser, removed_at)
-    if any(is_attached(denoiser.get_submodule(layer.path), NAME) for layer in layers):
+    if any(is_attached(denoiser.get_submodule(layer.path), name) for layer in layers):
         raise UserError(f"{type(denoiser).__name__} has a bypass already: remove() that one first")
     hooks = {
         layer.path: _BypassHook(denoiser.get_submodule(layer.path), removed_at[layer.index], len(removed), step)
         for layer in layers
     }
-    return Bypass(attach_all(denoiser, hooks, NAME))
+    return Bypass(attach_all(denoiser, hooks, name))
 
 
 class _BypassHook(ModelHook):  # type: ignore[misc]  # diffusers is untyped
     """Runs the bypass function of the block instead of the block, at given steps."""
 
-    def __init__(self, block: torch.nn.Module, steps: frozenset[int], count: int, step: Callable[[], int]) -> None:
+    def __init__(
+        self, block: torch.nn.Module, steps: frozenset[int], count: int, step: Callable[[], int | None]
+    ) -> None:
         super().__init__()
         kind = kind_of(block)
         if kind is None:
@@ -89,6 +100,8 @@ class _BypassHook(ModelHook):  # type: ignore[misc]  # diffusers is untyped
     def new_forward(self, module: torch.nn.Module, *args: Any, **kwargs: Any) -> Any:
         """The block's own forward, or what remains of it."""
         now = self._step()
+        if now is None:
+            return self.fn_ref.original_forward(*args, **kwargs)
         if not 0 <= now < self._count:
             raise UserError(
                 f"the candidate has {self._count} steps, 0 to {self._count - 1}; the sampler is at step {now}"
@@ -125,7 +138,21 @@ def _refuse_compiled(denoiser: torch.nn.Module) -> None:
     if compiled or unwrap(denoiser) is not denoiser:
         raise UserError(
             f"{type(unwrap(denoiser)).__name__} is compiled: it would be compiled anew at every step, and "
-            "run uncompiled after 8. Give the denoiser before torch.compile, or a candidate that removes no layers"
+            "run uncompiled after 8. In place of torch.compile use ado.compile_layers(pipeline), or compile = true "
+            "in [pipeline], which compile the layers one by one; or a candidate that removes no layers"
+        )
+
+
+def refuse_cache(denoiser: torch.nn.Module) -> None:
+    """Raises UserError for a denoiser with one of diffusers' caches (``enable_cache``).
+
+    They too run something else than the blocks, and count blocks and steps on their own: in either order, one of the
+    two hooks does not see what the other left out.
+    """
+    if getattr(unwrap(denoiser), "is_cache_enabled", False):
+        raise UserError(
+            f"{type(unwrap(denoiser)).__name__} has a cache of diffusers (enable_cache), and the candidate removes "
+            "layers: call disable_cache() before, or apply a candidate that removes no layers"
         )
 
 

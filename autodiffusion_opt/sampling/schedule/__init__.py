@@ -22,10 +22,15 @@ from autodiffusion_opt.sampling.schedule.queries import (
     check_scheduler,
     check_times,
     default_times,
+    first_step,
     layout_of,
+    own_times,
+    shift_of,
     sigmas_of,
+    stops_early,
     takes_continuous,
     time_range,
+    untouched,
 )
 from autodiffusion_opt.sampling.schedule.state import schedule_on
 
@@ -35,10 +40,15 @@ __all__ = [
     "check_scheduler",
     "check_times",
     "default_times",
+    "first_step",
     "install_schedule",
     "layout_of",
+    "own_times",
     "schedule_on",
+    "shift_of",
     "sigmas_of",
+    "stops_early",
     "takes_continuous",
     "time_range",
+    "untouched",
 ]

@@ -14,11 +14,10 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from diffusers.schedulers.scheduling_utils import SchedulerOutput
 
 from autodiffusion_opt.errors import UserError
 from autodiffusion_opt.sampling.schedule.noise import alpha_bars_at
-from autodiffusion_opt.sampling.schedule.queries import check_times
+from autodiffusion_opt.sampling.schedule.queries import check_times, first_step
 from autodiffusion_opt.sampling.schedule.solver_steps import without_variance
 from autodiffusion_opt.sampling.schedule.specs import SchedulerSpec, called_sigmas, spec_of
 from autodiffusion_opt.sampling.schedule.state import KEY, ScheduleState, called_times
@@ -27,10 +26,18 @@ from autodiffusion_opt.sampling.schedule.state import KEY, ScheduleState, called
 class InstalledSchedule(ScheduleState):
     """Times installed on a scheduler; made by :func:`install_schedule`."""
 
-    def __init__(self, scheduler: Any, spec: SchedulerSpec, times: Sequence[float], uneven_coefficients: bool) -> None:
-        super().__init__(scheduler, times, layout=spec.layout, uneven_coefficients=uneven_coefficients)
+    def __init__(
+        self,
+        scheduler: Any,
+        spec: SchedulerSpec,
+        times: Sequence[float],
+        end_time: float | None,
+        uneven_coefficients: bool,
+    ) -> None:
+        super().__init__(scheduler, times, stop=end_time, layout=spec.layout, uneven_coefficients=uneven_coefficients)
         if spec.last_sigma is None:
-            self.alpha_bars = torch.cat([alpha_bars_at(scheduler, self.times), _last_alpha_bar(scheduler)])
+            last = _last_alpha_bar(scheduler) if end_time is None else alpha_bars_at(scheduler, [end_time])
+            self.alpha_bars = torch.cat([alpha_bars_at(scheduler, self.times), last])
         self.spec = spec
         self.warned = False  # of a number of steps that is not used
 
@@ -41,25 +48,35 @@ class InstalledSchedule(ScheduleState):
             state.clear()
             state.update(self.before)
 
-    def apply(self, device: Any = None) -> None:
-        """Puts the times on the scheduler, ready for the first step; what ``set_timesteps`` does in diffusers."""
+    def apply(self, device: Any = None, first: int = 0) -> None:
+        """Puts the times on the scheduler, ready for the first step; what ``set_timesteps`` does in diffusers.
+
+        Args:
+            device: of the times.
+            first: the index of the step to begin with, where sampling starts from an image; its time becomes the
+                first in ``scheduler.timesteps``, and no solver remembers a step before it.
+        """
         scheduler, spec = self._scheduler, self.spec
-        times = called_times(self.times, spec.layout)
+        self.first = first
+        times = called_times(self.sampled, spec.layout)
         # int64 where diffusers' are, unless a time lies between integers; shape (denoiser calls,)
         whole = spec.integer and all(time.is_integer() for time in times)
         scheduler.timesteps = torch.tensor(times, dtype=torch.int64 if whole else torch.float32).to(device)
-        scheduler.num_inference_steps = len(self.times)
+        scheduler.num_inference_steps = len(self.sampled)
         if spec.last_sigma is not None:
-            sigmas = torch.from_numpy(called_sigmas(scheduler, spec, self.times)).to(_sigma_dtype(scheduler))
+            levels = called_sigmas(scheduler, spec, self.sampled, self.stop)
+            sigmas = torch.from_numpy(levels).to(_sigma_dtype(scheduler))
             # diffusers keeps them on the CPU to save transfers, but for its flow matching schedulers
             scheduler.sigmas = sigmas.to(device) if spec.flow else sigmas
         if hasattr(scheduler, "_step_index"):
             scheduler._step_index = scheduler._begin_index = None
         spec.reset(scheduler, self)
-        self.position = 0
+        self.position = first
 
 
-def install_schedule(scheduler: Any, times: Sequence[float], *, uneven_coefficients: bool = False) -> InstalledSchedule:
+def install_schedule(
+    scheduler: Any, times: Sequence[float], *, end_time: float | None = None, uneven_coefficients: bool = False
+) -> InstalledSchedule:
     """Puts times on a diffusers scheduler, exactly as given, until :meth:`InstalledSchedule.remove`.
 
     From then on whatever runs the scheduler (a pipeline) samples at these times. A schedule that is on it
@@ -68,6 +85,7 @@ def install_schedule(scheduler: Any, times: Sequence[float], *, uneven_coefficie
     Args:
         scheduler: a diffusers scheduler of one of the classes that :func:`accepted` names.
         times: from noise to image, distinct, in :func:`time_range`; need not be even nor, for most, integers.
+        end_time: where the last step stops, below its time; None: where the scheduler ends by itself.
         uneven_coefficients: for PNDM, weights of the earlier slopes that fit uneven times (order 2) in place
             of those published for even ones (order 1 on uneven times; what diffusers has).
 
@@ -75,12 +93,12 @@ def install_schedule(scheduler: Any, times: Sequence[float], *, uneven_coefficie
         UserError: for a scheduler that is not accepted, times it cannot take, an option it does not have.
     """
     spec = spec_of(scheduler)
-    check_times(scheduler, times)
+    check_times(scheduler, times, end_time)
     if uneven_coefficients and spec.layout != "plms":
         raise UserError(f"uneven_coefficients is for PNDMScheduler; got {type(scheduler).__name__}")
     if KEY in vars(scheduler):
         vars(scheduler)[KEY].remove()
-    schedule = InstalledSchedule(scheduler, spec, times, uneven_coefficients)
+    schedule = InstalledSchedule(scheduler, spec, times, end_time, uneven_coefficients)
     vars(scheduler)[KEY] = schedule
     for name, method in {"set_timesteps": _set_timesteps, **spec.methods, "step": _step}.items():
         _patch(scheduler, name, method)
@@ -99,22 +117,38 @@ def _patch(scheduler: Any, name: str, method: Callable[..., Any]) -> None:
 
 
 def _set_timesteps(
-    scheduler: Any, schedule: InstalledSchedule, num_inference_steps: int | None = None, device: Any = None, **_: Any
+    scheduler: Any,
+    schedule: InstalledSchedule,
+    num_inference_steps: int | None = None,
+    device: Any = None,
+    *_: Any,
+    mu: float | None = None,
+    strength: float = 1.0,
+    **__: Any,
 ) -> None:
-    """In place of diffusers': the times are those given, whatever the pipeline asks for."""
+    """In place of diffusers': the times are those given, whatever the pipeline asks for.
+
+    ``strength`` comes from LCM's image to image alone; the other pipelines take a part of the times afterwards.
+    """
+    if schedule.check_use is not None:
+        schedule.check_use()
+    schedule.was_set = True
     count = len(schedule.times)
     if num_inference_steps not in (None, count) and not schedule.warned:
         schedule.warned = True
         installed = f"installed times give {count} step{'s' * (count != 1)}"
         # 3: the line that calls scheduler.set_timesteps, above this function and the patch
         warnings.warn(f"num_inference_steps={num_inference_steps} is not used: {installed}", stacklevel=3)
-    schedule.apply(device)
+    schedule.mu = mu
+    schedule.apply(device, first_step(scheduler, schedule, strength))
 
 
 def _step(scheduler: Any, schedule: InstalledSchedule, *args: Any, **kwargs: Any) -> Any:
     """A step of our own where the spec has one, else diffusers'; then the next step's calls begin."""
     make: Callable[..., Any] = schedule.spec.methods.get("step", _diffusers_step)
     result = make(scheduler, schedule, *args, **kwargs)
+    if schedule.watch is not None:
+        schedule.watch(result[0])
     schedule.position += 1  # here and not at the next time handed over: DDIMPipeline calls the denoiser before that
     return result
 
@@ -130,20 +164,7 @@ def _diffusers_step(
 ) -> Any:
     """diffusers' own step, on the sigmas that were put there."""
     output = without_variance(model_output, sample)
-    if _stays(scheduler, schedule.spec, timestep):
-        scheduler._step_index += 1
-        return SchedulerOutput(prev_sample=sample) if kwargs.get("return_dict", True) else (sample,)
     return type(scheduler).step(scheduler, output, timestep, sample, *args, **kwargs)
-
-
-def _stays(scheduler: Any, spec: SchedulerSpec, timestep: Any) -> bool:
-    """Whether this is a last step from σ_min to σ_min (time 0): solvers divide by its length, 0."""
-    if spec.last_sigma is None:
-        return False
-    if scheduler._step_index is None:
-        scheduler._init_step_index(timestep)
-    is_last = scheduler._step_index == len(scheduler.timesteps) - 1
-    return is_last and bool(scheduler.sigmas[-1] == scheduler.sigmas[-2])
 
 
 def _last_alpha_bar(scheduler: Any) -> torch.Tensor:

@@ -15,8 +15,13 @@ import numpy as np
 from autodiffusion_opt.errors import UserError
 from autodiffusion_opt.sampling.schedule.noise import Floats, times_of, training_sigmas
 from autodiffusion_opt.sampling.schedule.specs import SPECS, is_flow, spec_of
-from autodiffusion_opt.sampling.schedule.state import schedule_on
+from autodiffusion_opt.sampling.schedule.state import ScheduleState, schedule_on
 from autodiffusion_opt.space.model_info import Layout
+
+# Settings of schedulers with noise levels that are not those of evenly spaced times.
+OWN_SIGMAS = ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas", "use_lu_lambdas")
+# Times that differ by less are of the same noise.
+SAME_NOISE = 1e-6
 
 
 def accepted() -> tuple[str, ...]:
@@ -39,6 +44,11 @@ def takes_continuous(scheduler: Any) -> bool:
     return spec_of(scheduler).continuous
 
 
+def stops_early(scheduler: Any) -> bool:
+    """Whether an end time may be given."""
+    return spec_of(scheduler).stops_early
+
+
 def time_range(scheduler: Any) -> tuple[float, float]:
     """The lowest and the highest time that may be given: 0 .. T-1; flow matching: 0 .. T, but not 0."""
     if is_flow(scheduler, spec_of(scheduler)):
@@ -46,9 +56,9 @@ def time_range(scheduler: Any) -> tuple[float, float]:
     return 0.0, float(len(scheduler.alphas_cumprod) - 1)
 
 
-def check_times(scheduler: Any, times: Sequence[float]) -> None:
-    """Raises UserError for times that the scheduler cannot take; the message says all that is wrong."""
-    for time in times:
+def check_times(scheduler: Any, times: Sequence[float], end_time: float | None = None) -> None:
+    """Raises UserError for times, or an end, that the scheduler cannot take; the message says all that is wrong."""
+    for time in (*times, *([] if end_time is None else [end_time])):
         if isinstance(time, bool) or not isinstance(time, numbers.Real) or not math.isfinite(time):
             raise UserError(f"a time must be a finite number; got {time!r}")
     listed = [float(time) for time in times]
@@ -57,6 +67,8 @@ def check_times(scheduler: Any, times: Sequence[float]) -> None:
     broken = [time for time in listed if not time.is_integer()]
     if broken and not takes_continuous(scheduler):
         problems.append(f"{type(scheduler).__name__} takes integer times; got {broken[0]:g}: round it")
+    if end_time is not None:
+        problems += _end_problems(scheduler, listed, float(end_time))
     if problems:
         raise UserError("; ".join(problems))
 
@@ -77,10 +89,10 @@ def default_times(scheduler: Any, steps: int, *, mu: float | None = None) -> tup
     Raises:
         UserError: for a scheduler that is not accepted, or a number of steps that it does not have.
     """
-    spec = spec_of(scheduler)
+    spec_of(scheduler)
     if steps < 1:
         raise UserError(f"steps must be 1 or more; got {steps}")
-    copied = _untouched(scheduler)
+    copied = untouched(scheduler)
     options = {}
     if getattr(copied.config, "use_dynamic_shifting", False):
         options["mu"] = getattr(copied.config, "max_shift", 1.15) if mu is None else mu
@@ -90,19 +102,63 @@ def default_times(scheduler: Any, steps: int, *, mu: float | None = None) -> tup
             copied.set_timesteps(steps, **options)
         except ValueError as error:
             raise UserError(f"{type(copied).__name__} has no default times for {steps} steps: {error}") from error
-    if is_flow(copied, spec) and not spec.flow:  # diffusers cuts these timesteps to integers, not their sigmas
-        called = (copied.sigmas[:-1].double() * copied.config.num_train_timesteps).tolist()
+    return own_times(copied)
+
+
+def own_times(scheduler: Any) -> tuple[float, ...]:
+    """The times that diffusers' own ``set_timesteps`` has put on a scheduler, one a step, from noise to image.
+
+    Where it has noise levels of its own (Karras', say), the times at which the model was trained with them.
+    """
+    spec = spec_of(scheduler)
+    if is_flow(scheduler, spec) and not spec.flow:  # diffusers cuts these timesteps to integers, not their sigmas
+        called = (scheduler.sigmas[:-1].double() * scheduler.config.num_train_timesteps).tolist()
+    elif any(scheduler.config.get(key) for key in OWN_SIGMAS):  # diffusers rounds the times of these, some to one
+        called = times_of(scheduler, scheduler.sigmas[:-1].double().numpy(), spec.between).tolist()
     else:
-        called = copied.timesteps.double().tolist()
+        called = scheduler.timesteps.double().tolist()
     times = called if spec.layout == "once" else list(dict.fromkeys(called))  # the others call a time twice
-    # Karras' and similar sigmas round to one time twice; then the times that the sigmas stand for.
-    if _order_problems(times) and spec.last_sigma is not None and spec.layout == "once" and not is_flow(copied, spec):
-        times = times_of(copied, copied.sigmas[: len(times)].double().numpy(), spec.between).tolist()
-    low, high = time_range(copied)
+    low, high = time_range(scheduler)
     return tuple(min(max(time, low), high) for time in times)
 
 
-def _untouched(scheduler: Any) -> Any:
+def first_step(scheduler: Any, schedule: ScheduleState, strength: float) -> int:
+    """The index of the step that image to image begins with, for a ``strength`` from 0 (the image) to 1 (noise).
+
+    It is the first at which there is no more noise than where the model's own schedule begins for this strength: the
+    share ``strength`` of the T training times, 0 .. ``strength``·T - 1; for flow matching, ``strength``·T moved by the
+    model's shift. On diffusers' own times it is diffusers' own choice. At least the last step is run.
+    """
+    share, train_steps = min(max(float(strength), 0.0), 1.0), scheduler.config.num_train_timesteps
+    if is_flow(scheduler, spec_of(scheduler)):
+        shift = shift_of(scheduler, schedule.mu)
+        highest = train_steps * shift * share / (1 + (shift - 1) * share)
+    else:
+        highest = train_steps * share - 1
+    noisier = [time for time in schedule.times if time > highest + SAME_NOISE]
+    return min(len(noisier), len(schedule.times) - 1)
+
+
+def shift_of(scheduler: Any, mu: float | None = None) -> float:
+    """The shift s of a flow matching model: its own schedule's noise levels σ become s·σ / (1 + (s - 1)·σ).
+
+    Args:
+        scheduler: of a flow matching model.
+        mu: for dynamic shifting, what goes with the image's size; ``max_shift`` if not given.
+
+    Returns:
+        1 for a model that is no flow matching one.
+    """
+    config = scheduler.config
+    if not is_flow(scheduler, spec_of(scheduler)):
+        return 1.0
+    if not config.get("use_dynamic_shifting", False):
+        return float(config.get("shift") or config.get("flow_shift") or 1.0)
+    chosen = float(config.get("max_shift", 1.15) if mu is None else mu)
+    return math.exp(chosen) if config.get("time_shift_type", "exponential") == "exponential" else chosen
+
+
+def untouched(scheduler: Any) -> Any:
     """A copy of the scheduler as diffusers made it: without a schedule, sharing nothing with it."""
     installed = schedule_on(scheduler)
     copied = object.__new__(type(scheduler))
@@ -118,6 +174,15 @@ def _range_problems(scheduler: Any, times: list[float]) -> list[str]:
         return []
     bounds = f"{'above' if open_below else 'from'} {low:g} to {high:g}"
     return [f"times must lie {bounds} for this model; got {', '.join(f'{time:g}' for time in outside)}"]
+
+
+def _end_problems(scheduler: Any, times: list[float], end: float) -> list[str]:
+    if not spec_of(scheduler).stops_early:
+        return [f"{type(scheduler).__name__} samples a model that is distilled to end in the image: leave end_time out"]
+    low, last = time_range(scheduler)[0], times[-1] if times else np.inf
+    if not low <= end < last:
+        return [f"end_time must lie from {low:g} to below the last step's time, {last:g}; got {end:g}"]
+    return []
 
 
 def _order_problems(times: list[float]) -> list[str]:

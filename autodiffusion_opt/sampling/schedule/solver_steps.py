@@ -160,7 +160,7 @@ def pndm_step(
     call = scheduler.counter
     _check_order(scheduler, timestep, call)
     output = without_variance(model_output, sample)
-    index = max(call - 1, 0)  # the candidate's step that this call belongs to
+    index = schedule.first + max(call - 1, 0)  # the candidate's step that this call belongs to
     now, then = schedule.alpha_bars[index], schedule.alpha_bars[index + 1]
     if call == 1:
         slope, sample = _first_again(scheduler, schedule, output, sample, now)
@@ -181,7 +181,7 @@ def _first_again(
     scheduler: Any, schedule: ScheduleState, output: torch.Tensor, sample: torch.Tensor, now: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The mean of the slopes at both ends of the first step, and the sample it started from."""
-    end = schedule.alpha_bars[1]
+    end = schedule.alpha_bars[schedule.first + 1]
     slope = (_slope(scheduler, schedule, output, sample, end) + scheduler.ets[-1]) / 2
     return slope, scheduler.cur_sample
 

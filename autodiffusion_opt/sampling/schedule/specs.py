@@ -24,6 +24,9 @@ from autodiffusion_opt.sampling.schedule.solver_steps import (
 from autodiffusion_opt.sampling.schedule.state import ScheduleState, called_times
 from autodiffusion_opt.space.model_info import Layout
 
+# How much less noise a last step that would have no length ends in, as a share: solvers divide by its length in
+# log σ, and what else such a step does (UniPC's corrector, a block of a singlestep solver) is not to be lost.
+LEAST_STEP = 1e-6
 # Where a flow starts at pure noise, log(1-σ) is -∞; diffusers' UniPC stops as far short of it.
 MOST_FLOW_SIGMA = 1 - 1e-6
 
@@ -35,6 +38,7 @@ class SchedulerSpec:
     Attributes:
         integer: diffusers keeps its ``timesteps`` as int64.
         continuous: the times may lie between integers; not where a model is distilled at integer times.
+        stops_early: an end time may be given; not where a model is distilled to end in the image.
         between: how σ is read between two integer times.
         last_sigma: σ after the last step, from the scheduler; None for a scheduler that works on ᾱ.
         layout: how often the denoiser is called in each step (``heun``: 2N-1 calls, ``plms``: N+1).
@@ -46,6 +50,7 @@ class SchedulerSpec:
 
     integer: bool = True
     continuous: bool = True
+    stops_early: bool = True
     between: Between = "log"
     last_sigma: Callable[[Any], float] | None = None
     layout: Layout = "once"
@@ -81,18 +86,19 @@ def _reset_unipc(scheduler: Any, schedule: ScheduleState) -> None:
 def _reset_singlestep(scheduler: Any, schedule: ScheduleState) -> None:
     scheduler.model_outputs = [None] * scheduler.config.solver_order
     scheduler.sample = None
-    scheduler.order_list = singlestep_orders(scheduler.config, len(schedule.times))
+    to_zero = float(scheduler.sigmas[-1]) == 0
+    scheduler.order_list = singlestep_orders(scheduler.config, len(schedule.sampled), to_zero)
 
 
-def singlestep_orders(config: Any, count: int) -> list[int]:
-    """The order of each step: 1, 2, .., k, 1, 2, .., k, ..; the last is 1 if it would be k or goes to 0.
+def singlestep_orders(config: Any, count: int, to_zero: bool) -> list[int]:
+    """The order of each step: 1, 2, .., k, 1, 2, .., k, ..; the last is 1 if it would be k or goes to σ = 0.
 
     https://arxiv.org/abs/2206.00927, section 3.3: a block of k calls is one step of order k.
     """
     order = config.solver_order
     orders = [index % order + 1 for index in range(count)]
     whole = not config.lower_order_final and count % order == 0
-    if config.final_sigmas_type == "zero" or (orders[-1] == order and not whole):
+    if to_zero or (orders[-1] == order and not whole):
         orders[-1] = 1
     return orders
 
@@ -108,8 +114,8 @@ def _reset_heun(scheduler: Any, schedule: ScheduleState) -> None:
 
 def _reset_plms(scheduler: Any, schedule: ScheduleState) -> None:
     scheduler.prk_timesteps = np.array([])
-    scheduler.plms_timesteps = np.array(called_times(schedule.times, "plms"))
-    scheduler._timesteps = np.array(schedule.times[::-1])
+    scheduler.plms_timesteps = np.array(called_times(schedule.sampled, "plms"))
+    scheduler._timesteps = np.array(schedule.sampled[::-1])
     scheduler.ets = []  # slopes of up to four calls, oldest first
     scheduler.counter = 0
     scheduler.cur_model_output = 0
@@ -154,6 +160,8 @@ def _unipc_objection(scheduler: Any) -> str | None:
     if to_zero and not (scheduler.predict_x0 and config.lower_order_final):
         setting = "predict_x0=False" if not scheduler.predict_x0 else "lower_order_final=False"
         return f"with {setting} divides by zero at σ = 0: set final_sigmas_type='sigma_min'"
+    if to_zero and scheduler.config.solver_type == "bh1":  # B(h) = h, and h is infinite
+        return "with solver_type='bh1' gives NaN where it ends at σ = 0: use solver_type='bh2'"
     return None
 
 
@@ -190,7 +198,7 @@ SPECS: dict[str, SchedulerSpec] = {
     "HeunDiscreteScheduler": SchedulerSpec(
         integer=False, between="linear", last_sigma=_zero, layout="heun", reset=_reset_heun
     ),
-    "LCMScheduler": SchedulerSpec(continuous=False, reset=_reset_custom),
+    "LCMScheduler": SchedulerSpec(continuous=False, stops_early=False, reset=_reset_custom),
     "LMSDiscreteScheduler": SchedulerSpec(integer=False, between="linear", last_sigma=_zero, reset=_reset_derivatives),
     "PNDMScheduler": SchedulerSpec(
         layout="plms",
@@ -198,7 +206,7 @@ SPECS: dict[str, SchedulerSpec] = {
         methods={"step": pndm_step, "add_noise": add_noise},
         objection=_pndm_objection,
     ),
-    "TCDScheduler": SchedulerSpec(continuous=False, reset=_reset_custom),
+    "TCDScheduler": SchedulerSpec(continuous=False, stops_early=False, reset=_reset_custom),
     "UniPCMultistepScheduler": SchedulerSpec(
         last_sigma=_configured_last, reset=_reset_unipc, objection=_unipc_objection
     ),
@@ -221,19 +229,22 @@ def is_flow(scheduler: Any, spec: SchedulerSpec) -> bool:
     return spec.flow or bool(getattr(scheduler.config, "use_flow_sigmas", False))
 
 
-def called_sigmas(scheduler: Any, spec: SchedulerSpec, times: Sequence[float]) -> Floats:
-    """σ of each call, then σ after the last step, in the layout that diffusers' ``step`` reads; float64.
+def called_sigmas(scheduler: Any, spec: SchedulerSpec, times: Sequence[float], stop: float | None = None) -> Floats:
+    """σ of each call, then σ after the last step (at time ``stop``), in the layout that diffusers' ``step`` reads.
+
+    float64.
 
     Shape (N + 1,); for Heun's method (2N,), the σ of all but the first time and the end twice.
     """
     assert spec.last_sigma is not None
     if is_flow(scheduler, spec):
         sigmas = np.array(times, dtype=np.float64) / scheduler.config.num_train_timesteps  # σ = t/T
-        last = 0.0
+        last = 0.0 if stop is None else stop / scheduler.config.num_train_timesteps
         if not spec.flow:  # a solver for both kinds, which takes log((1-σ)/σ)
             sigmas = sigmas.clip(max=MOST_FLOW_SIGMA)
     else:
         sigmas = sigmas_at(scheduler, times, spec.between)
-        last = spec.last_sigma(scheduler)
+        last = spec.last_sigma(scheduler) if stop is None else float(sigmas_at(scheduler, [stop], spec.between)[0])
+    last = min(last, sigmas[-1] * (1 - LEAST_STEP))
     inner = np.repeat(sigmas[1:], 2 if spec.layout == "heun" else 1)
     return np.concatenate([sigmas[:1], inner, [last]])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -22,10 +22,16 @@ class ScheduleState:
 
     Attributes:
         times: the times as given, from noise to image; N of them.
+        stop: the end time as given; None: where the scheduler ends by itself.
+        first: the step that sampling begins with: 0, or later where it starts from an image.
         layout: how often the denoiser is called in each step.
         uneven_coefficients: PNDM combines its slopes for the steps as they are, not as if they were even.
         alpha_bars: ᾱ at each time, then at the end, on the CPU; shape (N + 1,); (0,) for a scheduler that works on σ.
         before: the scheduler's attributes as they were found.
+        mu: of dynamic shifting, as the pipeline gave it last.
+        was_set: whether the times were asked for (``set_timesteps``) since somebody set this to False.
+        check_use: raises an error where the scheduler must not be used; None: it may.
+        watch: is given the sample after every step; None: nobody looks.
         position: for a scheduler without a count of its own: the step that the next call of the denoiser is of.
     """
 
@@ -34,17 +40,28 @@ class ScheduleState:
         scheduler: Any,
         times: Sequence[float],
         *,
+        stop: float | None = None,
         layout: Layout = "once",
         uneven_coefficients: bool = False,
     ) -> None:
         self.times = tuple(float(time) for time in times)
+        self.stop = None if stop is None else float(stop)
+        self.first = 0
         self.layout = layout
         self.uneven_coefficients = uneven_coefficients
         self.alpha_bars = torch.empty(0)
         self.before = dict(vars(scheduler))
+        self.mu: float | None = None
+        self.was_set = False
+        self.check_use: Callable[[], None] | None = None
+        self.watch: Callable[[torch.Tensor], None] | None = None
         self.position = 0
         self._scheduler = scheduler
-        self._step_of_call = steps_of_calls(len(self.times), layout)
+
+    @property
+    def sampled(self) -> tuple[float, ...]:
+        """The times from the first step that is run."""
+        return self.times[self.first :]
 
     @property
     def step(self) -> int:
@@ -56,8 +73,9 @@ class ScheduleState:
             index = scheduler._begin_index if scheduler._step_index is None else scheduler._step_index
             call = index or 0
         else:
-            call = self.position
-        return self._step_of_call[min(call, len(self._step_of_call) - 1)]  # after the last call: still the last step
+            return min(self.position, len(self.times) - 1)
+        steps = steps_of_calls(len(self.sampled), self.layout)
+        return self.first + steps[min(call, len(steps) - 1)]  # after the last call: still the last step
 
     @property
     def at_last(self) -> bool:
@@ -66,7 +84,9 @@ class ScheduleState:
 
     @property
     def end_time(self) -> float:
-        """The time after the last step: 0 where it ends in the model's least noise, else one before it."""
+        """The time after the last step: as given, else 0 where it ends in the model's least noise, one below else."""
+        if self.stop is not None:
+            return self.stop
         return 0.0 if self.alpha_bars[-1] < 1 else -1.0
 
     def find(self, timestep: Any) -> int:

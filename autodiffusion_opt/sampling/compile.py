@@ -62,8 +62,8 @@ def compile_layers(pipeline: Any, backend: Backend = "inductor") -> Any:
 
 def _compiled_forward(block_class: type[torch.nn.Module], backend: Backend) -> Callable[..., Any]:
     """The class's forward, compiled for each of its blocks that differs from the others."""
-    # dynamic=False: a UNet calls one class at several sizes, and torch would make kernels of any size of it,
-    # which are slower. The sizes of a study do not change.
+    # dynamic=False: a UNet calls one class at several sizes, and torch would make kernels for any size of it. The
+    # sizes of a study do not change.
     compiled = torch.compile(block_class.forward, backend=backend, dynamic=False, **_limits())
 
     @functools.wraps(block_class.forward)

@@ -23,7 +23,7 @@ import torch
 from autodiffusion_opt.candidate import Candidate
 from autodiffusion_opt.errors import UserError
 from autodiffusion_opt.sampling.applied_class import CANDIDATE_FILE, KEY, class_with_candidate
-from autodiffusion_opt.sampling.compatibility import check_compatible, denoiser_of
+from autodiffusion_opt.sampling.compatibility import check_compatible, check_single_step, denoiser_of
 from autodiffusion_opt.sampling.layers import Bypass, install_bypass, refuse_cache
 from autodiffusion_opt.sampling.schedule import check_scheduler, check_times, first_step, install_schedule, untouched
 
@@ -268,6 +268,8 @@ def check_fits(pipeline: Any, candidate: Candidate) -> None:
     check_scheduler(pipeline.scheduler)
     check_compatible(pipeline)
     check_times(pipeline.scheduler, candidate.times, candidate.end_time)
+    if len(candidate.steps) == 1:
+        check_single_step(pipeline)
     takes = inspect.signature(type(pipeline).__call__).parameters
     if candidate.guidance_scale is not None and GUIDANCE_SCALE not in takes:
         raise UserError(

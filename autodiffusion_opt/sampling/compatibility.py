@@ -89,6 +89,21 @@ def _check_sigmas(scheduler: Any, name: str, source: str) -> None:
         )
 
 
+def check_single_step(pipeline: Any) -> None:
+    """Raises UserError where a pipeline takes a single step's result for the predicted image, and there is none.
+
+    PixArt-α does, for models distilled to one step (DMD); diffusers then fails in the middle of the call.
+    """
+    scheduler, name = type(pipeline.scheduler), type(pipeline).__name__
+    if "if num_inference_steps == 1:" not in (_source(type(pipeline)) or ""):
+        return
+    if "pred_original_sample" not in inspect.getsource(scheduler.step):
+        raise UserError(
+            f"{name} makes a single step by the predicted image, which {scheduler.__name__} does not give: use a "
+            "candidate with two steps or more, or ddim, ddpm or lcm"
+        )
+
+
 def check_replacement(before: Any, after: Any) -> None:
     """Raises UserError where a model made for one kind of noise would be given another by its new scheduler."""
     own, new = _noise(before), _noise(after)

@@ -334,3 +334,13 @@ def test_the_candidates_guidance_scale_is_used_whatever_the_call_says(guided: Gu
 def test_a_candidate_without_a_guidance_scale_leaves_the_calls_own(guided: Guided) -> None:
     with install(guided, UNEVEN):
         assert guided("a cat", 4, 3.0)["scale"] == 3.0
+
+
+def test_a_single_step_is_refused_where_the_pipeline_would_fail_in_the_middle_of_it() -> None:
+    single = Candidate.from_time_steps([900])
+    with pytest.raises(UserError, match="makes a single step by the predicted image"):
+        apply(load("pixart_alpha"), single)
+    apply(load("pixart_sigma"), single)
+    pipeline = apply(load("pixart_alpha", scheduler="ddim"), single)
+    settings = pipelines.CALLS["pixart_alpha"]
+    assert len(pipeline("a cat", **settings, num_inference_steps=1, output_type="pt").images) == 1

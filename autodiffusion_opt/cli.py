@@ -8,6 +8,7 @@ import os
 import shlex
 import signal
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
@@ -298,7 +299,18 @@ def _terminated(number: int, frame: object) -> NoReturn:
 def main() -> NoReturn:
     """The entry point: exit code 0, 2 for a user's mistake, 130 after Ctrl-C."""
     signal.signal(signal.SIGTERM, _terminated)
+    warnings.showwarning = _show_warning
     _leave(_guarded(lambda: app(standalone_mode=False)))
+
+
+def _show_warning(
+    message: Warning | str, category: type[Warning], filename: str, lineno: int, file: Any = None, line: Any = None
+) -> None:
+    """Ours as one line; those of libraries with the place that they come from."""
+    if category is UserWarning:
+        _say(f"warning: {message}")
+    else:
+        _say(warnings.formatwarning(message, category, filename, lineno, line).rstrip())
 
 
 def _guarded(call: Callable[[], Any]) -> int:

@@ -33,7 +33,7 @@ def slow(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_progress_without_a_terminal(ran: tuple[Path, str], study_file: Write, url: str, call: Call) -> None:
     code, _, err = call("run", study_file(), "--storage", url, "--trials", 2)
     assert code == 0
-    for line in ("loading digits", "trial 0/2", "trial 1/2  best ", "(1.00 of uniform's"):
+    for line in ("loading digits", "trial 0/2", "trial 1/2  best ", "(1.00 of own's"):
         assert line in err, err
     _, out, err = call("verify", "small", "--storage", ran[1], "--images", 20, "--repeats", 1, "--json")
     assert "re-scoring images 20/" in err

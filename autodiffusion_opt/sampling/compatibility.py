@@ -94,8 +94,9 @@ def check_single_step(pipeline: Any) -> None:
 
     PixArt-α does, for models distilled to one step (DMD); diffusers then fails in the middle of the call.
     """
-    scheduler, name = type(pipeline.scheduler), type(pipeline).__name__
-    if "if num_inference_steps == 1:" not in (_source(type(pipeline)) or ""):
+    kind: Any = type(pipeline)
+    scheduler, name = type(pipeline.scheduler), kind.__name__
+    if "if num_inference_steps == 1:" not in (_source(kind) or ""):
         return
     if "pred_original_sample" not in inspect.getsource(scheduler.step):
         raise UserError(

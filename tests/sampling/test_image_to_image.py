@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import warnings
+from pathlib import Path
 from typing import Any
 
 import diffusers
@@ -160,3 +161,13 @@ def test_layers_are_left_out_at_the_steps_of_the_candidate_also_where_sampling_s
         hook.remove()
         assert len(ran) == (2 if without < 2 else 1)
         ran.clear()
+
+
+def test_the_table_in_the_docs_is_the_one_that_is_tested() -> None:
+    text = (Path(__file__).parent.parent.parent / "docs" / "applying.md").read_text(encoding="utf-8")
+    rows = text.partition("<!-- image-to-image -->\n")[2].partition("\n\n")[0].splitlines()[2:]
+    cells = [[cell.strip() for cell in row.strip("|").split("|")] for row in rows]
+    for column, tested in enumerate((BELOW, SHIFTED, FLUX), 1):
+        listed = {float(row[0]): tuple(float(time) for time in row[column].split(",")) for row in cells}
+        assert listed == {strength: times for strength, times in tested.items() if strength in listed}
+    assert len(cells) == len(SHIFTED)

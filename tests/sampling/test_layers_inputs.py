@@ -9,6 +9,7 @@ import pytest
 import torch
 from peers import denoisers
 
+from autodiffusion_opt.sampling.layers import list_layers
 from autodiffusion_opt.sampling.layers.example_inputs import make_inputs
 from autodiffusion_opt.sampling.layers.meta_copy import plain_config
 
@@ -61,3 +62,12 @@ def test_the_config_before_an_ip_adapter_was_loaded_is_restored(hidden: int | No
     restored = plain_config(SimpleNamespace(config=config))
     assert restored == {"encoder_hid_dim": hidden, "encoder_hid_dim_type": kind, "sample_size": 64}
     assert config["encoder_hid_dim_type"] == "ip_image_proj"
+
+
+@pytest.mark.filterwarnings("ignore:.FluxPosEmbed. is deprecated:FutureWarning")
+@pytest.mark.parametrize("name", denoisers.NETWORKS)
+def test_layers_are_counted_inside_of_inference_mode_as_well(name: str) -> None:
+    """Where the ranking of layers runs."""
+    with torch.inference_mode():
+        listed = list_layers(denoisers.made(name)[0])
+    assert listed == list_layers(denoisers.made(name)[0])

@@ -147,13 +147,14 @@ def test_remove_gives_back_the_pipeline_as_it_was_after_any_uses(name: str) -> N
 
 def test_the_comparison_sees_what_is_left_behind() -> None:
     uses = Uses("ddim")
+    pipeline = uses.pipeline
     for leave in (
-        lambda: vars(uses.pipeline).update(left=1),
-        lambda: vars(uses.pipeline.unet.conv_in).update(left=1),
-        lambda: uses.pipeline.unet.conv_in.register_forward_hook(print),
-        lambda: vars(uses.pipeline.scheduler).update(timesteps=torch.ones(3)),
+        lambda: vars(pipeline).update(left=1),
+        lambda: vars(pipeline.unet.conv_in).update(left=1),
+        lambda: pipeline.unet.conv_in.register_forward_hook(print),
+        lambda: vars(pipeline.scheduler).update(timesteps=torch.ones(3)),
     ):
-        assert state(uses.pipeline) == uses.before
+        before = state(pipeline)
+        assert before == state(pipeline)
         leave()
-        assert state(uses.pipeline) != uses.before
-        uses = Uses("ddim")
+        assert state(pipeline) != before

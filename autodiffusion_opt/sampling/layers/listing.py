@@ -124,6 +124,7 @@ def _config_text(denoiser: torch.nn.Module) -> str:
     return repr(dict(getattr(denoiser, "config", None) or {}))
 
 
+@torch.inference_mode(False)  # FlopCounterMode fails on tensors of that mode, in which callers may be
 def _run(denoiser: torch.nn.Module, inputs: Mapping[str, Any], own_inputs: bool) -> _Listing:
     if not find_blocks(denoiser):
         raise UserError(

@@ -23,6 +23,7 @@ storage_option = click.option(
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 device_option = click.option("--device", metavar="D", help="auto, cpu, cuda, cuda:1 ...")
+weights_option = click.option("--weights", metavar="FILE", help="The extractor's weights, instead of the download.")
 study_option = click.option("--study", metavar="STUDY", help="Whose model and metric, for a candidate file.")
 positive = click.IntRange(min=1)
 
@@ -225,28 +226,91 @@ def sample(
 @click.argument("candidate")
 @click.option("--images", type=click.IntRange(min=2), default=5000, show_default=True, help="Images a repeat.")
 @click.option("--repeats", type=positive, default=3, show_default=True, help="Each with noise of its own.")
+@click.option(
+    "--top", type=positive, default=1, show_default=True, help="So many of a study's best, not the best alone."
+)
+@click.option("--model", metavar="MODEL", help="Of another model, to see whether the candidate transfers.")
+@click.option("--extrapolate", is_flag=True, help="Also the value for infinitely many images.")
 @study_option
 @storage_option
 @device_option
 @json_option
 def verify(
-    candidate: str, images: int, repeats: int, study: str | None, storage: str | None, device: str | None, as_json: bool
+    candidate: str,
+    images: int,
+    repeats: int,
+    top: int,
+    model: str | None,
+    extrapolate: bool,
+    study: str | None,
+    storage: str | None,
+    device: str | None,
+    as_json: bool,
 ) -> None:
     """Re-score CANDIDATE (a JSON file, or a study: its best) and the baselines on fresh seeds."""
     from autodiffusion_opt.report.tables import rescored_table
     from autodiffusion_opt.study.problem import load_problem
     from autodiffusion_opt.study.progress_bar import Bar
-    from autodiffusion_opt.study.results import resolve
-    from autodiffusion_opt.study.verify import rescore
+    from autodiffusion_opt.study.results import resolve_top
+    from autodiffusion_opt.study.verify import verified
 
-    config, chosen = resolve(candidate, study, storage)
+    chosen = resolve_top(candidate, study, storage, top)
     with Bar() as bar:
-        problem = load_problem(config.on_device(device), progress=bar)
-        candidates = {**problem.baselines, "best": chosen}
-        rescored = rescore(problem, candidates, images=images, repeats=repeats, progress=bar)
-    scored = {name: entry.to_dict() for name, entry in rescored.items()}
-    result = {"images": images, "repeats": repeats, "best": scored.pop("best"), "baselines": scored}
-    _print(as_json, result, rescored_table(rescored))
+        problem = load_problem(chosen.config.on_model(model).on_device(device), progress=bar)
+        searched = None if model else chosen.searched
+        result = verified(problem, chosen.candidates, searched, images, repeats, extrapolate, bar)
+    _print(as_json, result.to_dict(), rescored_table(result.rescored))
+    if not as_json:
+        click.echo("\n".join(result.sentences))
+
+
+@app.group()
+def reference() -> None:
+    """Real images as a reference: make a file of their statistics, or show what a source holds."""
+
+
+@reference.command(name="make")
+@click.argument("source")
+@click.option("--features", metavar="NAME", required=True, help="The extractor, as in an objective.")
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(dir_okay=False, path_type=Path),
+    default=Path("reference.npz"),
+    show_default=True,
+)
+@weights_option
+@device_option
+@json_option
+def make_reference(
+    source: str, features: str, output: Path, weights: str | None, device: str | None, as_json: bool
+) -> None:
+    """Statistics of SOURCE's images (a folder, a data set, an .npz of images or features) as an .npz file."""
+    from autodiffusion_opt.report import references
+    from autodiffusion_opt.study.progress_bar import Bar
+
+    with Bar() as bar:
+        made = references.make_reference(source, features, output, bar, weights, device)
+    _print(as_json, made, references.reference_table(made))
+
+
+@reference.command(name="show")
+@click.argument("source")
+@click.option("--features", metavar="NAME", help="Measure it with this extractor too.")
+@click.option("-o", "--output", type=click.Path(dir_okay=False, path_type=Path), help="Write a PNG of its images here.")
+@weights_option
+@device_option
+@json_option
+def show_reference(
+    source: str, features: str | None, output: Path | None, weights: str | None, device: str | None, as_json: bool
+) -> None:
+    """What SOURCE (a folder, a data set, an .npz file, an embedded model) holds."""
+    from autodiffusion_opt.report import references
+    from autodiffusion_opt.study.progress_bar import Bar
+
+    with Bar() as bar:
+        found = references.show_reference(source, bar, features, output, weights, device)
+    _print(as_json, found, references.reference_table(found))
 
 
 def _again(study: str, storage: str | None, seed: int | None, overrides: tuple[str, ...]) -> str:

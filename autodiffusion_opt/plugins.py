@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from autodiffusion_opt.errors import UserError
-from autodiffusion_opt.objective import METRICS, Metric, MetricConfig
+from autodiffusion_opt.objective import METRICS, Metric
+from autodiffusion_opt.objective.metrics.base import ImagesConfig
 from autodiffusion_opt.optimizer import OPTIMIZERS, OptimizerConfig
 from autodiffusion_opt.space import SPACES, SpaceConfig
 
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
 def register_metric(name: str, metric: type[Metric]) -> None:
     """``[objective] kind = "name"``. Raises UserError for a class that is no complete :class:`Metric`."""
-    if not (isinstance(metric, type) and issubclass(metric, Metric) and issubclass(metric.Config, MetricConfig)):
+    if not (isinstance(metric, type) and issubclass(metric, Metric) and issubclass(metric.Config, ImagesConfig)):
         raise UserError(
             f"a metric must be a subclass of ado.Metric, its Config one of ado.MetricConfig; got {metric!r}"
         )

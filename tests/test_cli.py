@@ -160,7 +160,8 @@ def test_verify(how: str, ran: tuple[Path, str], call: Call, best_file: Path) ->
     code, out, _ = call(*words, "--json")
     result = json.loads(out)
     assert code == 0
-    assert set(result) == {"images", "repeats", "best", "baselines"}
+    told = {"differences", "flattered_by", "sentences"}
+    assert set(result) == {"images", "repeats", "best", "baselines"} | told
     assert (result["images"], result["repeats"]) == (20, 2)
     assert set(result["baselines"]) == TABLES
     for scored in (result["best"], *result["baselines"].values()):
@@ -184,6 +185,27 @@ def test_a_relative_reference_is_found_again(tmp_path: Path, study_text: str, ur
     assert call("best", "own", "--storage", url, "-o", "own.json")[0] == 0
     code, _, err = call("verify", "own.json", "--images", 4, "--repeats", 1)
     assert (code, err) == (0, "")
+
+
+def test_verify_of_several_of_another_model_and_for_infinitely_many_images(
+    ran: tuple[Path, str], call: Call, best_file: Path
+) -> None:
+    words = ("verify", "small", "--storage", ran[1], "--images", 20, "--repeats", 2)
+    code, out, _ = call(*words, "--top", 3, "--extrapolate", "--json")
+    told = json.loads(out)
+    assert code == 0
+    assert set(told["top"]) == {"rank 2", "rank 3"}
+    assert math.isfinite(told["best"]["extrapolated"])
+    assert math.isfinite(told["flattered_by"])
+    code, out, _ = call(*words, "--model", "digits")
+    assert code == 0
+    assert "of own" in out
+    assert "paired over repeats" in out
+    assert "too good" not in out  # the search's value is of another model
+    code, _, err = call(*words, "--model", "./nowhere")
+    assert (code, "must be an embedded name" in err) == (2, True)
+    code, _, err = call("verify", best_file, "--top", 2)
+    assert (code, "--top is for a study" in err) == (2, True)
 
 
 def test_verify_makes_5000_images_three_times_unless_told() -> None:

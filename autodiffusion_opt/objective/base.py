@@ -5,13 +5,16 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
-from pydantic import Field
+from pydantic import Field, field_validator, model_validator
 
 from autodiffusion_opt.candidate import Candidate
 from autodiffusion_opt.config import Config
+from autodiffusion_opt.errors import UserError
+from autodiffusion_opt.objective.pruners import check_pruner
 from autodiffusion_opt.progress import Progress, silent
 from autodiffusion_opt.sampling.config import ConditionsConfig
 from autodiffusion_opt.space import cost
@@ -29,7 +32,7 @@ class Score:
 
     Attributes:
         values: the named values; those that the objective has a direction for, in its order, then any others.
-        images: how many were generated.
+        images: how many were generated and measured, of all rungs so far.
         seconds: wall time of generation and measurement.
         nfe: calls of the denoiser for one image.
         layer_runs: layers run for one image, over all calls; None where the layers are not counted.
@@ -107,20 +110,67 @@ class Objective(Protocol):
         ...
 
 
+# The least number of images of a trial: a covariance needs two.
+LEAST_IMAGES = 2
+
+
+def rungs_of(images: int | tuple[int, ...]) -> tuple[int, ...]:
+    """The numbers of images after which there are values."""
+    return (images,) if isinstance(images, int) else images
+
+
+def ascending(images: int | tuple[int, ...]) -> int | tuple[int, ...]:
+    """The same. Raises ValueError for rungs that do not ascend."""
+    rungs = rungs_of(images)
+    if any(after <= before for before, after in pairwise(rungs)):
+        raise ValueError("must ascend from rung to rung")
+    return images
+
+
 class ObjectiveConfig(Config):
     """The table ``[objective]``: what all kinds have.
 
     Attributes:
         kind: the name of a metric.
-        images: how many images a trial generates.
+        images: how many images a trial generates; or a list such as ``[100, 500, 2000]``: in rungs, after each of which
+            a candidate may be stopped.
+        pruner: which candidates are stopped after a rung: ``median``, ``successive-halving`` ..., or a table with
+            ``kind`` and the options of Optuna's pruner; absent: none is.
         seed: of their noise: the same in every trial, so that candidates are compared on common random numbers.
         conditions: the table ``[conditions]``: prompts or class labels.
     """
 
     kind: str
-    images: int = Field(ge=2)
+    images: int | tuple[int, ...]
+    pruner: str | dict[str, Any] | None = None
     seed: int = Field(default=0, ge=0)
     conditions: ConditionsConfig = Field(default_factory=ConditionsConfig)
+
+    @field_validator("images", mode="before")
+    @classmethod
+    def _numbers_ascend(cls, value: Any) -> Any:
+        rungs = list(value) if isinstance(value, list | tuple) else [value]
+        if not rungs or any(isinstance(count, bool) or not isinstance(count, int) for count in rungs):
+            raise ValueError("should be a whole number, or a list of them")
+        if min(rungs) < LEAST_IMAGES:
+            raise ValueError(f"should be greater than or equal to {LEAST_IMAGES}")
+        return ascending(tuple(rungs)) if isinstance(value, list | tuple) else value
+
+    @model_validator(mode="after")
+    def _pruner_fits(self) -> ObjectiveConfig:
+        if self.pruner is not None:
+            try:
+                check_pruner(self.pruner)
+            except UserError as error:
+                raise ValueError(str(error)) from None
+            if len(self.rungs) == 1:
+                raise ValueError(f"pruner needs rungs: give images a list, such as [100, {self.rungs[0]}]")
+        return self
+
+    @property
+    def rungs(self) -> tuple[int, ...]:
+        """The numbers of images after which there are values, ascending."""
+        return rungs_of(self.images)
 
     @abstractmethod
     def objective(self, sampler: ImageSampler, info: ModelInfo, base: Path, progress: Progress = silent) -> Objective:

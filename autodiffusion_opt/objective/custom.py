@@ -19,8 +19,9 @@ from numpy.typing import NDArray
 from autodiffusion_opt.candidate import Candidate
 from autodiffusion_opt.config import build
 from autodiffusion_opt.errors import EvaluationError, UserError
-from autodiffusion_opt.objective.base import Direction, Score
+from autodiffusion_opt.objective.base import Direction, Score, ascending, rungs_of
 from autodiffusion_opt.objective.image_objective import ImageObjective
+from autodiffusion_opt.objective.pruners import check_pruner
 from autodiffusion_opt.progress import Progress, silent
 from autodiffusion_opt.sampling.config import ConditionsConfig
 from autodiffusion_opt.space.model_info import ModelInfo
@@ -67,30 +68,39 @@ class ImageMetric:
     Attributes:
         function: uint8 (N, C, H, W), all images of a candidate in main memory, to a number, or to a dict of numbers
             that holds ``name``.
-        images: how many a trial generates.
+        images: how many a trial generates; or ascending rungs, ``(100, 500)``, with a value after each.
         identity: is changed whenever the function would give other numbers.
         name: of the value.
         direction: whether less or more is better.
         seed: of the noise.
         conditions: as the table ``[conditions]``: prompts or labels.
+        pruner: which candidates are stopped after a rung, as the key ``pruner`` of a table ``[objective]``.
 
     Raises:
         UserError: without an identity.
     """
 
     function: Callable[[torch.Tensor], Any]
-    images: int = 0
+    images: int | tuple[int, ...] = 0
     identity: str = ""
     name: str = "value"
     direction: Direction = "minimize"
     seed: int = 0
     conditions: ConditionsConfig | Mapping[str, Any] = field(default_factory=ConditionsConfig)
+    pruner: str | Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
         _need_identity("ImageMetric", self.function, self.identity)
         _check_direction(self.direction)
-        if self.images < 1:
+        object.__setattr__(self, "images", tuple(self.images) if isinstance(self.images, list) else self.images)
+        if not self.rungs or self.rungs[0] < 1:
             raise UserError(f"ImageMetric: images must be 1 or more, the number of images a trial; got {self.images}")
+        try:
+            ascending(self.images)
+        except ValueError as error:
+            raise UserError(f"ImageMetric: images {error}; got {list(self.rungs)}") from None
+        if self.pruner is not None:
+            check_pruner(self.pruner)
         if not isinstance(self.conditions, ConditionsConfig):
             table = build(ConditionsConfig, self.conditions, "ImageMetric: conditions")
             object.__setattr__(self, "conditions", table)
@@ -101,12 +111,18 @@ class ImageMetric:
         return {
             "python": "ImageMetric",
             "identity": self.identity,
-            "images": self.images,
+            "images": list(self.rungs) if len(self.rungs) > 1 else self.rungs[0],
+            "pruner": self.pruner,
             "seed": self.seed,
             "name": self.name,
             "direction": self.direction,
             "conditions": self.conditions.model_dump(mode="json"),
         }
+
+    @property
+    def rungs(self) -> tuple[int, ...]:
+        """The numbers of images after which there are values."""
+        return rungs_of(self.images)
 
     def objective(
         self, sampler: ImageSampler, info: ModelInfo, base: Path, progress: Progress = silent
@@ -118,7 +134,7 @@ class ImageMetric:
             self.images,
             self.seed,
             {self.name: self.direction},
-            lambda: _Collected(self),
+            lambda seed, images, progress: _Collected(self),
             self.identity,
         )
 

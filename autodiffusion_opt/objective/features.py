@@ -106,9 +106,13 @@ class FidelityFeatures:
     @torch.inference_mode()
     def __call__(self, images: torch.Tensor) -> NDArray[np.float32]:
         """Each extractor resizes for itself."""
-        colour = images if images.shape[1] == 3 else images[:, :1].expand(-1, 3, -1, -1)
-        features: NDArray[np.float32] = self._network(colour.to(self._device))[0].float().cpu().numpy()
+        features: NDArray[np.float32] = self._network(colour(images).to(self._device))[0].float().cpu().numpy()
         return features
+
+
+def colour(images: torch.Tensor) -> torch.Tensor:
+    """(N, C, H, W) -> (N, 3, H, W): grey images become three channels."""
+    return images if images.shape[1] == 3 else images[:, :1].expand(-1, 3, -1, -1)
 
 
 @contextlib.contextmanager
@@ -139,11 +143,45 @@ def _fidelity_network(name: str, layer: str, weights: Path | None) -> Any:
             f"features_weights: {weights} must be a file of weights alone, as torch.save writes a state dict; it holds "
             "other objects, which are not read since they can run code"
         ) from None
-    except (OSError, RuntimeError) as error:
+    except NotImplementedError:
         raise UserError(
-            f"features {name!r}: its weights cannot be had ({str(error).splitlines()[0]}). They are downloaded at "
-            "first use; without a network, give their file as features_weights"
+            f"features_weights: torch-fidelity reads no file of weights for {name!r}; {_where_weights_go(name)}"
         ) from None
+    except (OSError, RuntimeError) as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise UserError(
+            f"features {name!r}: its weights cannot be had ({reason}). They are downloaded at first use; without a "
+            f"network, {_where_weights_go(name)}"
+        ) from None
+
+
+def _where_weights_go(name: str) -> str:
+    """What to do where there is no network: which file, from where, to which place."""
+    hub = Path(torch.hub.get_dir())
+    if name.startswith("dinov2"):
+        return (
+            f"copy {hub} from a machine where these features were used once: there torch.hub keeps "
+            "facebookresearch/dinov2 and its weights"
+        )
+    url, file = _weights_file(name)
+    return f"put {url} at {hub / 'checkpoints' / file}, or give its path as features_weights"
+
+
+def _weights_file(name: str) -> tuple[str, str]:
+    """The address that an extractor's weights are downloaded from, and the file's name in torch.hub's folder."""
+    if name.startswith("clip"):
+        from torch_fidelity.feature_extractor_clip import MODEL_METADATA, MODEL_URLS
+
+        return MODEL_URLS[name], f"{name}-{MODEL_METADATA[name]['hash']}.pt"
+    if name == "vgg16":
+        from torchvision.models import VGG16_Weights  # type: ignore[import-untyped]
+
+        url = str(VGG16_Weights.IMAGENET1K_V1.url)
+    else:
+        from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3
+
+        url = str(URL_INCEPTION_V3)
+    return url, url.rsplit("/", 1)[-1]
 
 
 def _embedded_loader(name: str) -> Loader:

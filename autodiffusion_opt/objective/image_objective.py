@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from autodiffusion_opt.candidate import Candidate
 from autodiffusion_opt.errors import EvaluationError
-from autodiffusion_opt.objective.base import Direction, Score
+from autodiffusion_opt.objective.base import Direction, Score, rungs_of
 from autodiffusion_opt.progress import Progress, silent
 from autodiffusion_opt.space.model_info import ModelInfo
 
@@ -39,44 +39,54 @@ class ImageObjective:
     Attributes:
         sampler: makes the images.
         info: the model's numbers, for costs.
-        images: how many, unless ``measure`` is told.
+        images: how many, or ascending rungs, unless ``measure`` is told.
         seed: of the noise, unless ``measure`` is told.
         directions: of the values.
-        start: makes the measurement of one candidate.
+        start: makes the measurement of one candidate, for a seed and a number of images; it may first generate the
+            images that a candidate's are compared with, of which the progress is told.
         identity: changes when the measurement does, for a reason that the table does not tell.
     """
 
     sampler: ImageSampler
     info: ModelInfo
-    images: int
+    images: int | tuple[int, ...]
     seed: int
     directions: Mapping[str, Direction]
-    start: Callable[[], Measurement]
+    start: Callable[[int, int, Progress], Measurement]
     identity: str
+
+    @property
+    def rungs(self) -> tuple[int, ...]:
+        """The numbers of images after which there are values."""
+        return rungs_of(self.images)
 
     def measure(
         self, candidate: Candidate, *, seed: int | None = None, images: int | None = None, progress: Progress = silent
     ) -> Iterator[Score]:
-        """One rung; see :class:`~autodiffusion_opt.objective.base.Objective`.
+        """A score after each rung; see :class:`~autodiffusion_opt.objective.base.Objective`.
+
+        A rung costs its new images: those of the rungs before it are part of it. ``images`` is a single rung.
 
         Raises:
             EvaluationError: where none of the images is finite: no metric means anything then.
         """
-        count = self.images if images is None else images
-        begun = time.perf_counter()
+        rungs = self.rungs if images is None else (images,)
+        seed = self.seed if seed is None else seed
+        measurement, done, seconds = self.start(seed, rungs[-1], progress), 0, 0.0
         broken: list[int] = []
-        measurement, done = self.start(), 0
-        for block in self.sampler.images(candidate, range(count), self.seed if seed is None else seed, broken):
-            measurement.add(block)
-            done += len(block)
-            progress("images", done, count)
-        if len(broken) == count:
-            raise EvaluationError(
-                f"none of the {count} images is finite: the model or its sampler overflows with {candidate}; "
-                "with dtype float16, try bfloat16 or float32"
-            )
+        for count in rungs:
+            begun = time.perf_counter()
+            for block in self.sampler.images(candidate, range(done, count), seed, broken):
+                measurement.add(block)
+                done += len(block)
+                progress("images", done, rungs[-1])
+            if len(broken) == count:
+                raise EvaluationError(
+                    f"none of the {count} images is finite: the model or its sampler overflows with {candidate}; "
+                    "with dtype float16, try bfloat16 or float32"
+                )
+            values = measurement.values()
+            seconds += time.perf_counter() - begun
+            yield Score.of(values, candidate, self.info, images=count, seconds=seconds, not_finite=len(broken))
         if broken:
-            warnings.warn(f"{len(broken)} of {count} images are not finite with {candidate}", stacklevel=2)
-        values = measurement.values()
-        seconds = time.perf_counter() - begun
-        yield Score.of(values, candidate, self.info, images=count, seconds=seconds, not_finite=len(broken))
+            warnings.warn(f"{len(broken)} of {rungs[-1]} images are not finite with {candidate}", stacklevel=2)

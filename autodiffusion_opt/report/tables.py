@@ -35,6 +35,7 @@ def run_summary(stored: StoredStudy) -> dict[str, Any]:
     return {
         "study": stored.name,
         "trials": len(results),
+        "pruned": states(stored.trials)["pruned"],
         "best": {**_values(best), "trial": best.trial, "candidate": best.candidate.to_dict()},
         "baselines": {name: _first(result) for name, result in baselines.items()},
         "factor": _first(best) / _first(base) if base is not None and _first(base) else None,
@@ -81,11 +82,13 @@ def rescored_table(rescored: Mapping[str, Rescored]) -> Table:
     """Mean ± spread of each, and its mean divided by that of the pipeline's own."""
     base = compared_with(rescored)
     name_of_base = OWN if OWN in rescored else UNIFORM
-    table = Table("", "mean", "std", "" if base is None else f"of {name_of_base}", "time steps")
+    infinite = ["∞ images"] if any(scored.extrapolated is not None for scored in rescored.values()) else []
+    table = Table("", "mean", "std", "" if base is None else f"of {name_of_base}", *infinite, "time steps")
     for name, scored in rescored.items():
         share = f"{scored.mean / base.mean:.3f}" if base is not None and base.mean else ""
         style = "bold" if name == "best" else ""
-        table.add_row(name, number(scored.mean), number(scored.std), share, str(scored.candidate), style=style)
+        more = [number(scored.extrapolated)] if infinite else []
+        table.add_row(name, number(scored.mean), number(scored.std), share, *more, str(scored.candidate), style=style)
     return table
 
 

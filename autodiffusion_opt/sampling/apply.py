@@ -56,7 +56,7 @@ class Applied:
             self.own_scheduler = before.own_scheduler
         self.scheduler: Any = untouched(pipeline.scheduler)
         self.denoiser: Any = denoiser_of(pipeline)
-        self.block_thread: int | None = None
+        self.block_thread: int | None = None if before is None else before.block_thread
         self._lock = threading.Lock()
         self._told: set[str] = set()
         self.schedule = install_schedule(self.scheduler, candidate.times, end_time=candidate.end_time)
@@ -116,6 +116,7 @@ class Applied:
             copied = copy.deepcopy(pipeline, memo)
         finally:
             apply(pipeline, self.candidate)
+            vars(pipeline)[KEY].block_thread = self.block_thread
         return apply(copied, self.candidate)
 
     def current(self, pipeline: Any) -> Applied:

@@ -7,6 +7,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from autodiffusion_opt.sampling.compatibility import denoiser_of
 from autodiffusion_opt.sampling.load import model_folder
 
@@ -58,11 +60,35 @@ def fingerprint_object(pipeline: Any) -> str:
     For pipelines that were handed over in Python: of these no file is known.
     """
     total = hashlib.sha256(json.dumps([type(pipeline).__qualname__, *_scheduler_settings(pipeline)]).encode())
-    for name, weight in sorted(denoiser_of(pipeline).state_dict().items()):
+    _add_weights(total, denoiser_of(pipeline))
+    return total.hexdigest()
+
+
+def fingerprint_components(pipeline: Any) -> str:
+    """SHA-256 over a pipeline object and all of its networks, the decoder and the text encoders too, with their types.
+
+    The networks' own forward passes are not read: of these the versions of libraries tell.
+    """
+    total = hashlib.sha256(fingerprint_object(pipeline).encode())
+    for name, component in sorted(getattr(pipeline, "components", {}).items()):
+        if isinstance(component, torch.nn.Module):
+            total.update(f"{name} {type(component).__qualname__} {getattr(component, 'dtype', '')}".encode())
+            _add_weights(total, component)
+    return total.hexdigest()
+
+
+def fingerprint_weights(network: torch.nn.Module) -> str:
+    """SHA-256 over up to 1,024 values of every weight of a network."""
+    total = hashlib.sha256()
+    _add_weights(total, network)
+    return total.hexdigest()
+
+
+def _add_weights(total: Any, network: torch.nn.Module) -> None:
+    for name, weight in sorted(network.state_dict().items()):
         flat = weight.detach().reshape(-1)
         sample = flat[:: max(1, flat.numel() // VALUES)][:VALUES].float().cpu().numpy()
         total.update(f"{name} {tuple(weight.shape)}".encode() + sample.tobytes())
-    return total.hexdigest()
 
 
 def _scheduler_settings(pipeline: Any) -> list[Any]:

@@ -104,6 +104,15 @@ class StudyConfig:
         """The same study with another seed; it gets a name of its own, since it is another sequence of trials."""
         return self if seed == self.seed else replace(self, seed=seed, name=f"{self.name}-seed{seed}")
 
+    def on_model(self, model: str | None) -> StudyConfig:
+        """The same study of another model, given on the command line; None: of its own. Raises UserError."""
+        if model is None:
+            return self
+        if self.pipeline is None:
+            raise UserError(f"{self.path}: this study has no pipeline whose model could be another")
+        pipeline = self.pipeline.model_copy(update={"model": model})
+        return replace(self, pipeline=pipeline, bases={**self.bases, "pipeline": Path.cwd()}, ranking=())
+
     def on_device(self, device: str | None) -> StudyConfig:
         """The same study on another device; None: on its own."""
         if device is None or self.pipeline is None:

@@ -16,7 +16,7 @@ import numpy as np
 
 from autodiffusion_opt.candidate import Candidate
 from autodiffusion_opt.errors import UserError
-from autodiffusion_opt.objective import MetricConfig
+from autodiffusion_opt.objective import ObjectiveConfig
 from autodiffusion_opt.study.config import PYTHON, StudyConfig
 from autodiffusion_opt.study.results import Result, StoredStudy, candidate_file
 from autodiffusion_opt.zoo import EMBEDDED
@@ -231,11 +231,13 @@ def _readme(
 
 def _objective_text(config: StudyConfig) -> str:
     objective = config.objective
-    if isinstance(objective, MetricConfig):
-        features = objective.features if isinstance(objective.features, str) else objective.features.identity
-        return (
-            f"{objective.kind} on {objective.images} images, features `{features}`, reference `{objective.reference}`."
-        )
+    if isinstance(objective, ObjectiveConfig):
+        parts = [f"{objective.kind} on {objective.rungs[-1]} images"]
+        for key in ("features", "reference", "teacher_steps"):
+            value = getattr(objective, key, None)
+            if value is not None:
+                parts.append(f"{key.replace('_', ' ')} `{getattr(value, 'identity', value)}`")
+        return f"{', '.join(parts)}."
     return f"the objective `{getattr(objective, 'identity', type(objective).__name__)}`."
 
 

@@ -19,8 +19,7 @@ from autodiffusion_opt.candidate import Candidate
 from autodiffusion_opt.space.baselines import OWN, UNIFORM
 from autodiffusion_opt.study.callback import Callback
 from autodiffusion_opt.study.config import StudyConfig
-from autodiffusion_opt.trials.attributes import values_of
-from autodiffusion_opt.trials.history import History
+from autodiffusion_opt.trials.history import MEASURED, History
 
 WIDE = 160
 
@@ -139,8 +138,7 @@ class StudyBar(Callback):
     def finished(self, trial: FrozenTrial, history: History) -> None:
         """Another trial, and those of other workers."""
         self._take(history)
-        values = values_of(trial)
-        self._current = math.nan if values is None else values[0]
+        self._current = trial.values[0] if trial.state in MEASURED and trial.values else math.nan
         self._show()
 
     def _take(self, history: History) -> None:

@@ -34,7 +34,7 @@ from autodiffusion_opt.trials.attributes import (
     candidate_of,
     values_of,
 )
-from autodiffusion_opt.trials.history import best_first
+from autodiffusion_opt.trials.history import MEASURED, best_first
 from autodiffusion_opt.trials.storage import (
     Storage,
     need_study,
@@ -181,7 +181,8 @@ def dataframe(stored: StoredStudy) -> pandas.DataFrame:
         raise UserError("a data frame needs pandas: pip install pandas") from None
     rows = []
     for trial in stored.trials:
-        candidate, values, score = candidate_of(trial), values_of(trial), trial.user_attrs.get(SCORE, {})
+        candidate, score = candidate_of(trial), trial.user_attrs.get(SCORE, {})
+        values = trial.values if trial.state in MEASURED else None  # of one stopped early: at its ``images``
         rows.append(
             {
                 "trial": trial.number,
@@ -230,6 +231,44 @@ def resolve(given: str, study: str | None, storage: str | None) -> tuple[StudyCo
     stored = open_study(given, storage)
     where = f"{stored.name} in {without_password(storage_url(storage))}"
     return stored_config(stored.name, where, stored.definition), stored.top(1)[0].candidate
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """What is to be re-scored.
+
+    Attributes:
+        config: the study that the candidates belong to.
+        candidates: ``best``, then ``rank 2`` ...
+        searched: the best's value in the search and its number of images; None where they are not known.
+    """
+
+    config: StudyConfig
+    candidates: dict[str, Candidate]
+    searched: tuple[float, int] | None
+
+
+def resolve_top(given: str, study: str | None, storage: str | None, count: int) -> Chosen:
+    """The best ``count`` candidates of a study, or the candidate of a JSON file (:func:`resolve`).
+
+    Raises:
+        UserError: for a file where more than one candidate is wanted, and as :func:`resolve`.
+    """
+    config, candidate = resolve(given, study, storage)
+    path = find_candidate(given)
+    if path is not None:
+        if count > 1:
+            raise UserError(f"--top is for a study, which has several candidates; {path} holds one")
+        content = json.loads(path.read_text(encoding="utf-8"))
+        values = content.get("source", {}).get("values") if isinstance(content, dict) else None
+        images = getattr(config.objective, "rungs", (0,))[-1]
+        searched = (float(next(iter(values.values()))), images) if values and images else None
+        return Chosen(config, {"best": candidate}, searched)
+    top = open_study(given, storage).top(count)
+    labels = ("best", *(f"rank {rank}" for rank in range(2, count + 1)))
+    images = int(top[0].costs["images"] or 0)
+    searched = (next(iter(top[0].values.values())), images) if images > 1 else None
+    return Chosen(config, dict(zip(labels, (result.candidate for result in top), strict=False)), searched)
 
 
 def _config_in(path: Path) -> StudyConfig:

@@ -10,11 +10,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import optuna
+from optuna.pruners import BasePruner, NopPruner
 from optuna.samplers import BaseSampler
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
+from autodiffusion_opt.candidate import Candidate
 from autodiffusion_opt.errors import EvaluationError, UserError
+from autodiffusion_opt.objective import Score
+from autodiffusion_opt.objective.pruners import make_pruner
 from autodiffusion_opt.optimizer import CandidateSampler, OptimizerConfig, ParameterSampler
 from autodiffusion_opt.optimizer.base import require_fully_parametric
 from autodiffusion_opt.space import OWN, ModelInfo
@@ -26,6 +30,7 @@ from autodiffusion_opt.study.problem import Problem, load_problem
 from autodiffusion_opt.study.progress_bar import shown
 from autodiffusion_opt.study.verify import Rescored, rescore
 from autodiffusion_opt.trials.attributes import (
+    BASELINE,
     CANDIDATE,
     DEFINITION,
     ERROR,
@@ -189,7 +194,7 @@ class Study:
         with shown(progress) as self._callback:
             study = self._open()
             history = History(study).refresh()
-            study.sampler = self._sampler(history)
+            study.sampler, study.pruner = self._sampler(history), self._pruner()
             claims = Claims(history, self.problem.parameters)
             claims.recover(wanted)
             claims.retry_failures_in_a_row(MOST_FAILURES)
@@ -226,7 +231,7 @@ class Study:
             set_value_names(study, list(directions))
             study.set_user_attr(RANKING, [list(third) for third in self.problem.info.ranking])
             study.set_user_attr(DEFINITION, definition)
-        elif known != definition:
+        elif differences(known, definition):  # a key that is absent is one that this version added, at its default
             self._start_over(study, known, definition)
             return self._open()
         study.set_user_attr(WANTED, self.config.trials)
@@ -281,20 +286,58 @@ class Study:
                 trial.set_user_attr(ORIGIN, "enqueued" if stored.system_attrs.get(FIXED_PARAMETERS) else optimizer)
                 trial.set_user_attr(CANDIDATE, candidate.to_json())
             self._callback.proposed(trial.number, candidate)
-            earlier = history.complete_with(candidate)
-            if earlier is not None:  # an equal candidate is never sampled twice
-                trial.set_user_attr(REUSED_FROM, earlier.number)
-                trial.set_user_attr(SCORE, earlier.user_attrs.get(SCORE, {}))
-                return claim.study.tell(trial, list(earlier.values), skip_if_finished=True)
+            is_baseline = BASELINE in stored.user_attrs  # never stopped: results are compared with it
+            earlier = history.measured_with(candidate)
+            if earlier is not None and not (is_baseline and earlier.state == TrialState.PRUNED):
+                return self._reuse(claim, trial, earlier)
             try:
-                *_, score = self.problem.objective.measure(candidate, progress=self._callback.progress)
+                score, is_stopped = self._measure(trial, candidate, may_stop=not is_baseline)
             except EvaluationError as error:
                 trial.set_user_attr(ERROR, str(error))
                 trial.set_user_attr(EVALUATION_FAILED, True)
                 return claim.study.tell(trial, state=TrialState.FAIL, skip_if_finished=True)
             trial.set_user_attr(SCORE, score.to_dict())
+            if is_stopped:
+                return claim.study.tell(trial, state=TrialState.PRUNED, skip_if_finished=True)
             values = [score.values[name] for name in self.problem.objective.directions]
             return claim.study.tell(trial, values, skip_if_finished=True)
+
+    def _reuse(self, claim: Claim, trial: optuna.Trial, earlier: FrozenTrial) -> FrozenTrial:
+        """Take over what was measured of an equal candidate, which is never sampled twice."""
+        trial.set_user_attr(REUSED_FROM, earlier.number)
+        trial.set_user_attr(SCORE, earlier.user_attrs.get(SCORE, {}))
+        for images, value in earlier.intermediate_values.items():
+            trial.report(value, images)
+        if earlier.state == TrialState.PRUNED:
+            return claim.study.tell(trial, state=TrialState.PRUNED, skip_if_finished=True)
+        return claim.study.tell(trial, list(earlier.values), skip_if_finished=True)
+
+    def _measure(self, trial: optuna.Trial, candidate: Candidate, *, may_stop: bool) -> tuple[Score, bool]:
+        """The score of the last rung that was measured, and whether the candidate was stopped there.
+
+        After each rung the value goes to SQL, at the number of images, where the pruner compares it.
+        """
+        objective = self.problem.objective
+        rungs: tuple[int, ...] = getattr(objective, "rungs", ())
+        names = list(objective.directions)
+        score: Score | None = None
+        for score in objective.measure(candidate, progress=self._callback.progress):
+            if len(rungs) > 1 and len(names) == 1:
+                trial.report(score.values[names[0]], score.images)
+                if may_stop and score.images < rungs[-1] and trial.should_prune():
+                    return score, True
+        assert score is not None  # an objective yields at least one
+        return score, False
+
+    def _pruner(self) -> BasePruner:
+        """What stops candidates after a rung. Raises UserError for a study with several values."""
+        setting = getattr(self.config.objective, "pruner", None)
+        if setting is None:
+            return NopPruner()
+        directions = self.problem.objective.directions
+        if len(directions) > 1:
+            raise UserError(f"pruner: Optuna's pruners compare one value; this study has {', '.join(directions)}")
+        return make_pruner(setting, self.problem.objective.rungs)  # type: ignore[attr-defined]  # those with a pruner
 
     @contextmanager
     def _released_on_error(self, claims: Claims, wanted: int) -> Iterator[None]:

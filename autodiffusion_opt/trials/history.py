@@ -133,6 +133,7 @@ class History:
         self._unfinished: dict[int, int] = {}  # trial id -> number
         self._last_id = -1
         self._complete: dict[Candidate, int] = {}  # candidate -> number of the first complete trial that has it
+        self._pruned: dict[Candidate, int] = {}  # candidate -> number of the first trial stopped early that has it
         self._settled: set[int] = set()  # positions that need no further trial
         self._open: set[int] = set()  # positions whose every trial lost its worker
 
@@ -159,6 +160,8 @@ class History:
             self.observations.put(Observation(position, candidate, losses))
             if losses is not None:
                 self._complete.setdefault(candidate, trial.number)
+            elif trial.state == TrialState.PRUNED:
+                self._pruned.setdefault(candidate, trial.number)
         trials = self.at(position)
         states = {each.state for each in trials}
         # A retry that waits or runs takes the place of the evaluation that failed before it.
@@ -221,6 +224,11 @@ class History:
     def complete_with(self, candidate: Candidate) -> FrozenTrial | None:
         """The first complete trial with an equal candidate."""
         number = self._complete.get(candidate)
+        return None if number is None else self.trials[number]
+
+    def measured_with(self, candidate: Candidate) -> FrozenTrial | None:
+        """The first complete trial with an equal candidate, else the first that was stopped early."""
+        number = self._complete.get(candidate, self._pruned.get(candidate))
         return None if number is None else self.trials[number]
 
     def sequence(self, start: int, stop: int) -> Iterator[FrozenTrial]:

@@ -19,16 +19,23 @@ class Embedded:
     """An embedded model: its name is that of its pipeline, of its features, and of its real images.
 
     Attributes:
-        name: as a table says it.
-        pipeline: its diffusers folder.
+        name: as a table says it; with ``_`` for ``-``, that of its folder.
     """
 
     name: str
-    pipeline: Path
+
+    @property
+    def _package(self) -> str:
+        return self.name.replace("-", "_")
+
+    @property
+    def pipeline(self) -> Path:
+        """Its diffusers folder."""
+        return _HERE / self._package / "pipeline"
 
     def module(self) -> Any:
         """The module that offers its images and features; imports torch."""
-        return importlib.import_module(f"{__name__}.{self.name}")
+        return importlib.import_module(f"{__name__}.{self._package}")
 
 
-EMBEDDED: dict[str, Embedded] = {name: Embedded(name, _HERE / name / "pipeline") for name in ("digits",)}
+EMBEDDED: dict[str, Embedded] = {name: Embedded(name) for name in ("digits", "digits-dit")}

@@ -5,19 +5,19 @@ from __future__ import annotations
 import math
 import tracemalloc
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
 import torch
 from peers.samples import load, sampler_of
 
-from autodiffusion_opt import Candidate, Features, ImageMetric, UserError
+from autodiffusion_opt import Candidate, EvaluationError, Features, ImageMetric, UserError
 from autodiffusion_opt.config import build
 from autodiffusion_opt.objective import METRICS, Metric, MetricConfig, Score
 from autodiffusion_opt.objective.features import PixelFeatures, load_extractor
 from autodiffusion_opt.objective.image_objective import ImageObjective
-from autodiffusion_opt.objective.metrics.base import FeatureMeasurement
+from autodiffusion_opt.objective.metrics.base import MetricMeasurement
 from autodiffusion_opt.objective.references import Reference
 from autodiffusion_opt.sampling.generate import ImageSampler
 from autodiffusion_opt.sampling.introspect import read_model_info
@@ -179,8 +179,8 @@ def test_features_that_memory_does_not_hold_name_the_key_to_lower(digits: Any) -
     measured = objective(digits)
     real = measured.start
 
-    def full() -> Any:
-        measurement = real()
+    def full(*given: Any) -> Any:
+        measurement = real(*given)
 
         def fail(_: Any) -> Any:
             raise torch.OutOfMemoryError("CUDA out of memory")
@@ -209,9 +209,25 @@ class Greatest(Metric):
         return self.greatest
 
 
+class Several(Greatest):
+    """Two values; the test says which."""
+
+    given: ClassVar[dict[str, float]] = {"least": 2.0, "several": 3.0}
+
+    def value(self) -> Any:
+        return self.given
+
+
+def test_a_metric_may_give_several_values_of_which_one_is_optimised() -> None:
+    metric = Several(None, None)  # type: ignore[arg-type]
+    assert list(MetricMeasurement("several", None, metric, 10).values().items()) == [("several", 3.0), ("least", 2.0)]
+    with pytest.raises(EvaluationError, match="must give a value named 'other'; got least, several"):
+        MetricMeasurement("other", None, metric, 10).values()
+
+
 @pytest.mark.parametrize("wrong", [math.nan, math.inf])
 def test_a_metric_that_is_maximised_is_minus_infinity_where_it_is_not_finite(wrong: float) -> None:
     metric = Greatest(None, None)  # type: ignore[arg-type]
     metric.greatest = wrong
-    measurement = FeatureMeasurement("greatest", PixelFeatures(), metric, 10)
+    measurement = MetricMeasurement("greatest", PixelFeatures(), metric, 10)
     assert measurement.values() == {"greatest": -math.inf}

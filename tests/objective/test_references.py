@@ -11,8 +11,13 @@ import pytest
 import torch
 from PIL import Image
 
-from autodiffusion_opt import UserError
-from autodiffusion_opt.objective.references import cache_folder, load_reference, measure, read_statistics
+from autodiffusion_opt import ModelInfo, UserError
+from autodiffusion_opt.config import build
+from autodiffusion_opt.objective import METRICS, references
+from autodiffusion_opt.objective.cache import cache_folder
+from autodiffusion_opt.objective.reference_files import read_statistics
+from autodiffusion_opt.objective.references import load_reference, measure
+from autodiffusion_opt.sampling.generate import ImageSampler
 
 
 class Counting:
@@ -60,7 +65,8 @@ def test_it_tells_what_it_reads_and_measures(folder: Path) -> None:
     told: list[tuple[str, int, int]] = []
     assert load_reference(str(folder), Counting(), progress=lambda *what: told.append(what)).statistics
     assert told[:5] == [("reading reference", done, 5) for done in range(1, 6)]
-    assert {what for what, _, _ in told[5:]} == {"measuring reference"}
+    assert told[5:10] == [("checking reference", done, 5) for done in range(1, 6)]
+    assert {what for what, _, _ in told[10:]} == {"measuring reference"}
     assert told[-1] == ("measuring reference", 5, 5)
     del told[:]
     assert load_reference(str(folder), Counting(), progress=lambda *what: told.append(what)).statistics
@@ -146,7 +152,17 @@ def wrong_files() -> dict[str, Any]:
         "text": (lambda file: file.write(b"not an archive"), "must be an .npz file"),
         "empty": (lambda file: None, "must be an .npz file"),
         "array": (lambda file: np.save(file, eye), "must be an .npz file"),
-        "pickled": (lambda file: np.savez(file, mu=np.array([{}], object), sigma=eye), "allow_pickle=False"),
+        "pickled": (lambda file: np.savez(file, mu=np.array([{}], object), sigma=eye), "mu holds pickled objects"),
+        "pickled images": (lambda file: np.savez(file, np.array([{}], object)), "arr_0 holds pickled objects"),
+        "pickled features": (lambda file: np.savez(file, feats=np.array([{}], object)), "feats holds pickled objects"),
+        "text for numbers": (lambda file: np.savez(file, mu=np.array(["a"]), sigma=np.array([["b"]])), "be numbers"),
+        "not symmetric": (lambda file: np.savez(file, mu=np.zeros(2), sigma=np.array([[1, 1], [0, 1.0]])), "symmetric"),
+        "variance below 0": (lambda file: np.savez(file, mu=np.zeros(2), sigma=np.diag([1, -1.0])), "below 0"),
+        "one feature vector": (lambda file: np.savez(file, features=np.zeros((1, 3))), "at least 2 images; got (1, 3)"),
+        "whole numbers": (lambda file: np.savez(file, feats=np.zeros((5, 3), int)), "(N, D) floats"),
+        "float images": (lambda file: np.savez(file, np.zeros((5, 4, 4, 3))), "uint8 (N, H, W, 1 or 3)"),
+        "images NCHW": (lambda file: np.savez(file, np.zeros((5, 3, 4, 4), np.uint8)), "got (5, 3, 4, 4) of uint8"),
+        "one image": (lambda file: np.savez(file, np.zeros((1, 4, 4, 3), np.uint8)), "at least 2 images"),
         "pickle": (lambda file: np.save(file, np.array([{}], object)), "must be an .npz file"),
         "not finite": (lambda file: np.savez(file, mu=np.full(3, np.nan), sigma=eye), "finite"),
     }
@@ -162,6 +178,12 @@ def test_a_file_that_holds_no_statistics_is_refused(kind: str, tmp_path: Path) -
         load_reference(str(path), Counting())
     assert message in str(error.value)
     assert str(path) in str(error.value)
+
+
+def test_a_file_with_other_things_than_references_names_the_forms(tmp_path: Path) -> None:
+    np.savez(tmp_path / "stats.npz", images=np.eye(3))
+    with pytest.raises(UserError, match=r"mu and sigma, or features \(named features or feats\), or images \(arr_0"):
+        load_reference(str(tmp_path / "stats.npz"), Counting())
 
 
 def test_a_pickle_is_not_opened(tmp_path: Path) -> None:
@@ -190,7 +212,7 @@ def test_a_folder_with_fewer_than_two_images_is_refused(count: int, tmp_path: Pa
 
 def test_an_image_that_cannot_be_read_is_named(folder: Path) -> None:
     (folder / "broken.png").write_bytes(b"no image")
-    with pytest.raises(UserError, match=r"broken\.png cannot be read as an image"):
+    with pytest.raises(UserError, match=r"1 of the 6 files in .* be read as images: broken\.png \(no image\)"):
         load_reference(str(folder), Counting()).statistics  # noqa: B018
 
 
@@ -205,7 +227,7 @@ def test_a_cache_that_cannot_be_written_names_the_variable(
 
 def test_statistics_of_no_images_are_refused() -> None:
     with pytest.raises(UserError, match="no images"):
-        measure(iter(()), Counting())
+        measure(iter(()))
 
 
 def test_the_cache_is_in_the_users_cache_folder(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -253,3 +275,33 @@ def test_a_file_of_statistics_holds_no_features(tmp_path: Path) -> None:
     assert reference.statistics.count == 7
     with pytest.raises(UserError, match="holds statistics alone"):
         reference.features  # noqa: B018
+
+
+@pytest.mark.parametrize(("device", "wanted"), [("cpu", None), ("mps", None), ("cuda", "cuda"), ("cuda:1", "cuda:1")])
+def test_metrics_compute_on_a_gpu_that_knows_float64_where_the_pipeline_is_on_one(device: str, wanted: Any) -> None:
+    for given in (device, torch.device(device)):
+        assert load_reference("digits", Counting(), device=given).device == wanted
+    assert load_reference("digits", Counting()).device is None
+
+
+def test_an_objective_hands_its_pipelines_device_over(digits: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    from autodiffusion_opt.objective.metrics import fid
+
+    asked: list[Any] = []
+    loaded = references.load_reference
+
+    def on_a_gpu(*given: Any, **more: Any) -> Any:
+        asked.append(torch.device(given[4]).type)
+        return loaded(*given[:4], device="cuda")
+
+    class Noted(fid.FrechetDistance):
+        def __init__(self, reference: Any, device: str | None) -> None:
+            asked.append(device)
+            super().__init__(reference)
+
+    monkeypatch.setattr(references, "load_reference", on_a_gpu)
+    monkeypatch.setattr(fid, "FrechetDistance", Noted)
+    table = {"kind": "fid", "images": 30, "features": "digits", "reference": "digits"}
+    config = build(METRICS["fid"].Config, table, "here")
+    config.objective(ImageSampler(digits, micro_batch=10, batch_size=10), ModelInfo(train_steps=1000), Path())
+    assert asked == ["cpu", "cuda"]

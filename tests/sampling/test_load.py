@@ -49,8 +49,8 @@ def test_a_saved_folder_is_the_pipeline_that_was_saved(tmp_path: Path) -> None:
 def test_models_that_are_none_are_refused_with_what_would_be_one(tmp_path: Path) -> None:
     assert "must hold a model_index.json" in refused(str(tmp_path))
     assert "Did you mean 'digits'?" in refused("digit")
-    assert "must be an embedded name (digits), a folder" in refused("./nowhere")
-    assert "must be an embedded name (digits), a folder" in refused(str(tmp_path / "nowhere"))
+    assert "must be an embedded name (digits, digits-dit), a folder" in refused("./nowhere")
+    assert "must be an embedded name (digits, digits-dit), a folder" in refused(str(tmp_path / "nowhere"))
     assert "'nobody/nothing' cannot be loaded" in refused("nobody/nothing")  # offline
     (tmp_path / "model_index.json").write_text("{")
     assert "cannot be loaded" in refused(str(tmp_path))

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from autodiffusion_opt import UserError
+from autodiffusion_opt.objective import METRICS
 from autodiffusion_opt.study.config import differences, load_study_config, stored_config
 
 Write = Callable[..., Path]
@@ -131,9 +132,10 @@ def test_a_kind_that_is_missing_or_no_text(study_file: Write) -> None:
     path = study_file()
     text = path.read_text()
     path.write_text(text.replace('kind = "fid"\n', ""))
-    assert "objective: kind is missing; it must be one of: fid, kid" in refusal(path)
+    kinds = ", ".join(sorted(METRICS))
+    assert f"objective: kind is missing; it must be one of: {kinds}" in refusal(path)
     path.write_text(text.replace('kind = "fid"', "kind = [1]"))
-    assert "the kind of metric must be one of: fid, kid; got '[1]'" in refusal(path)
+    assert f"the kind of metric must be one of: {kinds}; got '[1]'" in refusal(path)
 
 
 @pytest.mark.parametrize("name", ["four-stps", "spaces/four-stps.toml"])

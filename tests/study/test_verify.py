@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 from typing import Any
 
+import numpy as np
 import pytest
+import scipy.stats
 
 from autodiffusion_opt import Candidate, UserError
-from autodiffusion_opt.study.verify import FRESH_SEED, Rescored, rescore
+from autodiffusion_opt.study.verify import FRESH_SEED, Difference, Rescored, rescore, verified
 
 GOOD, BAD = Candidate.from_time_steps([926, 690, 424, 153]), Candidate.from_time_steps([40, 30, 20, 10])
 
@@ -57,3 +60,75 @@ def test_what_does_not_fit_is_refused_before_anything_is_measured(problem: Any) 
     with pytest.raises(UserError, match="got 4000"):
         rescore(problem, given, images=25, repeats=1, progress=lambda *what: told.append(what))
     assert not told
+
+
+# What the numbers say.
+
+
+def test_a_difference_is_paired_over_repeats_with_students_t() -> None:
+    """Noise that both candidates share is no noise of their difference."""
+    first, second = Rescored(GOOD, (10.0, 20.0, 31.0)), Rescored(BAD, (12.0, 22.0, 33.5))
+    gap = Difference.of(first, second)
+    gaps = np.array([-2.0, -2.0, -2.5])
+    interval = scipy.stats.ttest_1samp(gaps, 0.0).confidence_interval(0.95)
+    assert gap.mean == pytest.approx(gaps.mean())
+    assert (gap.mean - gap.half_width, gap.mean + gap.half_width) == pytest.approx((interval.low, interval.high))
+    assert gap.is_more_than_noise
+
+
+@pytest.mark.parametrize(
+    ("values", "less_is_better", "sentence"),
+    [
+        ((-2.0, -2.1, -2.2), True, "best is better than own by more than the noise: -2.1 "),
+        ((-2.0, -2.1, -2.2), False, "best is worse than own by more than the noise"),
+        ((-2.0, 2.1, 0.1), True, "best and own do not differ by more than the noise"),
+        ((-2.0,), True, "with one repeat nothing is known of the noise"),
+    ],
+)
+def test_a_difference_is_said_in_words(values: tuple[float, ...], less_is_better: bool, sentence: str) -> None:
+    gap = Difference.of(Rescored(GOOD, values), Rescored(BAD, (0.0,) * len(values)))
+    assert sentence in gap.sentence("best", "own", less_is_better=less_is_better)
+
+
+def test_another_of_the_best_that_wins_is_told_and_so_is_a_flattered_value(problem: Any) -> None:
+    result = verified(problem, {"best": BAD, "rank 2": GOOD}, (1.0, 20), images=40, repeats=2)
+    assert [*result.rescored][:1] == ["own"]
+    assert result.candidates == ("best", "rank 2")
+    assert any(sentence.startswith("rank 2 wins: rank 2") for sentence in result.sentences)
+    fresh = rescore(problem, {"best": BAD}, images=20, repeats=2)["best"].mean
+    assert result.flattered_by == pytest.approx(fresh - 1.0)
+    assert f"too good by {fresh - 1:.4g}" in result.sentences[-1]
+    told = json.loads(json.dumps(result.to_dict()))
+    assert set(told) == {
+        *("images", "repeats", "best", "top", "baselines", "differences", "flattered_by", "sentences"),
+    }
+    assert set(told["differences"]) == {"best", "rank 2"}
+
+
+def test_the_best_that_wins_and_an_unknown_search_value_are_not_talked_about(problem: Any) -> None:
+    result = verified(problem, {"best": GOOD, "rank 2": BAD}, None, images=20, repeats=2)
+    assert result.flattered_by is None
+    assert not any("wins" in sentence or "search" in sentence for sentence in result.sentences)
+
+
+class Line:
+    """A metric with a known curve: 3 + 50 / images."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def add(self, images: Any) -> None:
+        self.count += len(images)
+
+    def values(self) -> dict[str, float]:
+        return {"fid": 3 + 50 / self.count}
+
+
+def test_the_extrapolation_finds_the_value_of_infinitely_many_images(problem: Any) -> None:
+    line = dataclasses.replace(problem.objective, start=lambda *_: Line())
+    given = dataclasses.replace(problem, objective=line)
+    scored = rescore(given, {"best": GOOD}, images=100, repeats=2, extrapolate=True)["best"]
+    assert scored.extrapolated == pytest.approx(3.0)
+    assert scored.values == pytest.approx((3.5, 3.5))
+    assert scored.to_dict()["extrapolated"] == scored.extrapolated
+    assert "extrapolated" not in rescore(given, {"best": GOOD}, images=100, repeats=2)["best"].to_dict()

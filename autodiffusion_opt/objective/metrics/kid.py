@@ -39,8 +39,8 @@ class KidConfig(MetricConfig):
 
     @model_validator(mode="after")
     def _subsets_fit(self) -> KidConfig:
-        if self.subset_size is not None and self.subset_size > self.images:
-            raise ValueError(f"subset_size must be at most images, {self.images}; got {self.subset_size}")
+        if self.subset_size is not None and self.subset_size > self.rungs[0]:
+            raise ValueError(f"subset_size must be at most images, {self.rungs[0]}; got {self.subset_size}")
         return self
 
 

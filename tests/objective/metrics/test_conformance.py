@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import scipy.linalg
+import scipy.stats
 import torch
 from numpy.typing import NDArray
 
@@ -16,13 +18,19 @@ from autodiffusion_opt import Candidate, ModelInfo, UserError
 from autodiffusion_opt.config import build
 from autodiffusion_opt.objective import METRICS, Metric
 from autodiffusion_opt.objective.metrics import Fid, Kid
+from autodiffusion_opt.objective.metrics.base import FeaturesConfig, TeacherConfig
 from autodiffusion_opt.objective.references import Reference
 from autodiffusion_opt.objective.statistics import Moments
+from autodiffusion_opt.objective.teacher_reference import TeacherReference
+from autodiffusion_opt.progress import silent
 from autodiffusion_opt.sampling.generate import ImageSampler
+from autodiffusion_opt.sampling.kept import KeptRows
 
 Array = NDArray[np.float32]
 DIMENSIONS = 12
-KINDS = sorted(METRICS)
+# Kinds that measure features. Those that measure images have tests of their own.
+KINDS = sorted(kind for kind in METRICS if issubclass(METRICS[kind].Config, FeaturesConfig))
+TO_TEACHER = {kind for kind in KINDS if issubclass(METRICS[kind].Config, TeacherConfig)}
 # What a metric may be beyond the keys that all have, so that it suits 200 features.
 SETTINGS: dict[str, dict[str, Any]] = {"kid": {"subsets": 10, "subset_size": 100}}
 
@@ -42,9 +50,28 @@ def reference(given: Array) -> Reference:
     return Reference("features", statistics, lambda: given)
 
 
+class InMemory(KeptRows):
+    """Rows that are there."""
+
+    def __init__(self, rows: Array) -> None:
+        self.kept = rows
+
+    def need(self, count: int, progress: Any = silent) -> None:
+        assert count <= len(self.kept)
+
+    def rows(self, start: int, stop: int) -> Any:
+        return self.kept[start:stop]
+
+
+def table_of(kind: str, **more: Any) -> dict[str, Any]:
+    compared = {"teacher_steps": 8} if kind in TO_TEACHER else {"reference": "digits"}
+    return {"kind": kind, "images": 200, "features": "pixels"} | compared | more
+
+
 def metric(kind: str, real: Array, **more: Any) -> Metric:
-    table = {"kind": kind, "images": 200, "features": "pixels", "reference": "digits"} | SETTINGS.get(kind, {}) | more
-    return METRICS[kind](build(METRICS[kind].Config, table, "here"), reference(real))
+    table = table_of(kind, **SETTINGS.get(kind, {}) | more)
+    compared = TeacherReference(InMemory(real), len(real), 10) if kind in TO_TEACHER else reference(real)
+    return METRICS[kind](build(METRICS[kind].Config, table, "here"), compared)
 
 
 def value(kind: str, generated: Array, real: Array, block: int = 1000, **more: Any) -> float:
@@ -103,7 +130,8 @@ def test_each_candidate_is_measured_anew_and_asking_twice_changes_nothing(kind: 
 @pytest.mark.parametrize("kind", KINDS)
 def test_it_has_a_direction_a_table_and_the_references_dimensions(kind: str) -> None:
     assert METRICS[kind].direction in ("minimize", "maximize")
-    assert set(METRICS[kind].Config.model_fields) >= {"kind", "images", "seed", "conditions", "features", "reference"}
+    against = "teacher_steps" if kind in TO_TEACHER else "reference"
+    assert set(METRICS[kind].Config.model_fields) >= {"kind", "images", "seed", "conditions", "features", against}
     assert METRICS[kind].__doc__
     assert metric(kind, features(200)).dimensions == DIMENSIONS
 
@@ -111,15 +139,15 @@ def test_it_has_a_direction_a_table_and_the_references_dimensions(kind: str) -> 
 @pytest.mark.parametrize("kind", KINDS)
 def test_features_of_other_dimensions_are_refused(kind: str, digits: Any) -> None:
     measured = objective(digits, kind)
-    start = measured.start()
+    start = measured.start(0, 100, silent)
     start._extractor = lambda images: np.zeros((len(images), 63), np.float32)  # type: ignore[attr-defined]
     with pytest.raises(UserError, match="63 dimensions, as the extractor gives; it has 64"):
         start.add(torch.zeros(2, 1, 8, 8, dtype=torch.uint8))
 
 
 def objective(pipeline: Any, kind: str, **more: Any) -> Any:
-    table = {"kind": kind, "images": 30, "features": "digits", "reference": "digits", **more}
-    sampler = ImageSampler(pipeline, micro_batch=10, batch_size=10)
+    table = table_of(kind, **{"images": 100, "features": "digits"} | more)
+    sampler = ImageSampler(pipeline, micro_batch=50, batch_size=50)
     return build(METRICS[kind].Config, table, "here").objective(sampler, ModelInfo(train_steps=1000), Path())
 
 
@@ -152,17 +180,52 @@ def kid_by_fidelity(generated: Array, real: Array, subsets: int = 10, size: int 
     return float(found["kernel_inception_distance_mean"])
 
 
+def kl_by_formula(generated: Array, real: Array) -> float:
+    """The divergence of two normal distributions as an expectation: E ln p - E ln q over the first, by scipy's own
+    densities, whose means over a Gaussian are entropy and cross entropy."""
+    ours, theirs = generated.astype(np.float64), real.astype(np.float64)
+    first, second = np.cov(ours, rowvar=False), np.cov(theirs, rowvar=False)
+    ridge = 1e-6 * np.mean(np.diag(second)) * np.eye(len(second))
+    normal = scipy.stats.multivariate_normal(theirs.mean(0), second + ridge)
+    inverse = scipy.linalg.inv(second + ridge)
+    # E ln q: the density at the mean, less half the trace.
+    crossed = normal.logpdf(ours.mean(0)) - np.trace(inverse @ (first + ridge)) / 2
+    entropy = scipy.stats.multivariate_normal(ours.mean(0), first + ridge).entropy()
+    return float(-entropy - crossed)
+
+
+def paired_by_formula(generated: Array, real: Array) -> float:
+    return float(np.mean([math.dist(one, other) for one, other in zip(generated, real, strict=False)]))
+
+
 # A kind that is registered here has a formula here: a kind wired to another's class is caught.
-FORMULAS: dict[str, Callable[[Array, Array], float]] = {"fid": fid_by_fidelity, "kid": kid_by_fidelity}
+FORMULAS: dict[str, Callable[[Array, Array], float]] = {
+    "fid": fid_by_fidelity,
+    "kid": kid_by_fidelity,
+    "kl": kl_by_formula,
+    "rfid": fid_by_fidelity,
+    "paired": paired_by_formula,
+}
 
 
-def test_every_built_in_kind_has_a_formula() -> None:
+def test_every_built_in_kind_has_a_formula_here_or_tests_of_its_own() -> None:
     assert set(FORMULAS) == set(KINDS)
+    assert set(METRICS) - set(KINDS) == {"psnr", "ssim", "lpips", "clip-score", "command"}
+
+
+@pytest.mark.parametrize("kind", sorted(METRICS))
+def test_every_kind_has_a_direction_a_table_that_is_described_and_a_text(kind: str) -> None:
+    assert METRICS[kind].direction in ("minimize", "maximize")
+    assert METRICS[kind].__doc__
+    fields = METRICS[kind].Config.model_fields
+    assert set(fields) >= {"kind", "images", "seed", "conditions"}
+    told = "".join(above.__doc__ or "" for above in METRICS[kind].Config.__mro__)
+    assert [name for name in fields if f"    {name}: " not in told] == []
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("shift", [0.0, 0.1, 3.0])
-def test_each_kind_equals_torch_fidelity_of_the_same_features(kind: str, shift: float) -> None:
+def test_each_kind_equals_an_independent_formula_of_the_same_features(kind: str, shift: float) -> None:
     generated, real = features(200, 1, shift), features(400)
     assert value(kind, generated, real) == pytest.approx(FORMULAS[kind](generated, real), rel=1e-6)
 
@@ -172,7 +235,7 @@ def test_a_kind_wired_to_the_wrong_class_does_not_pass(kind: str, other: Any, mo
     monkeypatch.setitem(METRICS._entries, kind, other)  # type: ignore[attr-defined]
     monkeypatch.delitem(SETTINGS, "kid")
     with pytest.raises(AssertionError):
-        test_each_kind_equals_torch_fidelity_of_the_same_features(kind, 3.0)
+        test_each_kind_equals_an_independent_formula_of_the_same_features(kind, 3.0)
 
 
 def fid_by_formula(generated: Array, real: Array) -> float:

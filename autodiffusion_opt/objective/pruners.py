@@ -1,0 +1,100 @@
+"""Which candidate is stopped after a rung of images: Optuna's pruners, by name, comparing equal numbers of images.
+
+A pruner's resource is the number of images. A table is ``pruner = "median"``, or ``pruner = {kind = "median",
+n_startup_trials = 10}`` with the options of Optuna's class.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping, Sequence
+from copy import copy
+from typing import Any
+
+from optuna import Study
+from optuna.pruners import (
+    BasePruner,
+    HyperbandPruner,
+    MedianPruner,
+    PercentilePruner,
+    SuccessiveHalvingPruner,
+    ThresholdPruner,
+)
+from optuna.trial import FrozenTrial
+
+from autodiffusion_opt.errors import UserError, unknown_text
+
+PRUNERS: dict[str, type[BasePruner]] = {
+    "median": MedianPruner,
+    "percentile": PercentilePruner,
+    "successive-halving": SuccessiveHalvingPruner,
+    "hyperband": HyperbandPruner,
+    "threshold": ThresholdPruner,
+}
+# Others of Optuna's, and why not.
+REFUSED = {
+    "wilcoxon": "compares a value for each image, and the metrics here give one for each rung",
+    "patient": "waits for a value to get no better with more images, and values of other numbers are not comparable",
+    "nop": "stops nothing: leave pruner out",
+}
+
+
+class AtEqualImages(BasePruner):
+    """Hands a pruner of Optuna's the value at the present number of images alone.
+
+    Those that compare with other trials' values at a step take a trial's best value over all its steps, and a value of
+    fewer images is not comparable.
+    """
+
+    def __init__(self, pruner: BasePruner) -> None:
+        self.pruner = pruner
+
+    def prune(self, study: Study, trial: FrozenTrial) -> bool:
+        """Whether the trial is hopeless."""
+        step, only = trial.last_step, copy(trial)
+        if step is not None:
+            only.intermediate_values = {step: trial.intermediate_values[step]}
+        return self.pruner.prune(study, only)
+
+
+def check_pruner(setting: str | Mapping[str, Any]) -> None:
+    """Raises UserError for a pruner that there is not, or an option that it does not have."""
+    table = _table(setting)
+    kind = str(table.get("kind"))
+    if kind in REFUSED:
+        raise UserError(f"pruner {kind!r} {REFUSED[kind]}; allowed are {', '.join(sorted(PRUNERS))}")
+    if kind not in PRUNERS:
+        raise UserError(unknown_text("pruner", kind, PRUNERS))
+    allowed = _options(kind)
+    wrong = [unknown_text(f"pruner {kind}: an option", key, allowed) for key in table if key not in ("kind", *allowed)]
+    missing = [key for key, default in allowed.items() if default is inspect.Parameter.empty and key not in table]
+    if missing:
+        wrong.append(f"pruner {kind} needs {', '.join(missing)}")
+    if wrong:
+        raise UserError("; ".join(wrong))
+
+
+def make_pruner(setting: str | Mapping[str, Any], rungs: Sequence[int]) -> BasePruner:
+    """The pruner of a table, for rungs of so many images each. Raises UserError for options that Optuna refuses."""
+    check_pruner(setting)
+    options = {key: value for key, value in _table(setting).items() if key != "kind"}
+    kind = str(_table(setting)["kind"])
+    if kind in ("successive-halving", "hyperband"):
+        options.setdefault("min_resource", rungs[0])
+    if kind == "hyperband":
+        options.setdefault("max_resource", rungs[-1])
+    try:
+        pruner = PRUNERS[kind](**options)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"pruner {kind}: {error}") from None
+    return AtEqualImages(pruner) if isinstance(pruner, PercentilePruner) else pruner  # MedianPruner is one
+
+
+def _table(setting: str | Mapping[str, Any]) -> Mapping[str, Any]:
+    return {"kind": setting} if isinstance(setting, str) else setting
+
+
+def _options(kind: str) -> dict[str, Any]:
+    """Option -> its default."""
+    parameters = inspect.signature(PRUNERS[kind].__init__).parameters
+    return {name: parameter.default for name, parameter in parameters.items() if name != "self"}

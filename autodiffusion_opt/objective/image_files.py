@@ -106,8 +106,8 @@ def read_image(path: Path) -> torch.Tensor:
 def as_tensor(image: object) -> torch.Tensor:
     """uint8 (1 or 3, H, W) of a Pillow image; 16 bits a pixel become 8."""
     mode = getattr(image, "mode", "")
-    if mode.startswith("I;16"):
-        array = (np.array(image) >> 8).astype(np.uint8)
+    if mode.startswith("I"):  # 16 bits; Pillow before 11 has them in 32
+        array = (np.array(image).clip(0, 2**16 - 1) >> 8).astype(np.uint8)
     else:
         array = np.array(image if mode == "L" else image.convert("RGB"))  # type: ignore[attr-defined]
     tensor = torch.from_numpy(array)

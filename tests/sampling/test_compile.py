@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import random
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -92,7 +92,16 @@ def removing(layers: list[int]) -> list[Candidate]:
     ]
 
 
-@pytest.mark.parametrize(("name", "dtype"), [*((name, "float32") for name in KINDS), ("sd3", "bfloat16")])
+# In the default run some of each: a UNet, a UNet with text, two transformers.
+QUICK = ("stable_diffusion", "flux", "SD", "Flux")
+
+
+def some_slow(cases: Iterable[tuple[str, str]]) -> list[Any]:
+    """The cases of other kinds are for the slow run."""
+    return [pytest.param(*case, marks=() if case[0] in QUICK else pytest.mark.slow) for case in cases]
+
+
+@pytest.mark.parametrize(("name", "dtype"), some_slow([*((name, "float32") for name in KINDS), ("sd3", "bfloat16")]))
 def test_candidates_share_few_graphs_and_give_the_images_of_the_uncompiled(
     name: str, dtype: str, backend: Counting
 ) -> None:
@@ -117,7 +126,7 @@ ROUNDED = ("ADM", "NCSN++", "simple cross-attention")
 FORMATS = [*((name, "contiguous_format") for name in NETWORKS), ("ADM", "channels_last"), ("SD", "channels_last")]
 
 
-@pytest.mark.parametrize(("name", "format"), FORMATS)
+@pytest.mark.parametrize(("name", "format"), some_slow(FORMATS))
 def test_layer_sets_compile_nothing_in_any_denoiser_and_memory_format(
     name: str, format: str, backend: Counting
 ) -> None:

@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch.utils._pytree import tree_map
 
@@ -92,7 +93,10 @@ class Prompts:
 
 
 class Labels:
-    """A class an image: image i is of ``labels[i % len(labels)]``, so ``range(n)`` is balanced.
+    """A class an image: each run of ``len(labels)`` images has every label once, in a random order of its own.
+
+    So ``range(n)`` is balanced, and fewer images than classes are not of the first classes. The order follows from the
+    place in the sequence alone: image i is of the same class in every trial, and in every rung.
 
     A pipeline whose call takes no ``class_labels`` (DDPM, DDIM) runs a class-conditional denoiser all the same: the
     labels are put in the denoiser's own call.
@@ -100,12 +104,17 @@ class Labels:
 
     def __init__(self, labels: Sequence[int]) -> None:
         self.labels = tuple(labels)
-        self.identity = _identity("labels", *map(str, self.labels))
+        self.identity = _identity("labels in random order", *map(str, self.labels))
         self._now: list[int] = []
+
+    def label(self, index: int) -> int:
+        """Of image ``index``."""
+        run, place = divmod(index, len(self.labels))
+        return self.labels[np.random.default_rng(run).permutation(len(self.labels))[place]]
 
     def arguments(self, pipeline: Any, indices: Sequence[int]) -> Mapping[str, Any]:
         """``class_labels`` and ``batch_size``, whichever the call takes."""
-        self._now = [self.labels[index % len(self.labels)] for index in indices]
+        self._now = [self.label(index) for index in indices]
         given = {"class_labels": self._now, "batch_size": len(indices)}
         return {key: value for key, value in given.items() if key in call_parameters(pipeline)}
 

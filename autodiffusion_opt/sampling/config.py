@@ -51,7 +51,9 @@ class PipelineConfig(Config):
 
 
 class ConditionsConfig(Config):
-    """The table ``[conditions]`` of an objective: what each image is of; image i always of entry i modulo their number.
+    """The table ``[conditions]`` of an objective: what each image is of, the same in every trial.
+
+    Image i is of prompt i modulo their number; labels come in a random order, each once before any comes again.
 
     Attributes:
         kind: ``none``, ``prompts`` or ``labels``.

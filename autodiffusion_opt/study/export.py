@@ -178,7 +178,7 @@ def _labels_put(sampler: ImageSampler) -> list[str]:
     name = next(name for name, part in pipeline.components.items() if part is denoiser_of(pipeline))
     return [
         "# The call takes no class, so the denoiser is given one.",
-        f'label = {{"class_labels": torch.tensor([{labels.labels[0]}], device=pipeline.device)}}',
+        f'label = {{"class_labels": torch.tensor([{labels.label(0)}], device=pipeline.device)}}',
         f"pipeline.{name}.register_forward_pre_hook(lambda _, args, given: (args, given | label), with_kwargs=True)",
     ]
 

@@ -45,7 +45,7 @@ def call_by_hand(pipeline: Any, name: str, indices: list[int], **more: Any) -> t
     if name in pipelines.TEXT:
         given["prompt"] = [pipelines.PROMPTS[index % len(pipelines.PROMPTS)] for index in indices]
     if name in ("dit", "consistency"):
-        given["class_labels"] = [(0, 2, 1)[index % 3] for index in indices]
+        given["class_labels"] = [Labels((0, 2, 1)).label(index) for index in indices]
     if name not in (*pipelines.TEXT, "dit"):
         given["batch_size"] = len(indices)
     with _labels_in(pipeline, indices) if name == "adm" else nullcontext():

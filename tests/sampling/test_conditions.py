@@ -124,20 +124,32 @@ def test_memory_gives_copies_keeps_equal_rows_once_and_passes_on_what_it_cannot_
 
 def test_image_i_has_its_own_condition_whatever_the_batch() -> None:
     text, labels = load("stable_diffusion"), load("dit")
-    prompts, classes = Prompts(["a", "b", "c"], "ugly"), Labels([7, 9])
+    prompts, classes = Prompts(["a", "b", "c"], "ugly"), Labels([7, 9, 4])
     assert prompts.arguments(text, [2, 3, 4]) == {"prompt": ["c", "a", "b"], "negative_prompt": ["ugly"] * 3}
-    assert classes.arguments(labels, [3, 4]) == {"class_labels": [9, 7]}
-    assert Labels([2, 1]).arguments(load("consistency"), [0, 5]) == {"class_labels": [2, 1], "batch_size": 2}
-    assert Labels([2, 1]).arguments(load("adm"), [0, 5]) == {"batch_size": 2}
+    one_by_one = [classes.label(index) for index in range(9)]
+    assert classes.arguments(labels, [3, 4]) == {"class_labels": one_by_one[3:5]}
+    assert classes.arguments(load("consistency"), [8, 0]) == {"class_labels": one_by_one[::-8], "batch_size": 2}
+    assert classes.arguments(load("adm"), [0, 5]) == {"batch_size": 2}
+
+
+def test_labels_come_in_a_random_order_each_once_before_any_comes_again() -> None:
+    labels = Labels(range(1000))
+    runs = [[labels.label(run * 1000 + place) for place in range(1000)] for run in range(3)]
+    assert all(sorted(run) == list(range(1000)) for run in runs)
+    assert len({tuple(run) for run in runs}) == 3
+    # Of half as many images as classes, some are of every tenth of the classes, and so are the first of each run.
+    assert {label // 100 for label in runs[0][:500]} == set(range(10))
+    assert runs[0][:3] != [0, 1, 2]
+    assert [Labels(range(1000)).label(index) for index in range(1000)] == runs[0]
 
 
 @pytest.mark.parametrize("name", ["dit", "adm", "consistency"])
 def test_labels_reach_the_denoiser(name: str) -> None:
     pipeline = load(name)
-    one, other = sample(pipeline, name, Labels([1])), sample(pipeline, name, Labels([1, 2, 1, 2]))
-    assert torch.equal(one[0], other[0])
-    assert torch.equal(one[2], other[2])
-    assert not torch.equal(one[1], other[1])
+    mixed = Labels([1, 2])
+    ones, both = sample(pipeline, name, Labels([1])), sample(pipeline, name, mixed)
+    for index in range(len(ones)):
+        assert torch.equal(ones[index], both[index]) == (mixed.label(index) == 1)
     denoiser = pipeline.transformer if name == "dit" else pipeline.unet
     assert not denoiser._forward_pre_hooks
 
@@ -148,8 +160,9 @@ def test_whoever_watches_the_denoiser_sees_the_labels_also_who_came_first() -> N
     pipeline.unet.register_forward_pre_hook(
         lambda _, args, given: seen.append(given["class_labels"].tolist()), with_kwargs=True
     )
-    sample(pipeline, "adm", Labels([1, 2]))
-    assert seen == [[1, 2]] * 6
+    labels = Labels([1, 2])
+    sample(pipeline, "adm", labels)
+    assert seen == [[labels.label(0), labels.label(1)]] * 3 + [[labels.label(2), labels.label(3)]] * 3
 
 
 def test_other_conditions_have_another_identity() -> None:

@@ -199,8 +199,8 @@ def test_the_exported_script_makes_the_candidates_image_wherever_it_is_run(
     if kind in pipelines.TEXT:
         given |= {"prompt": PROMPTS[0], "negative_prompt": NEGATIVE}
     if kind in ("dit", "consistency"):
-        given["class_labels"] = [2]
-    labels = Labels([2])
+        given["class_labels"] = [Labels([2, 0]).label(0)]
+    labels = Labels([2, 0])
     labels.arguments(pipeline, [0])
     with labels.around(pipeline) if kind == "adm" else nullcontext():
         wanted = pipeline(**given, num_inference_steps=3).images[0]

@@ -103,7 +103,7 @@ class Program:
         if isinstance(self.conditions, Prompts):
             entry["prompt"] = self.conditions.prompts[index % len(self.conditions.prompts)]
         elif isinstance(self.conditions, Labels):
-            entry["label"] = self.conditions.labels[index % len(self.conditions.labels)]
+            entry["label"] = self.conditions.label(index)
         return entry
 
     def run(self, images: Path, prompts: Path) -> str:

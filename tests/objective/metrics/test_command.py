@@ -109,7 +109,7 @@ def a_metric(write: Any, folder: Path, conditions: Any) -> tuple[Any, Program]:
     [
         (Unconditional(), [{"prompt": None}] * 3),
         (Prompts(['a "cat"', "größer ✓"]), [{"prompt": 'a "cat"'}, {"prompt": "größer ✓"}, {"prompt": 'a "cat"'}]),
-        (Labels([4, 2]), [{"prompt": None, "label": number} for number in (4, 2, 4)]),
+        (Labels([4, 2]), [{"prompt": None, "label": Labels([4, 2]).label(i)} for i in range(3)]),
     ],
 )
 def test_the_file_of_prompts_says_what_each_image_is_of(

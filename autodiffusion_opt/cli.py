@@ -4,12 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import shlex
-import signal
-import sys
-import warnings
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -17,6 +12,7 @@ import click
 
 from autodiffusion_opt import __version__
 from autodiffusion_opt.errors import UserError
+from autodiffusion_opt.process import run_and_leave, say
 
 storage_option = click.option(
     "--storage", metavar="URL", help="SQL database.  [default: $AUTODIFFUSION_STORAGE or sqlite:///studies/studies.db]"
@@ -26,6 +22,9 @@ device_option = click.option("--device", metavar="D", help="auto, cpu, cuda, cud
 weights_option = click.option("--weights", metavar="FILE", help="The extractor's weights, instead of the download.")
 study_option = click.option("--study", metavar="STUDY", help="Whose model and metric, for a candidate file.")
 positive = click.IntRange(min=1)
+pick_option = click.option(
+    "--pick", type=positive, default=1, show_default=True, help="The rank in `best`, 1 the first."
+)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -75,7 +74,7 @@ def run(
         complete = loaded.run(trials, timeout, progress=True)
     except KeyboardInterrupt:
         again = _again(study, storage, seed, overrides)
-        _say(f"interrupted; all finished trials are kept. Continue with: {again}")
+        say(f"interrupted; all finished trials are kept. Continue with: {again}")
         raise
     if not complete:
         raise UserError(f"the study {name!r} has no complete trial after the timeout; give it more time")
@@ -151,29 +150,34 @@ def status(storage: str | None, as_json: bool) -> None:
 
 @app.command()
 @click.argument("study")
-@click.option("-k", "count", type=positive, default=5, show_default=True, help="How many.")
-@click.option("-o", "--output", type=click.Path(dir_okay=False, path_type=Path), help="Write the best one's JSON here.")
+@click.option("-k", "count", type=positive, help="How many.  [default: 5, or the whole front]")
+@click.option("-o", "--output", type=click.Path(dir_okay=False, path_type=Path), help="Write a candidate's JSON here.")
+@pick_option
 @storage_option
 @json_option
-def best(study: str, count: int, output: Path | None, storage: str | None, as_json: bool) -> None:
-    """The best candidates of STUDY; -o writes the best one's file, for sample, verify and apply."""
+def best(study: str, count: int | None, output: Path | None, pick: int, storage: str | None, as_json: bool) -> None:
+    """The best candidates of STUDY; of several values the front, those that no other dominates.
+
+    -o writes the file of the best, or of the picked one, for sample, verify and apply.
+    """
     from autodiffusion_opt.report.tables import best_rows, best_table
     from autodiffusion_opt.study.results import candidate_file, open_study
 
     stored = open_study(study, storage)
     top = stored.top(count)
     if output is not None:
-        _write(output, json.dumps(candidate_file(top[0], stored.name, stored.definition), indent=2) + "\n")
-        _say(f"wrote {output}")
+        _write(output, json.dumps(candidate_file(stored.pick(pick), stored.name, stored.definition), indent=2) + "\n")
+        say(f"wrote {output}")
     _print(as_json, best_rows(top), best_table(top))
 
 
 @app.command()
 @click.argument("study")
 @click.option("-o", "--output", type=click.Path(file_okay=False, path_type=Path), required=True, metavar="DIR")
+@pick_option
 @storage_option
 @json_option
-def export(study: str, output: Path, storage: str | None, as_json: bool) -> None:
+def export(study: str, output: Path, pick: int, storage: str | None, as_json: bool) -> None:
     """Write the best candidate of STUDY to DIR: its JSON, a README with the numbers, a script that uses it, and where
     the scheduler takes them, plain timesteps or sigmas for people who do not install this library."""
     from autodiffusion_opt.study.config import stored_config
@@ -183,10 +187,10 @@ def export(study: str, output: Path, storage: str | None, as_json: bool) -> None
     from autodiffusion_opt.study.results import open_study
 
     stored = open_study(study, storage)
-    stored.top(1)  # a study without a result is told before its model is loaded
+    stored.pick(pick)  # a study without a result is told before its model is loaded
     config = stored_config(stored.name, stored.name, stored.definition)
     with Bar() as bar:
-        written = export_study(stored, config, load_sampler(config, bar), output)
+        written = export_study(stored, config, load_sampler(config, bar), output, pick)
     if as_json:
         click.echo(json.dumps({"folder": str(output), "files": [path.name for path in written]}))
     else:
@@ -215,9 +219,10 @@ def sample(
 
     if not output.parent.is_dir():
         raise UserError(f"-o: the folder {output.parent} must exist")
-    config, chosen = resolve(candidate, study, storage)
+    chosen = resolve(candidate, study, storage)
+    best = next(iter(chosen.candidates.values()))
     with Bar() as bar:
-        blocks = sample_blocks(config.on_device(device), chosen, count, seed, bar)
+        blocks = sample_blocks(chosen.config.on_device(device), best, count, seed, bar)
     save_grid(blocks, output)
     click.echo(str(output))
 
@@ -226,11 +231,10 @@ def sample(
 @click.argument("candidate")
 @click.option("--images", type=click.IntRange(min=2), default=5000, show_default=True, help="Images a repeat.")
 @click.option("--repeats", type=positive, default=3, show_default=True, help="Each with noise of its own.")
-@click.option(
-    "--top", type=positive, default=1, show_default=True, help="So many of a study's best, not the best alone."
-)
+@click.option("--top", type=positive, help="So many of a study's best.  [default: 1, or the whole front]")
 @click.option("--model", metavar="MODEL", help="Of another model, to see whether the candidate transfers.")
 @click.option("--extrapolate", is_flag=True, help="Also the value for infinitely many images.")
+@click.option("--report", multiple=True, metavar="NAME", help="Also a metric that the study did not measure.")
 @study_option
 @storage_option
 @device_option
@@ -239,9 +243,10 @@ def verify(
     candidate: str,
     images: int,
     repeats: int,
-    top: int,
+    top: int | None,
     model: str | None,
     extrapolate: bool,
+    report: tuple[str, ...],
     study: str | None,
     storage: str | None,
     device: str | None,
@@ -251,12 +256,13 @@ def verify(
     from autodiffusion_opt.report.tables import rescored_table
     from autodiffusion_opt.study.problem import load_problem
     from autodiffusion_opt.study.progress_bar import Bar
-    from autodiffusion_opt.study.results import resolve_top
+    from autodiffusion_opt.study.results import resolve
     from autodiffusion_opt.study.verify import verified
 
-    chosen = resolve_top(candidate, study, storage, top)
+    chosen = resolve(candidate, study, storage, top)
     with Bar() as bar:
-        problem = load_problem(chosen.config.on_model(model).on_device(device), progress=bar)
+        config = chosen.config.on_model(model).on_device(device).reporting(report)
+        problem = load_problem(config, progress=bar)
         searched = None if model else chosen.searched
         result = verified(problem, chosen.candidates, searched, images, repeats, extrapolate, bar)
     _print(as_json, result.to_dict(), rescored_table(result.rescored))
@@ -309,8 +315,8 @@ def show_reference(
     from autodiffusion_opt.study.progress_bar import Bar
 
     with Bar() as bar:
-        found = references.show_reference(source, bar, features, output, weights, device)
-    _print(as_json, found, references.reference_table(found))
+        shown = references.show_reference(source, bar, features, output, weights, device)
+    _print(as_json, shown, references.reference_table(shown))
 
 
 def _again(study: str, storage: str | None, seed: int | None, overrides: tuple[str, ...]) -> str:
@@ -352,52 +358,6 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _say(text: str) -> None:
-    click.echo(text, err=True)
-
-
-def _terminated(number: int, frame: object) -> NoReturn:
-    raise SystemExit(128 + number)
-
-
 def main() -> NoReturn:
     """The entry point: exit code 0, 2 for a user's mistake, 130 after Ctrl-C."""
-    signal.signal(signal.SIGTERM, _terminated)
-    warnings.showwarning = _show_warning
-    _leave(_guarded(lambda: app(standalone_mode=False)))
-
-
-def _show_warning(
-    message: Warning | str, category: type[Warning], filename: str, lineno: int, file: Any = None, line: Any = None
-) -> None:
-    """Ours as one line; those of libraries with the place that they come from."""
-    if category is UserWarning:
-        _say(f"warning: {message}")
-    else:
-        _say(warnings.formatwarning(message, category, filename, lineno, line).rstrip())
-
-
-def _guarded(call: Callable[[], Any]) -> int:
-    try:
-        return int(call() or 0)
-    except UserError as error:
-        _say(f"error: {error}")
-        return 2
-    except click.ClickException as error:
-        error.show()
-        return error.exit_code
-    except (KeyboardInterrupt, click.Abort):
-        return 130
-    except BrokenPipeError:
-        return 0
-    except SystemExit as leave:
-        return leave.code if isinstance(leave.code, int) else 1
-
-
-def _leave(code: int) -> NoReturn:
-    """Exit without waiting for threads of optimizers that never end."""
-    try:
-        sys.stdout.flush()
-        sys.stderr.flush()
-    finally:
-        os._exit(code)
+    run_and_leave(lambda: app(standalone_mode=False))

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import optuna
-from machine import machine
+from common import machine
 
 import autodiffusion_opt as ado
 from autodiffusion_opt.trials.attributes import CANDIDATE, ORIGIN, SCORE

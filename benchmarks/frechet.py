@@ -1,4 +1,4 @@
-"""What the Fréchet distance of a trial costs, beside other ways to it: ``python benchmarks/frechet.py [--quick]``.
+"""What the Fréchet distance of a trial costs, beside two other ways to it: ``python benchmarks/frechet.py [--quick]``.
 
 N random features of 2,048 dimensions against a reference of 2,048, in float64, all in one run. What is timed is what a
 trial pays after its last image, with what the reference gives already at hand:
@@ -24,7 +24,7 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 import scipy.linalg
-from machine import machine
+from common import machine
 from numpy.typing import NDArray
 from torch_fidelity.metric_fid import fid_statistics_to_metric
 
@@ -85,7 +85,7 @@ def measure(count: int, reference: Gaussian, with_sqrtm: bool) -> dict[str, floa
         ours.add(block)
         moments.add(block)
     generated = moments.gaussian()
-    found, values = {"images": float(count)}, []
+    figures, values = {"images": float(count)}, []
     ways: dict[str, tuple[Callable[[], float], int]] = {
         "ours": (ours.value, REPEATS),
         "torch_fidelity": (lambda: by_torch_fidelity(generated, reference), REPEATS),
@@ -94,11 +94,11 @@ def measure(count: int, reference: Gaussian, with_sqrtm: bool) -> dict[str, floa
         ways["sqrtm"] = (lambda: by_sqrtm(generated, reference), 1)
     for way, (call, times) in ways.items():
         taken, value = seconds(call, times)
-        found[way] = round(taken, 4)
+        figures[way] = round(taken, 4)
         values.append(value)
-    found["largest_difference"] = float(np.ptp(values) / max(values))
-    print("  ".join(f"{key} {value:.4g}" for key, value in found.items()), file=sys.stderr)
-    return found
+    figures["largest_difference"] = float(np.ptp(values) / max(values))
+    print("  ".join(f"{key} {value:.4g}" for key, value in figures.items()), file=sys.stderr)
+    return figures
 
 
 def main() -> None:

@@ -16,11 +16,9 @@ The last line of stdout is one JSON object; progress goes to stderr.
 
 from __future__ import annotations
 
-import argparse
 import json
 import random
 import statistics
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -28,7 +26,7 @@ from typing import Any
 
 import diffusers
 import torch
-from machine import machine
+from common import adm, machine, parser, say
 
 import autodiffusion_opt as ado
 from autodiffusion_opt.sampling.generate import ImageSampler
@@ -44,33 +42,34 @@ class Setting:
     """The sizes for one kind of device."""
 
     width: int
+    head: int
     pixels: int
     batch: int
     dtype: torch.dtype
 
 
-GPU = Setting(width=192, pixels=64, batch=64, dtype=torch.bfloat16)
-CPU = Setting(width=32, pixels=32, batch=2, dtype=torch.float32)
+GPU = Setting(width=192, head=64, pixels=64, batch=64, dtype=torch.bfloat16)
+CPU = Setting(width=32, head=32, pixels=32, batch=2, dtype=torch.float32)
 
 
 def main() -> None:
     """Measure and print."""
-    options = _options()
+    options = parser(__doc__).parse_args()
     diffusers.utils.logging.set_verbosity_error()  # it has advice on casting
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
     on_gpu = torch.cuda.is_available()
     device, setting = ("cuda", GPU) if on_gpu else ("cpu", CPU)
     compiled = on_gpu or not options.quick
-    unet = _adm(setting.width, setting.pixels).to(device, setting.dtype)
+    unet = adm(setting.pixels, setting.width, head=setting.head).to(device, setting.dtype)
     pipeline = diffusers.DDIMPipeline(unet, diffusers.DDIMScheduler())
     candidate, kept = _candidate(pipeline.unet)
     if compiled:
         ado.compile_layers(pipeline)
-    _say(f"{device}, {str(setting.dtype).removeprefix('torch.')}, {'compiled' if compiled else 'not compiled'}")
+    say(f"{device}, {str(setting.dtype).removeprefix('torch.')}, {'compiled' if compiled else 'not compiled'}")
     seconds = _measure(pipeline, candidate, setting, rounds=4 if options.quick else 15)
     ratios = {name: _median_ratio(seconds[name], seconds["run"]) for name in ("whole", "same")}
-    found = {
+    measured = {
         "benchmark": "gpu_throughput",
         "of_pure_forward": round(ratios["whole"] * kept, 4),
         "of_same_forward": round(ratios["same"], 4),
@@ -86,30 +85,8 @@ def main() -> None:
         "machine": machine(),
     }
     if not on_gpu:
-        _say("no GPU is here: these figures say nothing of one")
-    print(json.dumps(found))
-
-
-def _options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="under a minute on two cores")
-    parser.add_argument("--threads", type=int, default=1, help="of torch on the CPU (default: 1)")
-    return parser.parse_args()
-
-
-def _adm(width: int, pixels: int) -> Any:
-    """ADM ImageNet 64's 58 layers, with another width and size; its 192 and 64 pixels are 270 million weights."""
-    return diffusers.UNet2DModel(
-        sample_size=pixels,
-        block_out_channels=(width, 2 * width, 3 * width, 4 * width),
-        layers_per_block=3,
-        down_block_types=("ResnetDownsampleBlock2D", *("AttnDownBlock2D",) * 3),
-        up_block_types=(*("AttnUpBlock2D",) * 3, "ResnetUpsampleBlock2D"),
-        resnet_time_scale_shift="scale_shift",
-        downsample_type="resnet",
-        upsample_type="resnet",
-        attention_head_dim=min(64, width),
-    ).eval()
+        say("no GPU is here: these figures say nothing of one")
+    print(json.dumps(measured))
 
 
 def _candidate(denoiser: Any) -> tuple[ado.Candidate, float]:
@@ -155,8 +132,8 @@ def _measure(pipeline: Any, candidate: ado.Candidate, setting: Setting, rounds: 
             taken = _seconds(ways[name])
             if number:  # the first round warms up
                 seconds[name].append(taken)
-        _say(f"round {number} of {rounds}", end="\r")
-    _say("")
+        say(f"round {number} of {rounds}", end="\r")
+    say("")
     return seconds
 
 
@@ -176,11 +153,7 @@ def _synchronize() -> None:
 
 def _median_ratio(upper: list[float], lower: list[float]) -> float:
     """Of the rounds' own ratios: what slows the machine down for a while slows both."""
-    return statistics.median(one / other for one, other in zip(upper, lower, strict=True))
-
-
-def _say(text: str, end: str = "\n") -> None:
-    print(text, file=sys.stderr, end=end, flush=True)
+    return statistics.median(above / below for above, below in zip(upper, lower, strict=True))
 
 
 if __name__ == "__main__":

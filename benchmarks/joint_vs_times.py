@@ -7,15 +7,13 @@ line is one JSON object; ``ratio`` is a study's mean over that of the first stud
 
 from __future__ import annotations
 
-import argparse
 import json
 import statistics
-import sys
 import tempfile
 from typing import Any
 
 import torch
-from machine import machine
+from common import machine, parser, say
 
 from autodiffusion_opt import Candidate, Study
 from autodiffusion_opt.study.verify import rescore
@@ -30,9 +28,13 @@ def search(name: str, seed: int, trials: int, images: int, folder: str) -> dict[
     best = study.best()
     candidate = best.candidate
     scored = rescore(study.problem, {"best": candidate}, images=images, repeats=3)["best"]
-    found = {"study": name, "seed": seed, "search": best.value, "mean": scored.mean, "std": scored.std}
-    print(f"{name} seed {seed}: {scored.mean:.2f} ± {scored.std:.2f}  {candidate}", file=sys.stderr)
-    return found | {
+    say(f"{name} seed {seed}: {scored.mean:.2f} ± {scored.std:.2f}  {candidate}")
+    return {
+        "study": name,
+        "seed": seed,
+        "search": best.value,
+        "mean": scored.mean,
+        "std": scored.std,
         "steps": len(candidate.steps),
         "layer_runs": best.costs["layer_runs"],
         "candidate": describe(candidate),
@@ -56,14 +58,12 @@ def print_table(rows: list[dict[str, Any]]) -> None:
 
 def main() -> None:
     """Search, re-score, print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="one seed, few trials: under a minute on two cores")
-    parser.add_argument("--trials", type=int, default=150)
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--images", type=int, default=5000, help="of each of the three re-scorings")
-    parser.add_argument("--studies", nargs="+", default=STUDIES, choices=STUDIES)
-    parser.add_argument("--threads", type=int, default=2)
-    options = parser.parse_args()
+    arguments = parser(__doc__, threads=2)
+    arguments.add_argument("--trials", type=int, default=150)
+    arguments.add_argument("--seeds", type=int, default=3)
+    arguments.add_argument("--images", type=int, default=5000, help="of each of the three re-scorings")
+    arguments.add_argument("--studies", nargs="+", default=STUDIES, choices=STUDIES)
+    options = arguments.parse_args()
     torch.set_num_threads(options.threads)
     seeds, trials, images = (1, 14, 500) if options.quick else (options.seeds, options.trials, options.images)
     with tempfile.TemporaryDirectory() as folder:

@@ -10,18 +10,15 @@ The last line of stdout is one JSON object; progress goes to stderr.
 
 from __future__ import annotations
 
-import argparse
 import json
 import random
 import statistics
-import sys
 import time
 from collections.abc import Callable
 from typing import Any
 
-import diffusers
 import torch
-from machine import machine
+from common import adm, machine, parser, say
 
 from autodiffusion_opt.sampling.layers import Layer, install_bypass, list_layers, total_flops
 
@@ -29,16 +26,16 @@ SHARES = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)  # of the FLOPs, to be re
 
 
 def main() -> None:
-    options = _options()
+    options = parser(__doc__).parse_args()
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
-    found_on = machine()
-    _say(f"{found_on['processor']}, {found_on['cores']} cores, {options.threads} threads, torch {found_on['torch']}")
-    denoiser = _adm(size=32, width=96 if options.quick else 128)
+    computer = machine()
+    say(f"{computer['processor']}, {computer['cores']} cores, {options.threads} threads, torch {computer['torch']}")
+    denoiser = adm(pixels=32, width=96 if options.quick else 128)
     points = _points(denoiser, sets=2 if options.quick else 3)
     _measure(denoiser, points, rounds=7 if options.quick else 15)
     slope, intercept = _line(points)
-    found = {
+    measured = {
         "benchmark": "layer_bypass",
         "slope": round(slope, 3),
         "intercept": round(intercept, 3),
@@ -47,36 +44,11 @@ def main() -> None:
         "gflop_whole": round(total_flops(denoiser) / 1e9, 2),
         "layers": len(list_layers(denoiser)),
         "points": [{key: point[key] for key in ("kept", "time", "removed")} for point in points],
-        "machine": found_on,
+        "machine": computer,
     }
-    _say(f"relative time = {slope:.3f} × FLOPs kept + {intercept:.3f}")
-    _say(f"58 hooks that let their layers run: {found['overhead_ms_per_step']} ms a step")
-    print(json.dumps(found))
-
-
-def _options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="under a minute on two cores")
-    parser.add_argument("--threads", type=int, default=1, help="of torch (default: 1)")
-    return parser.parse_args()
-
-
-def _adm(size: int, width: int, groups: int = 32) -> Any:
-    """ADM ImageNet 64's 58 layers, with another width and size."""
-    return diffusers.UNet2DModel(
-        sample_size=size,
-        out_channels=6,
-        block_out_channels=(width, 2 * width, 3 * width, 4 * width),
-        layers_per_block=3,
-        down_block_types=("ResnetDownsampleBlock2D", *("AttnDownBlock2D",) * 3),
-        up_block_types=(*("AttnUpBlock2D",) * 3, "ResnetUpsampleBlock2D"),
-        resnet_time_scale_shift="scale_shift",
-        downsample_type="resnet",
-        upsample_type="resnet",
-        norm_num_groups=groups,
-        attn_norm_num_groups=groups,
-        attention_head_dim=groups,
-    ).eval()
+    say(f"relative time = {slope:.3f} × FLOPs kept + {intercept:.3f}")
+    say(f"58 hooks that let their layers run: {measured['overhead_ms_per_step']} ms a step")
+    print(json.dumps(measured))
 
 
 def _points(denoiser: Any, sets: int) -> list[dict[str, Any]]:
@@ -112,12 +84,12 @@ def _measure(denoiser: Any, points: list[dict[str, Any]], rounds: int) -> None:
                 seconds = _seconds(lambda: denoiser(x, 5))
             if number:  # the first round warms up
                 point["seconds"].append(seconds)
-        _say(f"round {number} of {rounds}", end="\r")
-    _say("")
+        say(f"round {number} of {rounds}", end="\r")
+    say("")
     for point in points:
         ratios = [own / whole for own, whole in zip(point["seconds"], points[0]["seconds"], strict=True)]
         point["time"] = round(statistics.median(ratios), 4)
-        _say(f"  {point['kept']:.1%} of the FLOPs: {point['time']:.1%} of the time, {point['removed']} removed")
+        say(f"  {point['kept']:.1%} of the FLOPs: {point['time']:.1%} of the time, {point['removed']} removed")
 
 
 def _seconds(run: Callable[[], Any]) -> float:
@@ -140,7 +112,7 @@ def _overhead(rounds: int) -> float:
 
     On a network so small that little else takes time.
     """
-    denoiser = _adm(size=8, width=8, groups=8)
+    denoiser = adm(pixels=8, width=8, groups=8)
     everything = {layer.index for layer in list_layers(denoiser)}
     x = torch.randn(1, 3, 8, 8)
     differences = []
@@ -149,10 +121,6 @@ def _overhead(rounds: int) -> float:
         with install_bypass(denoiser, [(), everything], lambda: 0):
             differences.append(_seconds(lambda: denoiser(x, 5)) - bare)
     return 1000 * statistics.median(differences)
-
-
-def _say(text: str, end: str = "\n") -> None:
-    print(text, file=sys.stderr, end=end, flush=True)
 
 
 if __name__ == "__main__":

@@ -7,15 +7,13 @@ The last line is one JSON object: ``seconds_per_trial``, ``outside_unet_share``,
 
 from __future__ import annotations
 
-import argparse
 import json
 import statistics
-import sys
 import time
 from typing import Any
 
 import torch
-from machine import machine
+from common import machine, parser, say
 
 import autodiffusion_opt as ado
 from autodiffusion_opt.sampling.generate import ImageSampler, noise_generator
@@ -33,9 +31,9 @@ class Stopwatch:
 
     def _timed(self, *args: Any, **kwargs: Any) -> Any:
         start = time.perf_counter()
-        found = self._forward(*args, **kwargs)
+        output = self._forward(*args, **kwargs)
         self.seconds += time.perf_counter() - start
-        return found
+        return output
 
     def remove(self) -> None:
         """Take it off again."""
@@ -57,7 +55,7 @@ def time_trials(problem: Problem, images: int, rounds: int) -> tuple[float, floa
         taken = score.seconds
         seconds.append(taken)
         shares.append(1 - watch.seconds / taken)
-        print(f"trial {done + 1}/{rounds}: {taken:.2f} s, outside the UNet {shares[-1]:.1%}", file=sys.stderr)
+        say(f"trial {done + 1}/{rounds}: {taken:.2f} s, outside the UNet {shares[-1]:.1%}")
     return statistics.median(seconds), statistics.median(shares)
 
 
@@ -83,16 +81,14 @@ def time_install(problem: Problem, steps: int, rounds: int) -> float:
 
 def main() -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="under a minute on two cores")
-    parser.add_argument("--images", type=int, default=1000)
-    parser.add_argument("--threads", type=int, default=2)
-    options = parser.parse_args()
+    arguments = parser(__doc__, threads=2)
+    arguments.add_argument("--images", type=int, default=1000)
+    options = arguments.parse_args()
     torch.set_num_threads(options.threads)
     problem = load_problem(load_study_config("digits-4"))
     seconds, share = time_trials(problem, options.images, rounds=3 if options.quick else 15)
     overhead = time_install(problem, steps=50, rounds=10 if options.quick else 50)
-    found = {
+    measured = {
         "seconds_per_trial": round(seconds, 4),
         "outside_unet_share": round(share, 4),
         "install_ms_per_step": round(overhead, 4),
@@ -100,7 +96,7 @@ def main() -> None:
         "steps": 4,
         "machine": machine(),
     }
-    print(json.dumps(found))
+    print(json.dumps(measured))
 
 
 if __name__ == "__main__":

@@ -123,6 +123,13 @@ def scans(tmp_path: Path) -> Path:
     return tmp_path / "scans"
 
 
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A cache folder of this test alone."""
+    monkeypatch.setenv("AUTODIFFUSION_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
 @pytest.fixture(autouse=True)
 def _other_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is written to the working folder is written here."""
@@ -135,11 +142,11 @@ def _other_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def call(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
     """Exit code, stdout and stderr of a command, as :func:`cli.main` gives them."""
 
-    from autodiffusion_opt import cli
+    from autodiffusion_opt import cli, process
 
     def run(*words: object) -> tuple[int, str, str]:
         capsys.readouterr()
-        code = cli._guarded(lambda: cli.app([str(word) for word in words], standalone_mode=False))
+        code = process.exit_code(lambda: cli.app([str(word) for word in words], standalone_mode=False))
         printed = capsys.readouterr()
         return code, printed.out, printed.err
 

@@ -15,12 +15,9 @@ from PIL import Image
 from autodiffusion_opt.objective.features import load_extractor
 from autodiffusion_opt.objective.references import load_reference
 
+pytestmark = pytest.mark.usefixtures("cache")
+
 Call = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("AUTODIFFUSION_CACHE", str(tmp_path / "cache"))
 
 
 @pytest.fixture

@@ -6,8 +6,9 @@ objective may also be a function: :class:`ImageMetric`, :class:`CandidateMetric`
 
 from __future__ import annotations
 
-from autodiffusion_opt.objective.base import Direction, Objective, ObjectiveConfig, Score
+from autodiffusion_opt.objective.base import Objective, ObjectiveConfig, Score
 from autodiffusion_opt.objective.custom import CandidateMetric, Features, ImageMetric
+from autodiffusion_opt.objective.goals import Direction
 from autodiffusion_opt.objective.metrics import METRICS, Metric, MetricConfig
 
 __all__ = [

@@ -1,4 +1,4 @@
-"""``.npz`` files of others, read without trust: no pickles, and no memory before a header was found to be true."""
+"""``.npz`` files that somebody else made: no pickles are read, and no memory is taken before a header is checked."""
 
 from __future__ import annotations
 
@@ -71,9 +71,9 @@ class Archive:
         self.header(key)
         try:
             with self._zip.open(f"{key}.npy") as file:
-                found: NDArray[Any] = np.lib.format.read_array(file, allow_pickle=False)
+                array: NDArray[Any] = np.lib.format.read_array(file, allow_pickle=False)
                 file.read()  # to the end, where the checksum of the archive is compared
-            return found
+            return array
         except BROKEN as error:
             raise self._wrong(error) from None
 

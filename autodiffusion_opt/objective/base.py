@@ -14,6 +14,7 @@ from pydantic import Field, field_validator, model_validator
 from autodiffusion_opt.candidate import Candidate
 from autodiffusion_opt.config import Config
 from autodiffusion_opt.errors import UserError
+from autodiffusion_opt.objective.goals import Direction
 from autodiffusion_opt.objective.pruners import check_pruner
 from autodiffusion_opt.progress import Progress, silent
 from autodiffusion_opt.sampling.config import ConditionsConfig
@@ -22,8 +23,6 @@ from autodiffusion_opt.space.model_info import ModelInfo
 
 if TYPE_CHECKING:
     from autodiffusion_opt.sampling.generate import ImageSampler
-
-Direction = Literal["minimize", "maximize"]
 
 
 @dataclass(frozen=True)
@@ -77,7 +76,11 @@ class Score:
 
 @runtime_checkable
 class Objective(Protocol):
-    """What is minimised or maximised."""
+    """What is minimised or maximised.
+
+    An objective may have two attributes more: ``rungs``, the numbers of images after which ``measure`` yields, and
+    ``bounds``, what values must keep to (:class:`~autodiffusion_opt.objective.goals.Bound`).
+    """
 
     @property
     def directions(self) -> Mapping[str, Direction]:
@@ -136,6 +139,16 @@ class ObjectiveConfig(Config):
             a candidate may be stopped.
         pruner: which candidates are stopped after a rung: ``median``, ``successive-halving`` ..., or a table with
             ``kind`` and the options of Optuna's pruner; absent: none is.
+        minimise: the names of several values: this table's ``kind``, other metrics, ``nfe``, ``layers``, ``flops``,
+            ``seconds`` (of sampling an image here); absent, and ``maximise`` too: the kind's own value.
+        maximise: the same for those that are the better the greater.
+        at_most: name -> what a candidate's value must not exceed. Up to 1 of a cost (``flops = 0.5``): a share of what
+            the pipeline's own schedule costs, all layers run.
+        at_least: name -> below which a candidate's value must not be.
+        report: names of values that are measured at the end of a trial and shown, no more.
+        report_in: ``verify``: they are measured there only; absent: at the end of each trial.
+        metrics: name -> keys of another metric, where they are not those of this table; ``kind`` where the name is
+            none: ``fd-dinov2 = {kind = "fid", features = "dinov2-vit-l-14"}``.
         seed: of their noise: the same in every trial, so that candidates are compared on common random numbers.
         conditions: the table ``[conditions]``: prompts or class labels.
     """
@@ -143,6 +156,13 @@ class ObjectiveConfig(Config):
     kind: str
     images: int | tuple[int, ...]
     pruner: str | dict[str, Any] | None = None
+    minimise: tuple[str, ...] | None = None
+    maximise: tuple[str, ...] | None = None
+    at_most: dict[str, float] | None = None
+    at_least: dict[str, float] | None = None
+    report: tuple[str, ...] | None = None
+    report_in: Literal["verify"] | None = None
+    metrics: dict[str, dict[str, Any]] | None = None
     seed: int = Field(default=0, ge=0)
     conditions: ConditionsConfig = Field(default_factory=ConditionsConfig)
 

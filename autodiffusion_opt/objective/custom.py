@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 from autodiffusion_opt.candidate import Candidate
 from autodiffusion_opt.config import build
 from autodiffusion_opt.errors import EvaluationError, UserError
-from autodiffusion_opt.objective.base import Direction, Score, ascending, rungs_of
+from autodiffusion_opt.objective.base import Score, ascending, rungs_of
+from autodiffusion_opt.objective.goals import COSTS, Bound, Direction, Goals, goals_of
 from autodiffusion_opt.objective.image_objective import ImageObjective
 from autodiffusion_opt.objective.pruners import check_pruner
 from autodiffusion_opt.progress import Progress, silent
@@ -72,6 +73,11 @@ class ImageMetric:
         identity: is changed whenever the function would give other numbers.
         name: of the value.
         direction: whether less or more is better.
+        minimise: the names of several values, in place of ``name``: the function's, and ``nfe``, ``layers``, ``flops``,
+            ``seconds``.
+        maximise: the same for those that are the better the greater.
+        at_most: name -> what a value must not exceed; up to 1 of a cost: a share of what the pipeline's own costs.
+        at_least: name -> below which a value must not be.
         seed: of the noise.
         conditions: as the table ``[conditions]``: prompts or labels.
         pruner: which candidates are stopped after a rung, as the key ``pruner`` of a table ``[objective]``.
@@ -88,6 +94,10 @@ class ImageMetric:
     seed: int = 0
     conditions: ConditionsConfig | Mapping[str, Any] = field(default_factory=ConditionsConfig)
     pruner: str | Mapping[str, Any] | None = None
+    minimise: Sequence[str] = ()
+    maximise: Sequence[str] = ()
+    at_most: Mapping[str, float] = field(default_factory=dict)
+    at_least: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         _need_identity("ImageMetric", self.function, self.identity)
@@ -117,7 +127,13 @@ class ImageMetric:
             "name": self.name,
             "direction": self.direction,
             "conditions": self.conditions.model_dump(mode="json"),
+            **self.goals.definition(),
         }
+
+    @property
+    def goals(self) -> Goals:
+        """What becomes of its values."""
+        return goals_of(self.name, self.direction, self.minimise, self.maximise, self.at_most, self.at_least)
 
     @property
     def rungs(self) -> tuple[int, ...]:
@@ -128,14 +144,17 @@ class ImageMetric:
         self, sampler: ImageSampler, info: ModelInfo, base: Path, progress: Progress = silent
     ) -> ImageObjective:
         """The objective of a loaded pipeline."""
+        goals = self.goals
         return ImageObjective(
             sampler,
             info,
             self.images,
             self.seed,
-            {self.name: self.direction},
+            goals.directions,
             lambda seed, images, progress: _Collected(self),
             self.identity,
+            goals.bounds,
+            tuple(name for name in goals.names if name in COSTS),
         )
 
 
@@ -149,12 +168,12 @@ class _Collected:
     def add(self, images: torch.Tensor) -> None:
         self._blocks.append(images.cpu())
 
-    def values(self) -> dict[str, float]:
+    def values(self, *, is_last: bool) -> dict[str, float]:
         import torch
 
         what = f"the metric {self._metric.identity!r}"
         result = _call(self._metric.function, torch.cat(self._blocks), what)
-        return named_values(result, self._metric.name, what)
+        return named_values(result, [name for name in self._metric.goals.names if name not in COSTS], what)
 
 
 @dataclass(frozen=True)
@@ -166,6 +185,10 @@ class CandidateMetric:
         identity: is changed whenever the function would give other numbers.
         name: of the value.
         direction: whether less or more is better.
+        minimise: the names of several values of the function, in place of ``name``.
+        maximise: the same for those that are the better the greater.
+        at_most: name -> what a value must not exceed.
+        at_least: name -> below which a value must not be.
 
     Raises:
         UserError: without an identity.
@@ -175,6 +198,10 @@ class CandidateMetric:
     identity: str = ""
     name: str = "value"
     direction: Direction = "minimize"
+    minimise: Sequence[str] = ()
+    maximise: Sequence[str] = ()
+    at_most: Mapping[str, float] = field(default_factory=dict)
+    at_least: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         _need_identity("CandidateMetric", self.function, self.identity)
@@ -187,7 +214,14 @@ class CandidateMetric:
             "identity": self.identity,
             "name": self.name,
             "direction": self.direction,
+            **self.goals.definition(),
         }
+
+    @property
+    def goals(self) -> Goals:
+        """What becomes of its values. No bound is a share: nobody else knows what they cost."""
+        goals = goals_of(self.name, self.direction, self.minimise, self.maximise, self.at_most, self.at_least)
+        return replace(goals, bounds=tuple(replace(bound, is_share=False) for bound in goals.bounds))
 
     def bound_to(self, info: ModelInfo) -> CandidateObjective:
         """The objective, with a model's numbers for costs."""
@@ -204,7 +238,12 @@ class CandidateObjective:
     @property
     def directions(self) -> Mapping[str, Direction]:
         """The metric's."""
-        return {self.metric.name: self.metric.direction}
+        return self.metric.goals.directions
+
+    @property
+    def bounds(self) -> tuple[Bound, ...]:
+        """The metric's."""
+        return self.metric.goals.bounds
 
     @property
     def identity(self) -> str:
@@ -217,21 +256,30 @@ class CandidateObjective:
         """One rung; see :class:`~autodiffusion_opt.objective.base.Objective`."""
         begun = time.perf_counter()
         what = f"the metric {self.metric.identity!r}"
-        values = named_values(_call(self.metric.function, candidate, what), self.metric.name, what)
+        values = named_values(_call(self.metric.function, candidate, what), self.metric.goals.names, what)
         yield Score.of(values, candidate, self.info, images=0, seconds=time.perf_counter() - begun)
 
 
-def named_values(result: Any, name: str, what: str) -> dict[str, float]:
-    """A function's result as named values, the value that is optimised first.
+def named_values(result: Any, names: Sequence[str], what: str) -> dict[str, float]:
+    """A function's result as named values, those that are asked for first.
+
+    Args:
+        result: a number, where one value is asked for; or a dict of numbers.
+        names: of the values.
+        what: gave it, for messages.
 
     Raises:
-        EvaluationError: for what is no number, not a number (NaN), or a dict without ``name``.
+        EvaluationError: for what is no number, not a number (NaN), or a dict without one of ``names``.
     """
-    given = dict(result) if isinstance(result, Mapping) else {name: result}
-    if name not in given:
-        raise EvaluationError(f"{what} must give a value named {name!r}; got {', '.join(map(str, given)) or 'none'}")
+    given = dict(result) if isinstance(result, Mapping) else dict.fromkeys(names[:1], result)
+    missing = [name for name in names if name not in given]
+    if missing:
+        listed = ", ".join(map(str, given)) if isinstance(result, Mapping) else repr(result)
+        raise EvaluationError(
+            f"{what} must give a value named {' and '.join(map(repr, missing))}; got {listed or 'none'}"
+        )
     values: dict[str, float] = {}
-    for key in [name, *(key for key in given if key != name)]:
+    for key in [*names, *(key for key in given if key not in names)]:
         try:
             values[str(key)] = float(given[key])
         except (TypeError, ValueError):

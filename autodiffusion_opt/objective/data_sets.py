@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from autodiffusion_opt.errors import UserError
-from autodiffusion_opt.objective.image_files import LARGEST_IMAGE, as_tensor
+from autodiffusion_opt.objective.image_files import as_tensor
 from autodiffusion_opt.progress import Progress
 
 
@@ -71,10 +71,7 @@ class DataSet:
         """uint8 (1 or 3, H, W), one after the other."""
         for index in range(len(self._rows)):
             try:
-                image = self._rows[index][self._column]
-                if image.width * image.height > LARGEST_IMAGE:
-                    raise ValueError(f"{image.width:,} × {image.height:,} pixels; at most {LARGEST_IMAGE:,} are read")
-                tensor = as_tensor(image)
+                tensor = as_tensor(self._rows[index][self._column])
             except Exception as error:  # decoders of broken images raise errors of any class
                 raise UserError(
                     f"reference: row {index} of {self._folder} cannot be read as an image: {error}"

@@ -1,16 +1,16 @@
 """Feature extractors: uint8 images (N, C, H, W) in, float32 features (N, D) out.
 
 The embedded models bring their own, ``pixels`` needs no training; the others are torch-fidelity's, imported only when
-one of them is asked for. A registered extractor is a function ``(device, weights) -> Extractor``.
+they are asked for. A registered extractor is a function ``(device, weights) -> Extractor``. A file is a network of
+one's own, see :mod:`~autodiffusion_opt.objective.networks`.
 """
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import os
 import pickle
-from collections.abc import Callable, Iterator
+import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -20,6 +20,9 @@ from numpy.typing import NDArray
 
 from autodiffusion_opt.config import Registry
 from autodiffusion_opt.errors import UserError, unknown
+from autodiffusion_opt.objective.networks import NetworkFeatures, is_network
+from autodiffusion_opt.objective.pickles import no_pickles
+from autodiffusion_opt.paths import absolute
 from autodiffusion_opt.zoo import EMBEDDED
 
 # torch-fidelity's extractors, and the layer of each that metrics use.
@@ -37,7 +40,6 @@ FIDELITY_LAYERS = {
 }
 # Other names for the same thing.
 SHORT_NAMES = {"inception": "inception-v3-compat", "dinov2": "dinov2-vit-l-14", "clip": "clip-vit-b-32"}
-FORCE = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
 
 
 class Extractor(Protocol):
@@ -57,17 +59,22 @@ class Extractor(Protocol):
 Loader = Callable[[torch.device, Path | None], Extractor]
 
 
-def load_extractor(name: str, device: torch.device, weights: Path | None = None) -> Extractor:
-    """The extractor of a name.
+def load_extractor(name: str, device: torch.device, weights: Path | None = None, base: Path | None = None) -> Extractor:
+    """The extractor of a name, or of a file.
 
     Args:
-        name: a name in :data:`FEATURES`, or a short name.
+        name: a name in :data:`FEATURES`, a short name, or the path of a network.
         device: where it runs.
         weights: a file of weights, instead of the download at first use (torch-fidelity's only).
+        base: the folder that a relative path starts from; None: the working folder.
 
     Raises:
-        UserError: for an unknown name, or weights that cannot be had.
+        UserError: for an unknown name, a file that holds no network, or weights that cannot be had.
     """
+    if is_network(name):
+        if weights is not None:
+            raise UserError(f"features_weights: the network in {name} has weights of its own; remove features_weights")
+        return NetworkFeatures(absolute(name, base), device)
     full = SHORT_NAMES.get(name, name)
     if full not in FEATURES:
         raise unknown("features", name, [*FEATURES, *SHORT_NAMES])
@@ -115,44 +122,50 @@ def colour(images: torch.Tensor) -> torch.Tensor:
     return images if images.shape[1] == 3 else images[:, :1].expand(-1, 3, -1, -1)
 
 
-@contextlib.contextmanager
-def _no_pickles() -> Iterator[None]:
-    """torch-fidelity reads weights with ``weights_only=False``; torch's own switch forbids that."""
-    before = os.environ.get(FORCE)
-    os.environ[FORCE] = "1"
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ[FORCE]
-        else:
-            os.environ[FORCE] = before
-
-
 def _fidelity_network(name: str, layer: str, weights: Path | None) -> Any:
     from torch_fidelity.utils import create_feature_extractor
 
     if weights is not None and not weights.is_file():
         raise UserError(f"features_weights: the file {weights} must exist")
-    more = {} if weights is None else {"feature_extractor_weights_path": str(weights)}
     try:
-        with _no_pickles():
+        with no_pickles(), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "`torch.jit", FutureWarning)  # TorchScript is deprecated
+            file = _downloaded(name) if weights is None and name.startswith("clip") else weights
+            more = {} if file is None else {"feature_extractor_weights_path": str(file)}
             return create_feature_extractor(name, [layer], cuda=False, verbose=False, **more)
     except pickle.UnpicklingError:
         raise UserError(
-            f"features_weights: {weights} must be a file of weights alone, as torch.save writes a state dict; it holds "
-            "other objects, which are not read since they can run code"
+            f"features {name!r}: {weights or 'what was downloaded'} must be a file of weights alone, as torch.save "
+            "writes a state dict; it holds other objects, which are not read since they can run code"
         ) from None
     except NotImplementedError:
         raise UserError(
             f"features_weights: torch-fidelity reads no file of weights for {name!r}; {_where_weights_go(name)}"
         ) from None
-    except (OSError, RuntimeError) as error:
+    except (OSError, RuntimeError, KeyError) as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]
+        if weights is not None:
+            raise UserError(f"features_weights: {weights} does not hold the weights of {name!r} ({reason})") from None
         raise UserError(
             f"features {name!r}: its weights cannot be had ({reason}). They are downloaded at first use; without a "
             f"network, {_where_weights_go(name)}"
         ) from None
+
+
+def _downloaded(name: str) -> Path:
+    """The file of CLIP's weights, downloaded where it is not there.
+
+    torch-fidelity would read it with ``torch.load``, which refuses TorchScript where pickles are forbidden. A path it
+    gives to ``torch.jit.load``, which reads no pickles of Python's.
+    """
+    from torch_fidelity.feature_extractor_clip import MODEL_METADATA
+
+    url, file = _weights_file(name)
+    path = Path(torch.hub.get_dir()) / "checkpoints" / file
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        torch.hub.download_url_to_file(url, str(path), MODEL_METADATA[name]["hash"], progress=False)
+    return path
 
 
 def _where_weights_go(name: str) -> str:

@@ -11,12 +11,16 @@ import warnings
 from collections.abc import Iterable, Iterator
 from itertools import groupby
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
 from autodiffusion_opt.errors import UserError
 from autodiffusion_opt.progress import Progress
+
+if TYPE_CHECKING:
+    import PIL.Image
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 # Pillow goes by what a file holds, whatever its name: others of its formats run programs, Ghostscript say.
@@ -98,18 +102,17 @@ def read_image(path: Path) -> torch.Tensor:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of metadata that is odd; sizes are checked here
         with Image.open(path, formats=FORMATS) as image:
-            if image.width * image.height > LARGEST_IMAGE:
-                raise ValueError(f"{image.width:,} × {image.height:,} pixels; at most {LARGEST_IMAGE:,} are read")
             return as_tensor(image)
 
 
-def as_tensor(image: object) -> torch.Tensor:
-    """uint8 (1 or 3, H, W) of a Pillow image; 16 bits a pixel become 8."""
-    mode = getattr(image, "mode", "")
-    if mode.startswith("I"):  # 16 bits; Pillow before 11 has them in 32
+def as_tensor(image: PIL.Image.Image) -> torch.Tensor:
+    """uint8 (1 or 3, H, W) of a Pillow image; 16 bits a pixel become 8. Raises ValueError for too large an image."""
+    if image.width * image.height > LARGEST_IMAGE:  # pixels are not unpacked yet
+        raise ValueError(f"{image.width:,} × {image.height:,} pixels; at most {LARGEST_IMAGE:,} are read")
+    if image.mode.startswith("I"):  # 16 bits; Pillow before 11 has them in 32
         array = (np.array(image).clip(0, 2**16 - 1) >> 8).astype(np.uint8)
     else:
-        array = np.array(image if mode == "L" else image.convert("RGB"))  # type: ignore[attr-defined]
+        array = np.array(image if image.mode == "L" else image.convert("RGB"))
     tensor = torch.from_numpy(array)
     return tensor[None] if tensor.ndim == 2 else tensor.permute(2, 0, 1)
 

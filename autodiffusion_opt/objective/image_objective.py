@@ -5,13 +5,15 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol
 
 from autodiffusion_opt.candidate import Candidate
 from autodiffusion_opt.errors import EvaluationError
-from autodiffusion_opt.objective.base import Direction, Score, rungs_of
+from autodiffusion_opt.objective.base import Score, rungs_of
+from autodiffusion_opt.objective.goals import SECONDS, Bound, Direction
 from autodiffusion_opt.progress import Progress, silent
+from autodiffusion_opt.space import cost
 from autodiffusion_opt.space.model_info import ModelInfo
 
 if TYPE_CHECKING:
@@ -27,8 +29,8 @@ class Measurement(Protocol):
         """uint8 (N, C, H, W)."""
         ...
 
-    def values(self) -> Mapping[str, float]:
-        """Of all images that were added."""
+    def values(self, *, is_last: bool) -> Mapping[str, float]:
+        """Of all images that were added; what is only reported, after the last rung alone."""
         ...
 
 
@@ -41,10 +43,13 @@ class ImageObjective:
         info: the model's numbers, for costs.
         images: how many, or ascending rungs, unless ``measure`` is told.
         seed: of the noise, unless ``measure`` is told.
-        directions: of the values.
+        directions: of the values that are optimised.
+        bounds: what values must keep to.
+        costs: the names of costs among the values.
         start: makes the measurement of one candidate, for a seed and a number of images; it may first generate the
             images that a candidate's are compared with, of which the progress is told.
         identity: changes when the measurement does, for a reason that the table does not tell.
+        start_verify: the same as ``start`` with what only ``verify`` measures; None: it measures nothing more.
     """
 
     sampler: ImageSampler
@@ -54,6 +59,13 @@ class ImageObjective:
     directions: Mapping[str, Direction]
     start: Callable[[int, int, Progress], Measurement]
     identity: str
+    bounds: tuple[Bound, ...] = ()
+    costs: tuple[str, ...] = ()
+    start_verify: Callable[[int, int, Progress], Measurement] | None = None
+
+    def for_verify(self) -> ImageObjective:
+        """The same with all that ``verify`` measures."""
+        return replace(self, start=self.start_verify or self.start)
 
     @property
     def rungs(self) -> tuple[int, ...]:
@@ -72,6 +84,7 @@ class ImageObjective:
         """
         rungs = self.rungs if images is None else (images,)
         seed = self.seed if seed is None else seed
+        costs = {name: self.cost(name, candidate) for name in self.costs}
         measurement, done, seconds = self.start(seed, rungs[-1], progress), 0, 0.0
         broken: list[int] = []
         for count in rungs:
@@ -85,8 +98,17 @@ class ImageObjective:
                     f"none of the {count} images is finite: the model or its sampler overflows with {candidate}; "
                     "with dtype float16, try bfloat16 or float32"
                 )
-            values = measurement.values()
+            values = {**measurement.values(is_last=count == rungs[-1]), **costs}
+            values = {name: values[name] for name in self.directions} | values
             seconds += time.perf_counter() - begun
             yield Score.of(values, candidate, self.info, images=count, seconds=seconds, not_finite=len(broken))
         if broken:
             warnings.warn(f"{len(broken)} of {rungs[-1]} images are not finite with {candidate}", stacklevel=2)
+
+    def cost(self, name: str, candidate: Candidate) -> float:
+        """A cost of a candidate, for one image; the wall time is measured, on the machine that this runs on."""
+        if name == SECONDS:
+            from autodiffusion_opt.sampling.timing import seconds_an_image
+
+            return seconds_an_image(self.sampler, candidate)
+        return float(cost.COSTS[name](self.info, candidate))

@@ -16,8 +16,9 @@ import torch
 from numpy.typing import NDArray
 
 from autodiffusion_opt.errors import UserError
+from autodiffusion_opt.files import write_whole
 from autodiffusion_opt.objective.archives import Archive
-from autodiffusion_opt.objective.cache import write_whole
+from autodiffusion_opt.objective.cache import packed
 from autodiffusion_opt.objective.statistics import Gaussian
 
 FEATURES = ("features", "feats")
@@ -66,7 +67,7 @@ def write_statistics(path: Path, gaussian: Gaussian, identity: str) -> None:
     """
     arrays = {"mu": gaussian.mean, "sigma": gaussian.covariance, "count": np.array(gaussian.count)}
     try:
-        write_whole(path, {**arrays, EXTRACTOR: np.array(identity)})
+        write_whole(path, packed({**arrays, EXTRACTOR: np.array(identity)}))
     except OSError as error:
         raise UserError(f"-o: {path} cannot be written: {error.strerror}") from None
 

@@ -18,7 +18,6 @@ import torch
 from numpy.typing import NDArray
 
 from autodiffusion_opt.errors import UserError
-from autodiffusion_opt.objective.cache import cache_folder as cache_folder
 from autodiffusion_opt.objective.cache import kept
 from autodiffusion_opt.objective.data_sets import DataSet, is_data_set
 from autodiffusion_opt.objective.features import Extractor
@@ -69,7 +68,7 @@ class KeptGaussian(Gaussian):
     def root(self) -> Array:
         """The symmetric square root of the covariance; D³ operations, once for each reference."""
         name = f"reference-{self.identity}-root"
-        return kept(name, ("root",), lambda: {"root": square_root(self.covariance)})["root"]
+        return kept(name, lambda: {"root": square_root(self.covariance)})["root"]
 
 
 @dataclass(frozen=True)
@@ -194,7 +193,7 @@ def _reference(
     def statistics() -> Gaussian:
         if given is not None:
             return KeptGaussian(given.mean, given.covariance, given.count, identity)
-        stored = kept(f"reference-{identity}", ("mu", "sigma", "count"), compute)
+        stored = kept(f"reference-{identity}", compute)
         return KeptGaussian(stored["mu"], stored["sigma"], int(stored["count"]), identity)
 
     return Reference(identity, statistics, lambda: np.concatenate(list(features())), device)

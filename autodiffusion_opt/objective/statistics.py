@@ -178,8 +178,8 @@ def _eigenvalues(symmetric: Any) -> Array:
         import torch
 
         try:
-            found: Array = torch.linalg.eigvalsh(symmetric).cpu().numpy()
-            return found
+            eigenvalues: Array = torch.linalg.eigvalsh(symmetric).cpu().numpy()
+            return eigenvalues
         except RuntimeError:  # LinAlgError: cuSOLVER gives up on some that LAPACK solves
             symmetric = symmetric.cpu().numpy()
     return np.linalg.eigvalsh(symmetric)

@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from autodiffusion_opt.objective.cache import cache_folder
+from autodiffusion_opt.errors import UserError
+from autodiffusion_opt.files import cache_folder
 from autodiffusion_opt.objective.features import Extractor
 from autodiffusion_opt.objective.statistics import Gaussian, Moments
 from autodiffusion_opt.progress import Progress, silent
@@ -52,9 +53,11 @@ class TeacherReference:
 
     @cached_property
     def features(self) -> NDArray[np.float32]:
-        """(count, D)."""
+        """(count, D). Raises UserError where they are not finite: nothing can be compared with them."""
         self.prepare()
         features: NDArray[np.float32] = self._kept.rows(0, self.count)
+        if not np.isfinite(features).all():
+            raise UserError("the features of the teacher's images must be finite numbers; some are not")
         return features
 
     @cached_property

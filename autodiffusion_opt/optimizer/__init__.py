@@ -2,7 +2,8 @@
 workers are the same for all.
 
 Kinds: ``evolution`` (AutoDiffusion's algorithm 1), ``random``; Optuna's own ``optuna:tpe``, ``optuna:cmaes``,
-``optuna:random``. A kind is a table with a method ``sampler(space, seed)``. In Python any Optuna sampler will do.
+``optuna:nsga2``, ``optuna:random``. A kind is a table with a method ``sampler(space, seed)``. In Python any Optuna
+sampler will do.
 """
 
 from __future__ import annotations

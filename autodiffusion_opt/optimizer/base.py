@@ -75,7 +75,12 @@ class CandidateSampler(BaseSampler):
 
     Attributes:
         history: of the study that asks; read on first use where nobody sets it.
+        several_values: whether it searches with several values at once.
+        keeps_bounds: whether it looks at the bounds of values.
     """
+
+    several_values: ClassVar[bool] = False
+    keeps_bounds: ClassVar[bool] = True
 
     def __init__(self, space: Space, seed: int) -> None:
         self.space = space

@@ -25,13 +25,15 @@ from autodiffusion_opt.space import Space
 from autodiffusion_opt.trials.history import History
 
 PREFIX = "optuna:"
-SAMPLERS = {"tpe": "TPESampler", "cmaes": "CmaEsSampler", "random": "RandomSampler"}
+SAMPLERS = {"tpe": "TPESampler", "cmaes": "CmaEsSampler", "nsga2": "NSGAIISampler", "random": "RandomSampler"}
+# Samplers that take a single value, and look at no bounds.
+SINGLE_VALUE = (optuna.samplers.CmaEsSampler,)
 # Packages that a sampler imports only when it is asked.
 NEEDS = {"cmaes": "cmaes"}
 
 
 class OptunaConfig(OptimizerConfig):
-    """``kind = "optuna:tpe"``, ``"optuna:cmaes"``, ``"optuna:random"``: a sampler of Optuna's, with its own arguments.
+    """``kind = "optuna:tpe"``, ``cmaes``, ``nsga2`` or ``random`` likewise: Optuna's sampler, with its own arguments.
 
     Every other key is an argument of the sampler: ``n_startup_trials = 20``.
     """
@@ -86,6 +88,7 @@ class ParameterSampler(BaseSampler):
         self.original = sampler
         self.seed = seed
         self.history: History | None = None
+        self.several_values = self.keeps_bounds = not isinstance(sampler, SINGLE_VALUE)
         self._trial_id: int | None = None
         self._sampler = sampler
         self._settled: list[FrozenTrial] = []  # as the sampler sees them: positions from 0 on that will not change

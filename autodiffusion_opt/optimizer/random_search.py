@@ -25,6 +25,8 @@ class RandomSearchConfig(OptimizerConfig):
 class RandomSearch(CandidateSampler):
     """Independent draws from the space."""
 
+    several_values = True
+
     def __init__(self, space: Evolvable, seed: int) -> None:
         super().__init__(space, seed)
         self.evolvable = space

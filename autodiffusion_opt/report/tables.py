@@ -12,9 +12,9 @@ from optuna.trial import FrozenTrial, TrialState
 from rich.console import Console
 from rich.table import Table
 
-from autodiffusion_opt.space.baselines import OWN, UNIFORM
+from autodiffusion_opt.space.baselines import OWN, UNIFORM, compared_with
 from autodiffusion_opt.study.progress_bar import WIDE
-from autodiffusion_opt.study.results import Result, StoredStudy, compared_with, stored_study
+from autodiffusion_opt.study.results import Result, StoredStudy, stored_study
 from autodiffusion_opt.study.verify import Rescored
 from autodiffusion_opt.trials.attributes import DEFINITION, STAGE, WANTED
 from autodiffusion_opt.trials.storage import Storage
@@ -29,14 +29,19 @@ def out() -> Console:
 
 
 def run_summary(stored: StoredStudy) -> dict[str, Any]:
-    """What ``run --json`` prints. ``factor`` is the best's first value divided by that of ``factor_of``, a baseline."""
-    results, baselines = stored.complete(), stored.baselines()
-    best, base = results[0], compared_with(baselines)
+    """What ``run --json`` prints: the best, or of several values the front.
+
+    ``factor`` is the best's first value divided by that of ``factor_of``, a baseline.
+    """
+    top, baselines = stored.top(), stored.baselines()
+    best, base = top[0], compared_with(baselines)
+    described = {"front": best_rows(top)} if stored.has_front else {}
     return {
         "study": stored.name,
-        "trials": len(results),
+        "trials": states(stored.trials)["complete"],
         "pruned": states(stored.trials)["pruned"],
         "best": {**_values(best), "trial": best.trial, "candidate": best.candidate.to_dict()},
+        **described,
         "baselines": {name: _first(result) for name, result in baselines.items()},
         "factor": _first(best) / _first(base) if base is not None and _first(base) else None,
         "factor_of": None if base is None else base.baseline,
@@ -44,21 +49,29 @@ def run_summary(stored: StoredStudy) -> dict[str, Any]:
 
 
 def run_table(stored: StoredStudy) -> Table:
-    """Baselines and the best, with each one's first value divided by that of the pipeline's own."""
-    baselines, names = stored.baselines(), stored.value_names
+    """Baselines and the best (of several values, the front), each one's first value divided by that of ``own``."""
+    baselines, top = stored.baselines(), stored.top()
+    names = _names([*baselines.values(), *top])
     base = compared_with(baselines)
     table = Table("", *names, "" if base is None else f"of {base.baseline}", "NFE", "time steps")
 
     def add(label: str, result: Result, style: str = "") -> None:
         share = f"{_first(result) / _first(base):.3f}" if base is not None and _first(base) else ""
         nfe = result.costs["nfe"]
-        values = (number(value) for value in result.values.values())
+        values = (number(result.measured.get(name)) for name in names)
+        label = f"{label}, beyond a bound" if result.excess else label
         table.add_row(label, *values, share, "" if nfe is None else str(nfe), str(result.candidate), style=style)
 
     for result in baselines.values():
         add(result.label, result)
-    add("best", stored.top(1)[0], "bold")
+    for rank, result in enumerate(top if stored.has_front else top[:1], 1):
+        add(f"front {rank}" if stored.has_front else "best", result, "bold")
     return table
+
+
+def _names(results: Sequence[Result]) -> list[str]:
+    """Of all their values, those that are optimised first."""
+    return list(dict.fromkeys(name for result in results for name in (*result.values, *result.measured)))
 
 
 def best_rows(results: Sequence[Result]) -> list[dict[str, Any]]:
@@ -71,25 +84,35 @@ def best_rows(results: Sequence[Result]) -> list[dict[str, Any]]:
 
 def best_table(results: Sequence[Result]) -> Table:
     """Rank, values, origin and candidate."""
-    table = Table("rank", "trial", *results[0].values, "origin", "time steps")
+    names = _names(results)
+    table = Table("rank", "trial", *names, "origin", "time steps")
     for rank, result in enumerate(results, 1):
-        values = (number(value) for value in result.values.values())
+        values = (number(result.measured.get(name)) for name in names)
         table.add_row(str(rank), str(result.trial), *values, result.origin, str(result.candidate))
     return table
 
 
 def rescored_table(rescored: Mapping[str, Rescored]) -> Table:
-    """Mean ± spread of each, and its mean divided by that of the pipeline's own."""
+    """Mean and spread of each, its first mean divided by that of ``own``, and the means of further values."""
     base = compared_with(rescored)
     name_of_base = OWN if OWN in rescored else UNIFORM
     infinite = ["∞ images"] if any(scored.extrapolated is not None for scored in rescored.values()) else []
-    table = Table("", "mean", "std", "" if base is None else f"of {name_of_base}", *infinite, "time steps")
-    for name, scored in rescored.items():
+    first, *further = dict.fromkeys(name for scored in rescored.values() for name in scored.measured)
+    columns = ("mean", "std") if not further else (f"{first}, mean", "std")
+    table = Table("", *columns, "" if base is None else f"of {name_of_base}", *infinite, *further, "time steps")
+    for label, scored in rescored.items():
         share = f"{scored.mean / base.mean:.3f}" if base is not None and base.mean else ""
-        style = "bold" if name == "best" else ""
+        style = "bold" if label == "best" or label.startswith("front ") else ""
         more = [number(scored.extrapolated)] if infinite else []
-        table.add_row(name, number(scored.mean), number(scored.std), share, *more, str(scored.candidate), style=style)
+        more += [_mean_and_interval(scored, name) if name in scored.measured else "" for name in further]
+        table.add_row(label, number(scored.mean), number(scored.std), share, *more, str(scored.candidate), style=style)
     return table
+
+
+def _mean_and_interval(scored: Rescored, name: str) -> str:
+    """The mean of a value; with its interval where the noise changes it."""
+    width = scored.half_width_of(name)
+    return number(scored.mean_of(name)) + (f" ± {width:.2g}" if width > 0 else "")
 
 
 def status_rows(storage: Storage) -> list[dict[str, Any]]:
@@ -105,7 +128,8 @@ def _status_row(stored: StoredStudy) -> dict[str, Any]:
         "study": stored.name,
         "wanted": attributes.get(WANTED),
         "trials": states(stored.trials),
-        "best": _first(results[0]) if results else None,
+        "best": _first(results[0]) if results and not results[0].excess and not stored.has_front else None,
+        "front": len(stored.top()) if results and not results[0].excess and stored.has_front else None,
         "best_baseline": {"name": baselines[0].baseline, "value": _first(baselines[0])} if baselines else None,
         "optimizer": attributes.get(DEFINITION, {}).get("optimizer", {}).get("kind"),
         "stage": last_stage(stored.trials),
@@ -129,7 +153,8 @@ def status_table(rows: Sequence[Mapping[str, Any]]) -> Table:
         text = "" if baseline is None else f"{baseline['name']} {number(baseline['value'])}"
         last = (row["last_activity"] or "").replace("T", " ")
         optimizer, stage = row["optimizer"] or "", row["stage"] or ""
-        table.add_row(row["study"], complete, rest, number(row["best"]), text, optimizer, stage, last)
+        best = number(row["best"]) if row["front"] is None else f"front of {row['front']}"
+        table.add_row(row["study"], complete, rest, best, text, optimizer, stage, last)
     return table
 
 
@@ -182,7 +207,7 @@ def _first(result: Result) -> float:
 
 
 def _values(result: Result) -> dict[str, Any]:
-    return {"value": _first(result), "values": dict(result.values)}
+    return {"value": _first(result), "values": dict(result.values), "measured": dict(result.measured)}
 
 
 def number(value: float | None) -> str:

@@ -110,7 +110,7 @@ class Labels:
     def label(self, index: int) -> int:
         """Of image ``index``."""
         run, place = divmod(index, len(self.labels))
-        return self.labels[np.random.default_rng(run).permutation(len(self.labels))[place]]
+        return self.labels[int(np.random.default_rng(run).permutation(len(self.labels))[place])]
 
     def arguments(self, pipeline: Any, indices: Sequence[int]) -> Mapping[str, Any]:
         """``class_labels`` and ``batch_size``, whichever the call takes."""

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
-import os
-import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import groupby
 from pathlib import Path
@@ -14,20 +11,19 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from autodiffusion_opt.errors import UserError
+from autodiffusion_opt.files import keep, read_kept
 from autodiffusion_opt.progress import Progress, counted, silent
 
 Array = NDArray[Any]
 # Rows of one file, which is as much as is in memory at once: 64 images of 512 x 512 pixels are 50 MB.
 ROWS = 64
-DIGEST = 32  # bytes of a SHA-256
 
 
 class KeptRows:
     """Rows 0, 1, 2, ... of an array: those of ``make``, run once for each row, by whichever process is first.
 
-    File k holds the rows from ``ROWS`` k on, as ``.npy`` with the SHA-256 of it after its end. It is written beside
-    and renamed. One that is damaged or not there is made again.
+    File k holds the rows from ``ROWS`` k on, as ``.npy`` under a checksum (:func:`~autodiffusion_opt.files.keep`). One
+    that is damaged or not there is made again.
 
     Args:
         folder: of the files; its name must say all that decides the rows.
@@ -90,11 +86,8 @@ class KeptRows:
 
     def _read(self, number: int) -> Array | None:
         """The rows of a file; None where it is not there or not what was written."""
-        try:
-            content = self._path(number).read_bytes()
-        except OSError:
-            return None
-        if hashlib.sha256(content[:-DIGEST]).digest() != content[-DIGEST:]:
+        content = read_kept(self._path(number))
+        if content is None:
             return None
         rows: Array = np.load(io.BytesIO(content), allow_pickle=False)
         return rows
@@ -102,14 +95,4 @@ class KeptRows:
     def _write(self, number: int, rows: Array) -> None:
         memory = io.BytesIO()
         np.save(memory, rows, allow_pickle=False)
-        content = memory.getvalue()
-        try:
-            self._folder.mkdir(parents=True, exist_ok=True)
-            with tempfile.NamedTemporaryFile(dir=self._folder, suffix=".tmp", delete=False) as file:
-                file.write(content + hashlib.sha256(content).digest())
-            os.replace(file.name, self._path(number))
-        except OSError as error:
-            raise UserError(
-                f"the {self._what} cannot be kept in {self._folder}: {error.strerror}; name a folder that can be "
-                "written, and has room, with AUTODIFFUSION_CACHE"
-            ) from None
+        keep(self._path(number), memory.getvalue(), self._what)

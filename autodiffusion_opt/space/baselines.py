@@ -9,7 +9,8 @@ quantiles of Beta(0.6, 0.6) (Lee et al., 2024), ``log-snr`` is uniform in log(α
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import TypeVar
 
 import numpy as np
 
@@ -101,3 +102,11 @@ def shifted(info: ModelInfo, times: Times) -> Times:
     """
     top, shift = info.train_steps, info.shift
     return tuple(shift * time / (1 + (shift - 1) * time / top) for time in times) if shift != 1 else times
+
+
+Compared = TypeVar("Compared")
+
+
+def compared_with(baselines: Mapping[str, Compared]) -> Compared | None:
+    """Of baselines by name, the one that results are divided by: ``own``; where there is none, the uniform one."""
+    return baselines.get(OWN, baselines.get(UNIFORM))

@@ -6,7 +6,7 @@ doubles the batch in each call, all candidates pay the same factor; it is left o
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from autodiffusion_opt.candidate import Candidate
 from autodiffusion_opt.space.model_info import Layout, ModelInfo
@@ -53,3 +53,7 @@ def flops(info: ModelInfo, candidate: Candidate) -> int:
     made = calls(info.layout, len(candidate.steps))
     saved = (sum(info.layer_flops[layer] for layer in removed) for removed in candidate.removed)
     return sum(number * (info.flops - less) for number, less in zip(made, saved, strict=True))
+
+
+# The costs that an objective may name.
+COSTS: dict[str, Callable[[ModelInfo, Candidate], int]] = {"nfe": nfe, "layers": layer_runs, "flops": flops}

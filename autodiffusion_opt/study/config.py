@@ -113,6 +113,17 @@ class StudyConfig:
         pipeline = self.pipeline.model_copy(update={"model": model})
         return replace(self, pipeline=pipeline, bases={**self.bases, "pipeline": Path.cwd()}, ranking=())
 
+    def reporting(self, names: Iterable[str]) -> StudyConfig:
+        """The same study with further values reported (``report`` in its objective). Raises UserError."""
+        more = tuple(names)
+        if not more:
+            return self
+        if not isinstance(self.objective, ObjectiveConfig):
+            raise UserError(f"{self.path}: --report is for an objective that is a table of metrics; this one is not")
+        table = {key: getattr(self.objective, key) for key in self.objective.model_fields_set}
+        table["report"] = (*(self.objective.report or ()), *more)
+        return replace(self, objective=build(type(self.objective), table, f"{self.path}: --report"))
+
     def on_device(self, device: str | None) -> StudyConfig:
         """The same study on another device; None: on its own."""
         if device is None or self.pipeline is None:

@@ -8,7 +8,8 @@ from __future__ import annotations
 import copy
 import inspect
 import json
-from collections.abc import Mapping
+import math
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,24 +30,27 @@ SCHEDULER = "scheduler_config.json"  # as diffusers calls it, so that `from_pret
 PLAIN = "plain.json"
 
 
-def export_study(stored: StoredStudy, config: StudyConfig, sampler: ImageSampler | None, folder: Path) -> list[Path]:
-    """Write the best candidate of a study to ``folder``; the files written.
+def export_study(
+    stored: StoredStudy, config: StudyConfig, sampler: ImageSampler | None, folder: Path, pick: int = 1
+) -> list[Path]:
+    """Write a candidate of a study to ``folder``, the best unless another is picked; the files written.
 
     Args:
         stored: the study in SQL.
         config: what it says.
         sampler: its pipeline; None for a study without a pipeline.
         folder: created if need be; files of the same names are replaced.
+        pick: its rank among the best, or in the front, from 1.
 
     Raises:
-        UserError: for a study that has no complete trial, or a folder that cannot be written.
+        UserError: for a study that has no complete trial or not so many, or a folder that cannot be written.
     """
-    best = stored.top(1)[0]
+    best = stored.pick(pick)
     scheduler = None if sampler is None else sampler.pipeline.scheduler
     plain = {} if scheduler is None else plain_lists(scheduler, best.candidate)
     files = {
         CANDIDATE: json.dumps(candidate_file(best, stored.name, stored.definition), indent=2) + "\n",
-        "README.md": _readme(stored, config, best, plain, type(scheduler).__name__),
+        "README.md": _readme(stored, config, best, pick, plain, type(scheduler).__name__),
     }
     if scheduler is not None:
         files[SCHEDULER] = json.dumps(scheduler_config(scheduler), indent=2, default=_listed) + "\n"
@@ -189,12 +193,13 @@ def _listed(value: Any) -> Any:
 
 
 def _readme(
-    stored: StoredStudy, config: StudyConfig, best: Result, plain: Mapping[str, list[float]], scheduler: str
+    stored: StoredStudy, config: StudyConfig, best: Result, pick: int, plain: Mapping[str, list[float]], scheduler: str
 ) -> str:
+    rank = f"front {pick}" if stored.has_front else "best" if pick == 1 else f"rank {pick}"
     model = "" if config.pipeline is None else f"`{config.pipeline.model}`, "
     same_scheduler = [f"from diffusers import {scheduler}", f'pipeline.scheduler = {scheduler}.from_pretrained(".")']
     optimizer = getattr(config.optimizer, "kind", type(config.optimizer).__name__)
-    names = stored.value_names
+    names = list(best.measured)
     lines = [
         f"# {config.name}",
         "",
@@ -206,8 +211,8 @@ def _readme(
         "",
         f"| schedule | {' | '.join(names)} |",
         f"| --- |{' --- |' * len(names)}",
-        *(f"| {result.label} | {_row(result)} |" for result in stored.baselines().values()),
-        f"| **best** (trial {best.trial}) | {_row(best, '**')} |",
+        *(f"| {result.label} | {_row(result, names)} |" for result in stored.baselines().values()),
+        f"| **{rank}** (trial {best.trial}) | {_row(best, names, '**')} |",
         "",
         f"Use it: {'`python sample.py`, or' if model and not model.startswith(f'`{PYTHON}:') else ''}".rstrip(),
         "",
@@ -241,8 +246,9 @@ def _objective_text(config: StudyConfig) -> str:
     return f"the objective `{getattr(objective, 'identity', type(objective).__name__)}`."
 
 
-def _row(result: Result, mark: str = "") -> str:
-    return " | ".join(f"{mark}{value:.4g}{mark}" for value in result.values.values())
+def _row(result: Result, names: Iterable[str], mark: str = "") -> str:
+    values = (result.measured.get(name, math.nan) for name in names)
+    return " | ".join(f"{mark}{value:.4g}{mark}" for value in values)
 
 
 def _write(folder: Path, files: Mapping[str, str]) -> list[Path]:

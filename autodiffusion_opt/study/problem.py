@@ -12,9 +12,13 @@ from typing import TYPE_CHECKING, Any
 from autodiffusion_opt.candidate import Candidate
 from autodiffusion_opt.errors import UserError
 from autodiffusion_opt.objective import CandidateMetric, ImageMetric, Objective, ObjectiveConfig
+from autodiffusion_opt.objective.goals import Bound
+from autodiffusion_opt.objective.image_objective import ImageObjective
+from autodiffusion_opt.objective.metrics import ImagesConfig
 from autodiffusion_opt.progress import Progress, silent
 from autodiffusion_opt.sampling.config import ConditionsConfig, PipelineConfig
 from autodiffusion_opt.space import OWN, ModelInfo, Space, SpaceConfig
+from autodiffusion_opt.space.baselines import compared_with
 from autodiffusion_opt.study.config import StudyConfig
 
 if TYPE_CHECKING:
@@ -57,6 +61,18 @@ class Problem:
             return usual
         return {OWN: own} | {name: candidate for name, candidate in usual.items() if candidate != own}
 
+    @cached_property
+    def bounds(self) -> tuple[Bound, ...]:
+        """What values must keep to; shares of a cost are of the pipeline's own schedule, or of the uniform one."""
+        given: tuple[Bound, ...] = getattr(self.objective, "bounds", ())
+        own = compared_with(self.baselines)
+        return tuple(bound.of_own(self._cost(bound.name, own)) if bound.is_share else bound for bound in given)
+
+    def _cost(self, name: str, candidate: Candidate | None) -> float:
+        assert isinstance(self.objective, ImageObjective)  # only tables of metrics have shares
+        assert candidate is not None  # every space has the uniform baseline
+        return self.objective.cost(name, candidate)
+
     @property
     def own_label(self) -> str:
         """``own``, with the names of the usual schedules that are the same."""
@@ -98,11 +114,12 @@ def load_problem(config: StudyConfig, ranking: Any = None, progress: Progress = 
     from autodiffusion_opt.sampling.own import own_shift
 
     sampler = load_sampler(config, progress)
+    counted = isinstance(config.objective, ImagesConfig) and {"layers", "flops"} & {*config.objective.goals.names}
     needs_layers = isinstance(config.space, SpaceConfig) and config.space.needs_layers
     with _told_of(config, "pipeline"):
         info = read_model_info(
             sampler.pipeline,
-            need_layers=needs_layers,
+            need_layers=needs_layers or bool(counted),
             ranking=_ranking(config, sampler, ranking, progress),
             shift=own_shift(sampler),
         )

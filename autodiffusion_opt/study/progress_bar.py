@@ -19,7 +19,7 @@ from autodiffusion_opt.candidate import Candidate
 from autodiffusion_opt.space.baselines import OWN, UNIFORM
 from autodiffusion_opt.study.callback import Callback
 from autodiffusion_opt.study.config import StudyConfig
-from autodiffusion_opt.trials.history import MEASURED, History
+from autodiffusion_opt.trials.history import MEASURED, History, front
 
 WIDE = 160
 
@@ -103,6 +103,7 @@ class StudyBar(Callback):
         self._done = self._done_at_start = self._wanted = 0
         self._images = self._images_before = 0
         self._best = self._own = self._current = math.nan
+        self._front: int | None = None
         self._is_running = False
 
     def __enter__(self) -> Self:
@@ -142,8 +143,11 @@ class StudyBar(Callback):
         self._show()
 
     def _take(self, history: History) -> None:
-        """How many trials there are, the best, the pipeline's own: by the first value."""
+        """How many trials there are, the best and the pipeline's own; of several values, how many are in the front."""
         self._done = len(history.settled)
+        if len(history.directions) > 1:
+            self._front = len(front(history.trials.values(), history.directions))
+            return
         best = history.observations.before(sys.maxsize).best(1)
         if best:
             known = history.complete_with(best[0].candidate)
@@ -154,6 +158,8 @@ class StudyBar(Callback):
     def _show(self) -> None:
         seconds = max(time.monotonic() - self._begun, 1e-9)
         parts = []
+        if self._front is not None:
+            parts.append(f"front of {self._front}")
         if math.isfinite(self._best):
             parts.append(f"best {self._best:.4g}")
             if math.isfinite(self._own) and self._own:

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import optuna
 from optuna.trial import FrozenTrial
@@ -16,7 +16,7 @@ from autodiffusion_opt.catalogue import entries, find_candidate
 from autodiffusion_opt.errors import UserError
 from autodiffusion_opt.paths import folder_of
 from autodiffusion_opt.progress import Progress, counted, silent
-from autodiffusion_opt.space.baselines import OWN, UNIFORM
+from autodiffusion_opt.space.baselines import OWN
 from autodiffusion_opt.study.config import StudyConfig, load_study_config, made_in_python, stored_config
 from autodiffusion_opt.study.problem import load_sampler
 from autodiffusion_opt.trials.attributes import (
@@ -32,9 +32,10 @@ from autodiffusion_opt.trials.attributes import (
     STAGE,
     WANTED,
     candidate_of,
+    excess_of,
     values_of,
 )
-from autodiffusion_opt.trials.history import MEASURED, best_first
+from autodiffusion_opt.trials.history import MEASURED, best_first, front
 from autodiffusion_opt.trials.storage import (
     Storage,
     need_study,
@@ -52,6 +53,8 @@ if TYPE_CHECKING:
 
 # Costs in a score, as tables and frames show them.
 COSTS = ("images", "not_finite", "nfe", "layer_runs", "flops", "seconds")
+# How many of the best are shown.
+TOP = 5
 
 
 @dataclass(frozen=True)
@@ -66,6 +69,8 @@ class Result:
         baseline: the name of the baseline that it is; None for others.
         label: what tables call it.
         costs: ``images``, ``not_finite`` (of these), ``nfe``, ``layer_runs``, ``flops``, ``seconds``, where known.
+        measured: all values by name, those too that are only bounded or reported.
+        excess: by how much values are beyond their bounds; 0 where they keep to them.
     """
 
     trial: int
@@ -75,6 +80,8 @@ class Result:
     baseline: str | None
     label: str
     costs: Mapping[str, float | None]
+    measured: Mapping[str, float]
+    excess: float = 0.0
 
     @property
     def value(self) -> float:
@@ -114,33 +121,69 @@ class StoredStudy:
         return more | definition
 
     def complete(self) -> list[Result]:
-        """The complete trials, best first."""
+        """The complete trials, best first; those that keep to their bounds before the others."""
         names = self.value_names
         return [_result(trial, names) for trial in best_first(self.trials, self.study.directions)]
 
-    def top(self, count: int) -> list[Result]:
-        """The best ``count`` different candidates, best first. Raises UserError where no trial is complete."""
-        chosen: dict[Candidate, Result] = {}
-        for result in self.complete():
-            chosen.setdefault(result.candidate, result)
-        if not chosen:
+    @property
+    def has_front(self) -> bool:
+        """Whether there are several values, so that several candidates may be best, each at something else."""
+        return len(self.value_names) > 1
+
+    def top(self, count: int | None = None) -> list[Result]:
+        """The best different candidates, best first; of several values, the front: those that no other dominates.
+
+        Args:
+            count: how many at most; None: five, or the whole front.
+
+        Raises:
+            UserError: where no trial is complete, or none keeps to its bounds.
+        """
+        complete = self.complete()
+        if not complete:
             is_python = any(map(made_in_python, self.definition.values()))
             how = "study.run()" if is_python else f"autodiffusion-opt run {self.name}"
             raise UserError(f"the study {self.name!r} has no complete trial yet; run it first: {how}")
-        return list(chosen.values())[:count]
+        if complete[0].excess:
+            raise UserError(
+                f"none of the {len(complete)} complete trials of {self.name!r} keeps to its bounds; trial "
+                f"{complete[0].trial} is nearest, with {_listed(complete[0].measured)}: run more trials, or start a "
+                "study with wider bounds"
+            )
+        if self.has_front:
+            return [_result(trial, self.value_names) for trial in front(self.trials, self.study.directions)][:count]
+        chosen: dict[Candidate, Result] = {}
+        for result in complete:
+            if not result.excess:
+                chosen.setdefault(result.candidate, result)
+        return list(chosen.values())[: TOP if count is None else count]
+
+    def labelled(self, count: int | None = None) -> dict[str, Result]:
+        """The best by what tables call them: ``best``, ``rank 2`` ...; of several values ``front 1``, ``front 2`` ...
+
+        Args:
+            count: how many at most; None: the best alone, or the whole front.
+
+        Raises:
+            UserError: as :meth:`top`.
+        """
+        if self.has_front:
+            return {f"front {rank}": result for rank, result in enumerate(self.top(count), 1)}
+        top = self.top(1 if count is None else count)
+        return {"best" if rank == 1 else f"rank {rank}": result for rank, result in enumerate(top, 1)}
+
+    def pick(self, rank: int) -> Result:
+        """The result of a rank, from 1, among the best. Raises UserError where there are not so many."""
+        top = self.top(None if self.has_front else rank)
+        if rank > len(top):
+            where = "in the front" if self.has_front else "different candidates"
+            raise UserError(f"--pick must be at most {len(top)}, the number {where} of {self.name!r}; got {rank}")
+        return top[rank - 1]
 
     def baselines(self) -> dict[str, Result]:
         """The complete baselines, by name, in the order in which they were run."""
         results = sorted(self.complete(), key=lambda result: result.trial)
         return {result.baseline: result for result in results if result.baseline is not None}
-
-
-Compared = TypeVar("Compared")
-
-
-def compared_with(baselines: Mapping[str, Compared]) -> Compared | None:
-    """Of baselines by name, the one that results are divided by: ``own``; where there is none, the uniform one."""
-    return baselines.get(OWN, baselines.get(UNIFORM))
 
 
 def stored_study(name: str, storage: Storage) -> StoredStudy:
@@ -170,7 +213,13 @@ def _result(trial: FrozenTrial, names: Sequence[str]) -> Result:
         baseline=trial.user_attrs.get(BASELINE),
         label=str(trial.user_attrs.get(LABEL, trial.user_attrs.get(BASELINE, ""))),
         costs={cost: score.get(cost) for cost in COSTS},
+        measured=score.get("values") or dict(zip(names, values, strict=True)),
+        excess=excess_of(trial),
     )
+
+
+def _listed(values: Mapping[str, float]) -> str:
+    return ", ".join(f"{name} {value:.4g}" for name, value in values.items())
 
 
 def dataframe(stored: StoredStudy) -> pandas.DataFrame:
@@ -187,11 +236,13 @@ def dataframe(stored: StoredStudy) -> pandas.DataFrame:
             {
                 "trial": trial.number,
                 "state": trial.state.name.lower(),
+                **score.get("values", {}),
                 **dict(zip(stored.value_names, values or [None] * len(stored.value_names), strict=True)),
+                "excess": excess_of(trial),
                 "origin": trial.user_attrs.get(ORIGIN),
                 "baseline": trial.user_attrs.get(BASELINE),
                 "stage": trial.user_attrs.get(STAGE),
-                **{cost: score.get(cost) for cost in COSTS},
+                **{cost: score.get(cost) for cost in COSTS if cost not in score.get("values", {})},
                 "candidate": None if candidate is None else str(candidate),
                 "error": trial.user_attrs.get(ERROR),
             }
@@ -215,32 +266,14 @@ def open_study(study: str, storage: str | None) -> StoredStudy:
     return stored_study(study_name(study), open_storage(storage_url(storage), create=False))
 
 
-def resolve(given: str, study: str | None, storage: str | None) -> tuple[StudyConfig, Candidate]:
-    """The candidate of a JSON file or of a study (its best), and the study that it belongs to.
-
-    A candidate's name in ``studies/candidates/`` does for its file. A file says where it comes from, unless ``study``
-    names another.
-
-    Raises:
-        UserError: for a file that is no candidate, or a study that is not in SQL.
-    """
-    path = find_candidate(given)
-    if path is not None:
-        candidate = Candidate.load(path)
-        return (load_study_config(study) if study else _config_in(path)), candidate
-    stored = open_study(given, storage)
-    where = f"{stored.name} in {without_password(storage_url(storage))}"
-    return stored_config(stored.name, where, stored.definition), stored.top(1)[0].candidate
-
-
 @dataclass(frozen=True)
 class Chosen:
-    """What is to be re-scored.
+    """Candidates, and the study that they belong to.
 
     Attributes:
-        config: the study that the candidates belong to.
-        candidates: ``best``, then ``rank 2`` ...
-        searched: the best's value in the search and its number of images; None where they are not known.
+        config: the study.
+        candidates: ``best``, then ``rank 2`` ...; of several values ``front 1``, ``front 2`` ...
+        searched: the best's first value in the search and its number of images; None where they are not known.
     """
 
     config: StudyConfig
@@ -248,27 +281,43 @@ class Chosen:
     searched: tuple[float, int] | None
 
 
-def resolve_top(given: str, study: str | None, storage: str | None, count: int) -> Chosen:
-    """The best ``count`` candidates of a study, or the candidate of a JSON file (:func:`resolve`).
+def resolve(given: str, study: str | None, storage: str | None, count: int | None = 1) -> Chosen:
+    """The best candidates of a study, or the candidate of a JSON file.
+
+    A candidate's name in ``studies/candidates/`` does for its file. A file says where it comes from, unless ``study``
+    names another.
+
+    Args:
+        given: a study, or a candidate's file.
+        study: whose model and objective a file's candidate gets; None: those that the file names.
+        storage: an SQLAlchemy URL.
+        count: how many of a study's best; None: the best, or the whole front.
 
     Raises:
-        UserError: for a file where more than one candidate is wanted, and as :func:`resolve`.
+        UserError: for a file that is no candidate, or where more than one is wanted; or a study that is not in SQL.
     """
-    config, candidate = resolve(given, study, storage)
     path = find_candidate(given)
     if path is not None:
-        if count > 1:
+        if count is not None and count > 1:
             raise UserError(f"--top is for a study, which has several candidates; {path} holds one")
-        content = json.loads(path.read_text(encoding="utf-8"))
-        values = content.get("source", {}).get("values") if isinstance(content, dict) else None
-        images = getattr(config.objective, "rungs", (0,))[-1]
-        searched = (float(next(iter(values.values()))), images) if values and images else None
-        return Chosen(config, {"best": candidate}, searched)
-    top = open_study(given, storage).top(count)
-    labels = ("best", *(f"rank {rank}" for rank in range(2, count + 1)))
-    images = int(top[0].costs["images"] or 0)
-    searched = (next(iter(top[0].values.values())), images) if images > 1 else None
-    return Chosen(config, dict(zip(labels, (result.candidate for result in top), strict=False)), searched)
+        config = load_study_config(study) if study else _config_in(path)
+        return Chosen(config, {"best": Candidate.load(path)}, None if study else _searched_value(path, config))
+    stored = open_study(given, storage)
+    where = f"{stored.name} in {without_password(storage_url(storage))}"
+    config = stored_config(stored.name, where, stored.definition)
+    labelled = stored.labelled(count)
+    first = next(iter(labelled.values()))
+    images = int(first.costs["images"] or 0)
+    searched = None if stored.has_front or images < 2 else (first.value, images)
+    return Chosen(config, {label: result.candidate for label, result in labelled.items()}, searched)
+
+
+def _searched_value(path: Path, config: StudyConfig) -> tuple[float, int] | None:
+    """The value of the search that a candidate's file holds, and its number of images; None for several values."""
+    content = json.loads(path.read_text(encoding="utf-8"))
+    values = content.get("source", {}).get("values") if isinstance(content, dict) else None
+    images = getattr(config.objective, "rungs", (0,))[-1]
+    return (float(next(iter(values.values()))), images) if values and len(values) == 1 and images else None
 
 
 def _config_in(path: Path) -> StudyConfig:

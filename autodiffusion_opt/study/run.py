@@ -15,9 +15,7 @@ from optuna.samplers import BaseSampler
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
-from autodiffusion_opt.candidate import Candidate
-from autodiffusion_opt.errors import EvaluationError, UserError
-from autodiffusion_opt.objective import Score
+from autodiffusion_opt.errors import UserError
 from autodiffusion_opt.objective.pruners import make_pruner
 from autodiffusion_opt.optimizer import CandidateSampler, OptimizerConfig, ParameterSampler
 from autodiffusion_opt.optimizer.base import require_fully_parametric
@@ -28,29 +26,21 @@ from autodiffusion_opt.study.config import StudyConfig, check_version, differenc
 from autodiffusion_opt.study.from_python import python_study_config
 from autodiffusion_opt.study.problem import Problem, load_problem
 from autodiffusion_opt.study.progress_bar import shown
+from autodiffusion_opt.study.trial import run_trial
 from autodiffusion_opt.study.verify import Rescored, rescore
 from autodiffusion_opt.trials.attributes import (
-    BASELINE,
-    CANDIDATE,
     DEFINITION,
     ERROR,
-    EVALUATION_FAILED,
     FILE,
     FINGERPRINT,
-    FIXED_PARAMETERS,
     FOLDERS,
-    ORIGIN,
     RANKING,
-    REUSED_FROM,
-    SCORE,
     WANTED,
-    candidate_of,
 )
-from autodiffusion_opt.trials.claims import Claim, Claims
+from autodiffusion_opt.trials.claims import Claims
 from autodiffusion_opt.trials.history import History
 from autodiffusion_opt.trials.storage import (
     Storage,
-    begin_trial,
     create_study,
     find_study,
     open_storage,
@@ -63,6 +53,8 @@ if TYPE_CHECKING:
     import pandas
 
 DIRECTIONS = {"minimize": StudyDirection.MINIMIZE, "maximize": StudyDirection.MAXIMIZE}
+# Optimizers that search with several values at once.
+SEVERAL_VALUES = ("optuna:nsga2", "optuna:tpe", "random")
 # So many evaluations in a row that fail are no accident: the study stops.
 MOST_FAILURES = 5
 
@@ -206,7 +198,7 @@ class Study:
                     claim = claims.take(wanted)
                     if claim is None:
                         break
-                    trial = self._one_trial(claim, history)
+                    trial = run_trial(self.config, self.problem, claim, history, self._callback)
                     self._callback.finished(trial, history.refresh())
                     failures = failures + 1 if trial.state == TrialState.FAIL else 0
                     if failures == MOST_FAILURES:
@@ -270,64 +262,24 @@ class Study:
             require_fully_parametric(space, type(optimizer).__name__)
             sampler = ParameterSampler(optimizer, self.config.seed)
         if isinstance(sampler, CandidateSampler | ParameterSampler):
+            self._check_values(sampler)
             sampler.history = history
         return sampler
 
-    def _one_trial(self, claim: Claim, history: History) -> FrozenTrial:
-        """Propose, measure, tell."""
-        with claim.heartbeat():
-            trial = begin_trial(claim.study, claim.trial_id, self.problem.space.distributions())
-            # Read from SQL: the trial object does not know what its sampler has published meanwhile.
-            stored = history.refresh().trials[claim.number]
-            candidate = candidate_of(stored)
-            if candidate is None:  # chosen by its parameters alone
-                candidate = self.problem.space.decode(trial.params)
-                optimizer = getattr(self.config.optimizer, "kind", type(self.config.optimizer).__name__)
-                trial.set_user_attr(ORIGIN, "enqueued" if stored.system_attrs.get(FIXED_PARAMETERS) else optimizer)
-                trial.set_user_attr(CANDIDATE, candidate.to_json())
-            self._callback.proposed(trial.number, candidate)
-            is_baseline = BASELINE in stored.user_attrs  # never stopped: results are compared with it
-            earlier = history.measured_with(candidate)
-            if earlier is not None and not (is_baseline and earlier.state == TrialState.PRUNED):
-                return self._reuse(claim, trial, earlier)
-            try:
-                score, is_stopped = self._measure(trial, candidate, may_stop=not is_baseline)
-            except EvaluationError as error:
-                trial.set_user_attr(ERROR, str(error))
-                trial.set_user_attr(EVALUATION_FAILED, True)
-                return claim.study.tell(trial, state=TrialState.FAIL, skip_if_finished=True)
-            trial.set_user_attr(SCORE, score.to_dict())
-            if is_stopped:
-                return claim.study.tell(trial, state=TrialState.PRUNED, skip_if_finished=True)
-            values = [score.values[name] for name in self.problem.objective.directions]
-            return claim.study.tell(trial, values, skip_if_finished=True)
-
-    def _reuse(self, claim: Claim, trial: optuna.Trial, earlier: FrozenTrial) -> FrozenTrial:
-        """Take over what was measured of an equal candidate, which is never sampled twice."""
-        trial.set_user_attr(REUSED_FROM, earlier.number)
-        trial.set_user_attr(SCORE, earlier.user_attrs.get(SCORE, {}))
-        for images, value in earlier.intermediate_values.items():
-            trial.report(value, images)
-        if earlier.state == TrialState.PRUNED:
-            return claim.study.tell(trial, state=TrialState.PRUNED, skip_if_finished=True)
-        return claim.study.tell(trial, list(earlier.values), skip_if_finished=True)
-
-    def _measure(self, trial: optuna.Trial, candidate: Candidate, *, may_stop: bool) -> tuple[Score, bool]:
-        """The score of the last rung that was measured, and whether the candidate was stopped there.
-
-        After each rung the value goes to SQL, at the number of images, where the pruner compares it.
-        """
-        objective = self.problem.objective
-        rungs: tuple[int, ...] = getattr(objective, "rungs", ())
-        names = list(objective.directions)
-        score: Score | None = None
-        for score in objective.measure(candidate, progress=self._callback.progress):
-            if len(rungs) > 1 and len(names) == 1:
-                trial.report(score.values[names[0]], score.images)
-                if may_stop and score.images < rungs[-1] and trial.should_prune():
-                    return score, True
-        assert score is not None  # an objective yields at least one
-        return score, False
+    def _check_values(self, sampler: CandidateSampler | ParameterSampler) -> None:
+        """Raises UserError for several values, or bounds, with an optimizer that cannot search with them."""
+        name = getattr(self.config.optimizer, "kind", type(sampler).__name__)
+        values, bounds = list(self.problem.objective.directions), self.problem.bounds
+        if len(values) > 1 and not sampler.several_values:
+            raise UserError(
+                f"{self.config.path}: optimizer {name} searches with one value; this study has {', '.join(values)}: "
+                f"use {', '.join(SEVERAL_VALUES)}, or bounds (at_most, at_least) in place of all but one"
+            )
+        if bounds and not sampler.keeps_bounds:
+            raise UserError(
+                f"{self.config.path}: optimizer {name} does not look at bounds; this study has "
+                f"{', '.join(map(str, bounds))}: use evolution, {', '.join(SEVERAL_VALUES)}"
+            )
 
     def _pruner(self) -> BasePruner:
         """What stops candidates after a rung. Raises UserError for a study with several values."""
@@ -355,11 +307,18 @@ class Study:
         return [] if study is None else study.get_trials(deepcopy=False)
 
     def best(self) -> results.Result:
-        """The best candidate with its values. Raises UserError where no trial is complete."""
+        """The best candidate with its values; of several values, the best by the first. Raises UserError for none."""
         return self.top(1)[0]
 
-    def top(self, count: int) -> list[results.Result]:
-        """The best ``count`` different candidates, best first. Raises UserError where no trial is complete."""
+    def top(self, count: int | None = None) -> list[results.Result]:
+        """The best different candidates, best first; of several values, the front: those that no other dominates.
+
+        Args:
+            count: how many at most; None: five, or the whole front.
+
+        Raises:
+            UserError: where no trial is complete, or none keeps to its bounds.
+        """
         return results.stored_study(self.config.name, self.storage).top(count)
 
     def dataframe(self) -> pandas.DataFrame:
@@ -369,21 +328,27 @@ class Study:
     def verify(self, images: int = 5000, repeats: int = 3, progress: bool | None = None) -> dict[str, Rescored]:
         """The best candidate (``"best"``) and the baselines, measured again on fresh seeds.
 
+        Of several values the whole front (``"front 1"``, ``"front 2"`` ...), those too that are dominated now.
+
         Raises:
             UserError: where no trial is complete.
         """
-        best = self.best().candidate
+        labelled = results.stored_study(self.config.name, self.storage).labelled()
         with shown(progress) as self._callback:
-            candidates = {**self.problem.baselines, "best": best}
+            candidates = self.problem.baselines | {label: result.candidate for label, result in labelled.items()}
             return rescore(self.problem, candidates, images=images, repeats=repeats, progress=self._callback.progress)
 
-    def export(self, folder: str | Path) -> list[Path]:
+    def export(self, folder: str | Path, pick: int = 1) -> list[Path]:
         """Write the best candidate to a folder: JSON, numbers, a script, plain lists; the files written.
 
+        Args:
+            folder: created if need be.
+            pick: the rank of another than the best, among the best or in the front, from 1.
+
         Raises:
-            UserError: where no trial is complete, or the folder cannot be written.
+            UserError: where no trial is complete or there are not so many, or the folder cannot be written.
         """
         from autodiffusion_opt.study.export import export_study
 
         stored = results.stored_study(self.config.name, self.storage)
-        return export_study(stored, self.config, self.problem.sampler, Path(folder))
+        return export_study(stored, self.config, self.problem.sampler, Path(folder), pick)

@@ -33,6 +33,8 @@ FOLDERS = "folders"  # of the files that hold other parts, by the part's name: r
 INHERITED = (CANDIDATE, BASELINE, LABEL, ORIGIN, STAGE)
 # System attribute in which Optuna keeps the parameters of an enqueued trial.
 FIXED_PARAMETERS = "fixed_params"
+# System attribute in which the dashboard reads constraints: a list.
+CONSTRAINTS = "constraints"
 
 
 @lru_cache(maxsize=65536)
@@ -52,3 +54,16 @@ def values_of(trial: FrozenTrial) -> tuple[float, ...] | None:
     if trial.state != TrialState.COMPLETE or not trial.values:
         return None
     return tuple(trial.values)
+
+
+def excess_of(trial: FrozenTrial) -> float:
+    """By how much the trial's values are beyond their bounds, summed; 0 where they keep to them all."""
+    beyond = (value for name, value in constraints_of(trial).items() if value > 0)
+    return float(sum(beyond))
+
+
+def constraints_of(trial: FrozenTrial) -> dict[str, float]:
+    """Optuna's constraints of a trial by name, without the dashboard's copy of them; each is kept where it is <= 0."""
+    listed = len(trial.system_attrs.get(CONSTRAINTS, ()))
+    numbered = {str(index) for index in range(listed)}
+    return {name: value for name, value in trial.constraints.items() if name not in numbered}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 from bisect import insort
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -12,7 +13,14 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from autodiffusion_opt.candidate import Candidate
-from autodiffusion_opt.trials.attributes import BASELINE, EVALUATION_FAILED, RETRY_OF, candidate_of, values_of
+from autodiffusion_opt.trials.attributes import (
+    BASELINE,
+    EVALUATION_FAILED,
+    RETRY_OF,
+    candidate_of,
+    excess_of,
+    values_of,
+)
 from autodiffusion_opt.trials.storage import new_trials
 
 Directions = Sequence[StudyDirection]
@@ -29,19 +37,49 @@ def losses_of(values: Sequence[float], directions: Directions) -> tuple[float, .
 
 
 def best_first(trials: Iterable[FrozenTrial], directions: Directions = MINIMIZE) -> list[FrozenTrial]:
-    """Complete trials, best first by the first value; of equal ones the earlier first."""
+    """Complete trials, best first by the first value; of equal ones the earlier first.
+
+    Those that keep to their bounds come before those that do not.
+    """
     complete = [(values, trial) for trial in trials if (values := values_of(trial)) is not None]
-    complete.sort(key=lambda pair: (losses_of(pair[0], directions), pair[1].number))
+    complete.sort(key=lambda pair: (excess_of(pair[1]), losses_of(pair[0], directions), pair[1].number))
     return [trial for _, trial in complete]
+
+
+def front(trials: Iterable[FrozenTrial], directions: Directions) -> list[FrozenTrial]:
+    """Complete trials that no other dominates, best first by the first value; of equal ones the first.
+
+    All their values are finite and keep to their bounds. With one value these are the best trials.
+    """
+    kept = [trial for trial in best_first(trials, directions) if not excess_of(trial)]
+    chosen: list[FrozenTrial] = []
+    losses: list[tuple[float, ...]] = []
+    # Ascending by the first loss, then the next: a trial is dominated by an earlier one or by none.
+    for trial in kept:
+        loss = losses_of(trial.values, directions)
+        if all(map(math.isfinite, loss)) and not any(dominates(before, loss) or before == loss for before in losses):
+            chosen.append(trial)
+            losses.append(loss)
+    return chosen
+
+
+def dominates(first: Sequence[float], second: Sequence[float]) -> bool:
+    """Whether losses are nowhere greater than others, and somewhere less."""
+    return all(map(operator.le, first, second)) and any(map(operator.lt, first, second))
 
 
 @dataclass(frozen=True)
 class Observation:
-    """A position of the sequence: its candidate, and its losses (smaller is better) once it has been measured."""
+    """A position of the sequence: its candidate, and its losses (smaller is better) once it has been measured.
+
+    Attributes:
+        excess: by how much its values are beyond their bounds; 0 where they keep to them.
+    """
 
     position: int
     candidate: Candidate
     losses: tuple[float, ...] | None = None
+    excess: float = 0.0
 
     @property
     def loss(self) -> float | None:
@@ -58,7 +96,8 @@ class Observations:
     def __init__(self, observations: Iterable[Observation] = ()) -> None:
         self._at: dict[int, Observation] = {}
         self._first_position: dict[Candidate, int] = {}
-        self._ranked: list[tuple[tuple[float, ...], int]] = []  # ascending (losses, position); finite losses only
+        # Ascending (excess, losses, position); finite losses only.
+        self._ranked: list[tuple[float, tuple[float, ...], int]] = []
         for observation in observations:
             self.put(observation)
 
@@ -71,7 +110,7 @@ class Observations:
         first = self._first_position.get(observation.candidate, observation.position)
         self._first_position[observation.candidate] = min(first, observation.position)
         if observation.losses is not None and all(map(math.isfinite, observation.losses)):
-            insort(self._ranked, (observation.losses, observation.position))
+            insort(self._ranked, (observation.excess, observation.losses, observation.position))
 
     def before(self, position: int) -> Past:
         """What an optimizer may know when it proposes for ``position``."""
@@ -99,10 +138,13 @@ class Past:
         return first is not None and bool(first < self.position)
 
     def best(self, count: int, before: int | None = None) -> list[Observation]:
-        """The ``count`` best different candidates with finite losses at positions below ``before``, best first."""
+        """The ``count`` best different candidates with finite losses at positions below ``before``, best first.
+
+        Those that keep to their bounds come before those that do not, these by how far they are beyond.
+        """
         limit = self.position if before is None else min(before, self.position)
         chosen: dict[Candidate, Observation] = {}
-        for _, position in self._all._ranked:
+        for _, _, position in self._all._ranked:
             if position < limit:
                 observation = self._all._at[position]
                 chosen.setdefault(observation.candidate, observation)
@@ -157,7 +199,7 @@ class History:
         if candidate is not None:
             values = values_of(trial)
             losses = None if values is None else losses_of(values, self.directions)
-            self.observations.put(Observation(position, candidate, losses))
+            self.observations.put(Observation(position, candidate, losses, excess_of(trial)))
             if losses is not None:
                 self._complete.setdefault(candidate, trial.number)
             elif trial.state == TrialState.PRUNED:

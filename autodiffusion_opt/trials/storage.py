@@ -12,7 +12,7 @@ import os
 import random
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from autodiffusion_opt.errors import UserError, unknown
-from autodiffusion_opt.trials.attributes import ERROR, WORKER
+from autodiffusion_opt.trials.attributes import CONSTRAINTS, ERROR, WORKER
 from autodiffusion_opt.trials.workers import GRACE_SECONDS, HEARTBEAT_SECONDS, this_worker
 
 DEFAULT_URL = "sqlite:///studies/studies.db"
@@ -167,6 +167,20 @@ def set_attributes(study: optuna.Study, trial: FrozenTrial, attributes: dict[str
     """Write user attributes of a running trial, in their order."""
     for key, value in attributes.items():
         study._storage.set_trial_user_attr(trial._trial_id, key, value)
+
+
+def set_constraints(study: optuna.Study, trial: optuna.Trial, constraints: Mapping[str, float]) -> None:
+    """Tell Optuna of a running trial's constraints, each kept where it is 0 or less; and the dashboard, as a list.
+
+    Args:
+        study: of the trial.
+        trial: is running.
+        constraints: by name; not NaN.
+    """
+    if constraints:
+        study._storage.set_trial_system_attr(trial._trial_id, CONSTRAINTS, list(constraints.values()))
+        for name, value in constraints.items():
+            trial.set_constraint(name, value)
 
 
 def fail(study: optuna.Study, trial_id: int, reason: str) -> None:

@@ -13,17 +13,13 @@ from objective.test_references import Counting
 
 from autodiffusion_opt import UserError
 from autodiffusion_opt.objective import references
-from autodiffusion_opt.objective.cache import kept, write_whole
+from autodiffusion_opt.objective.cache import kept
 from autodiffusion_opt.objective.references import load_reference
 from autodiffusion_opt.objective.statistics import FrechetDistance
 
+pytestmark = pytest.mark.usefixtures("cache")
+
 VALUES = np.random.default_rng(0).normal(size=(20, 20))
-
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("AUTODIFFUSION_CACHE", str(tmp_path / "cache"))
-    return tmp_path / "cache"
 
 
 class Compute:
@@ -39,10 +35,10 @@ class Compute:
 
 
 def ask(compute: Compute, name: str = "thing") -> Any:
-    found = kept(name, ("values", "count"), compute)
-    np.testing.assert_array_equal(found["values"], compute.values)
-    assert found["count"] == 3
-    return found
+    arrays = kept(name, compute)
+    np.testing.assert_array_equal(arrays["values"], compute.values)
+    assert arrays["count"] == 3
+    return arrays
 
 
 def half(path: Path) -> None:
@@ -133,20 +129,3 @@ def test_the_root_is_there_before_the_first_trial(tmp_path: Path, monkeypatch: p
     unkept = load_reference(str(tmp_path / "stats.npz"), Counting()).statistics
     with pytest.raises(UserError, match="AUTODIFFUSION_CACHE"):
         FrechetDistance(unkept)
-
-
-def test_what_is_half_written_is_not_there(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def killed(file: Any, **arrays: Any) -> None:
-        file.write(b"half")
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(np, "savez", killed)
-    with pytest.raises(KeyboardInterrupt):
-        ask(Compute())
-    assert list(cache.iterdir()) == []
-
-
-def test_others_may_read_what_is_written_as_far_as_the_umask_says(tmp_path: Path) -> None:
-    write_whole(tmp_path / "stats.npz", {"mu": np.zeros(3)})
-    (tmp_path / "plain").write_bytes(b"")
-    assert (tmp_path / "stats.npz").stat().st_mode == (tmp_path / "plain").stat().st_mode

@@ -114,7 +114,7 @@ def test_whatever_decides_the_values_is_in_what_a_resumed_study_compares() -> No
     ],
 )
 def test_a_result_is_a_number_or_named_numbers_the_wanted_one_first(result: Any, values: dict[str, float]) -> None:
-    found = named_values(result, "loss", "the metric")
+    found = named_values(result, ["loss"], "the metric")
     assert list(found.items()) == list(values.items())
     assert {type(one) for one in found.values()} == {float}
 

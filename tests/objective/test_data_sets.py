@@ -16,6 +16,8 @@ from PIL import Image as Pictures
 from autodiffusion_opt import UserError
 from autodiffusion_opt.objective.references import load_reference
 
+pytestmark = pytest.mark.usefixtures("cache")
+
 
 class Image:
     """The type of a column of images, by the name that it has in ``datasets``."""
@@ -31,11 +33,6 @@ class Rows(list[dict[str, Any]]):
     def __init__(self, rows: list[dict[str, Any]], features: dict[str, Any]) -> None:
         super().__init__(rows)
         self.features = features
-
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("AUTODIFFUSION_CACHE", str(tmp_path / "cache"))
 
 
 @pytest.fixture

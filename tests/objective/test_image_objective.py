@@ -185,7 +185,7 @@ def test_features_that_memory_does_not_hold_name_the_key_to_lower(digits: Any) -
         def fail(_: Any) -> Any:
             raise torch.OutOfMemoryError("CUDA out of memory")
 
-        measurement._extractor = fail  # type: ignore[attr-defined]
+        measurement._parts[0].extractor = fail  # type: ignore[attr-defined]
         return measurement
 
     object.__setattr__(measured, "start", full)
@@ -220,14 +220,14 @@ class Several(Greatest):
 
 def test_a_metric_may_give_several_values_of_which_one_is_optimised() -> None:
     metric = Several(None, None)  # type: ignore[arg-type]
-    assert list(MetricMeasurement("several", None, metric, 10).values().items()) == [("several", 3.0), ("least", 2.0)]
+    assert list(MetricMeasurement("several", "several", None, metric).values().items()) == [("several", 3.0), ("least", 2.0)]
     with pytest.raises(EvaluationError, match="must give a value named 'other'; got least, several"):
-        MetricMeasurement("other", None, metric, 10).values()
+        MetricMeasurement("other", "other", None, metric).values()
 
 
 @pytest.mark.parametrize("wrong", [math.nan, math.inf])
 def test_a_metric_that_is_maximised_is_minus_infinity_where_it_is_not_finite(wrong: float) -> None:
     metric = Greatest(None, None)  # type: ignore[arg-type]
     metric.greatest = wrong
-    measurement = MetricMeasurement("greatest", PixelFeatures(), metric, 10)
+    measurement = MetricMeasurement("greatest", "greatest", None, metric)
     assert measurement.values() == {"greatest": -math.inf}

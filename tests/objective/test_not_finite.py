@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import copy
 import functools
+import json
+import sqlite3
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from optuna.trial import TrialState
 
-from autodiffusion_opt import Candidate, EvaluationError, ImageMetric, Study
+from autodiffusion_opt import Candidate, EvaluationError, Features, ImageMetric, Study
 from autodiffusion_opt.sampling.generate import ImageSampler
 from autodiffusion_opt.space import ModelInfo
 from autodiffusion_opt.trials.attributes import ERROR, SCORE
@@ -105,3 +108,42 @@ def test_a_study_keeps_the_count_and_fails_trials_without_any_finite_image(broke
     assert all("none of the 10 images is finite" in trial.user_attrs[ERROR] for trial in failed)
     assert not any(SCORE in trial.user_attrs for trial in failed)
     assert {"linspace", "trailing"} <= {trial.user_attrs.get("baseline") for trial in failed}
+
+
+def strict(text: str) -> Any:
+    """JSON in which a value that is no number is an error."""
+    return json.loads(text, parse_constant=lambda word: pytest.fail("NaN") if word == "NaN" else INFINITE)
+
+
+@pytest.mark.parametrize("kind", ["fid", "kid", "kl"])
+def test_where_features_are_not_finite_sql_holds_an_infinitely_bad_value_and_no_nan(
+    kind: str, tmp_path: Path, url: str
+) -> None:
+    real = np.random.default_rng(0).normal(size=(50, 3)).astype(np.float32)
+    path = tmp_path / "reference.npz"
+    np.savez(path, **({"features": real} if kind == "kid" else {"mu": real.mean(0), "sigma": np.cov(real.T)}))
+
+    def broken_ones(images: torch.Tensor) -> Any:
+        features = images.flatten(1)[:, 18:21].float()
+        return features / (int(images.sum()) % 2)  # infinite, or 0 / 0, for about half of the blocks
+
+    table = {"kind": kind, "images": 20, "reference": str(path), "features": Features(broken_ones, identity="broken")}
+    study = Study(
+        "broken",
+        pipeline={"model": "digits", "scheduler": "ddim", "device": "cpu", "batch_size": 10, "micro_batch": 10},
+        space={"kind": "time-steps", "steps": 3},
+        objective=table,
+        optimizer="random",
+        trials=6,
+        storage=url,
+    )
+    study.run(progress=False)
+    values = [trial.value for trial in study.trials() if trial.state == TrialState.COMPLETE]
+    assert INFINITE in values
+    assert not any(value is None or np.isnan(value) for value in values)
+    with sqlite3.connect(tmp_path / "studies.db") as base:
+        texts = [text for (text,) in base.execute("SELECT value_json FROM trial_user_attributes")]
+        kept = list(base.execute("SELECT value, value_type FROM trial_values"))
+    assert len(kept) == len(values)
+    for text in texts:
+        strict(text)

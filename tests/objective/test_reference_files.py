@@ -22,11 +22,7 @@ from autodiffusion_opt.objective.reference_files import EXTRACTOR, write_statist
 from autodiffusion_opt.objective.references import load_reference
 from autodiffusion_opt.objective.statistics import Gaussian
 
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("AUTODIFFUSION_CACHE", str(tmp_path / "cache"))
-    return tmp_path / "cache"
+pytestmark = pytest.mark.usefixtures("cache")
 
 
 @pytest.fixture

@@ -22,6 +22,8 @@ from autodiffusion_opt.objective import image_files
 from autodiffusion_opt.objective.image_files import batches, read_image
 from autodiffusion_opt.objective.references import load_reference
 
+pytestmark = pytest.mark.usefixtures("cache")
+
 
 def png(width: int, height: int, rows: bytes = b"") -> bytes:
     """A grey PNG whose header claims a size, and whose data is whatever is given, packed."""
@@ -68,11 +70,6 @@ WRONG: dict[str, tuple[Callable[[Path], Any], str]] = {
     "postscript": (lambda path: path.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n"), "no image"),
     "locked": (lambda path: (path.write_bytes(b""), path.chmod(0)), ""),
 }
-
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("AUTODIFFUSION_CACHE", str(tmp_path / "cache"))
 
 
 @pytest.fixture

@@ -14,10 +14,11 @@ from PIL import Image
 from autodiffusion_opt import ModelInfo, UserError
 from autodiffusion_opt.config import build
 from autodiffusion_opt.objective import METRICS, references
-from autodiffusion_opt.objective.cache import cache_folder
 from autodiffusion_opt.objective.reference_files import read_statistics
 from autodiffusion_opt.objective.references import load_reference, measure
 from autodiffusion_opt.sampling.generate import ImageSampler
+
+pytestmark = pytest.mark.usefixtures("cache")
 
 
 class Counting:
@@ -31,12 +32,6 @@ class Counting:
         self.images += len(images)
         wide = images.float().flatten(1)
         return torch.stack([wide.mean(1), wide.std(1)], dim=1).numpy()
-
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("AUTODIFFUSION_CACHE", str(tmp_path / "cache"))
-    return tmp_path / "cache"
 
 
 @pytest.fixture
@@ -228,14 +223,6 @@ def test_a_cache_that_cannot_be_written_names_the_variable(
 def test_statistics_of_no_images_are_refused() -> None:
     with pytest.raises(UserError, match="no images"):
         measure(iter(()))
-
-
-def test_the_cache_is_in_the_users_cache_folder(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("AUTODIFFUSION_CACHE")
-    monkeypatch.setenv("XDG_CACHE_HOME", "/somewhere")
-    assert cache_folder() == Path("/somewhere/autodiffusion-opt")
-    monkeypatch.setenv("AUTODIFFUSION_CACHE", "/mine")
-    assert cache_folder() == Path("/mine")
 
 
 def test_features_are_those_of_all_images_in_order_and_not_kept_on_disk(folder: Path, cache: Path) -> None:

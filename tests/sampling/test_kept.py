@@ -138,6 +138,18 @@ def test_files_are_npy_files(tmp_path: Path, maker: Maker) -> None:
     assert np.array_equal(np.load(file), right(0, 7))
 
 
+def test_rows_that_cannot_be_written_leave_no_file_behind(
+    tmp_path: Path, maker: Maker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "replace", full)
+    with pytest.raises(UserError, match=r"the rows cannot be kept in .*: No space left on device"):
+        kept(tmp_path, maker).need(1)
+    assert list((tmp_path / "rows").iterdir()) == []
+
+
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
 def test_a_folder_that_cannot_be_written_is_told(tmp_path: Path, maker: Maker) -> None:
     (tmp_path / "rows").mkdir(mode=0o500)

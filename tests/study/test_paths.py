@@ -95,7 +95,7 @@ def test_paths_start_from_the_file_that_names_them_now_and_from_sql(
     best.parent.mkdir()
     best.write_text(json.dumps(candidate_file(stored.top(1)[0], name, stored.definition)))
     for given in (name, str(best)):
-        config, _ = resolve(given, None, url)
+        config = resolve(given, None, url).config
         assert load_problem(config).fingerprint == wanted
     assert listed_layers(str(path))[0][0].path.startswith("down_blocks")
 
@@ -122,7 +122,7 @@ def test_a_definition_without_a_file_starts_from_the_file_that_it_is_in(project:
     definition = load_study_config(str(project / "whole.toml")).definition()
     content = {"format": 1, "steps": [900], "source": {"definition": definition}}
     (project / "own.json").write_text(json.dumps(content))
-    config, _ = resolve(str(project / "own.json"), None, None)
+    config = resolve(str(project / "own.json"), None, None).config
     assert load_problem(config).fingerprint == wanted
 
 

@@ -319,9 +319,9 @@ def test_a_study_of_names_and_tables_can_be_verified_from_sql(url: str) -> None:
     objective = {"kind": "fid", "images": 10, "features": "digits", "reference": "digits"}
     study = study_of(url, objective=objective)
     study.run(2, progress=False)
-    config, candidate = resolve("mine", None, url)
-    assert candidate == study.best().candidate
-    assert config.definition() == study.config.definition()
+    chosen = resolve("mine", None, url)
+    assert chosen.candidates == {"best": study.best().candidate}
+    assert chosen.config.definition() == study.config.definition()
 
 
 def test_reprs_are_short_and_say_what_it_is(url: str) -> None:

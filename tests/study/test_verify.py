@@ -18,9 +18,9 @@ GOOD, BAD = Candidate.from_time_steps([926, 690, 424, 153]), Candidate.from_time
 
 
 def test_mean_and_spread_over_repeats() -> None:
-    scored = Rescored(GOOD, (1.0, 2.0, 6.0))
+    scored = Rescored(GOOD, {"fid": (1.0, 2.0, 6.0)})
     assert (scored.mean, scored.std) == (3.0, pytest.approx(math.sqrt(7)))
-    once = Rescored(GOOD, (1.0,))
+    once = Rescored(GOOD, {"fid": (1.0,)})
     assert math.isnan(once.std)
     assert json.loads(json.dumps(once.to_dict())) == {
         "mean": 1.0,
@@ -67,7 +67,7 @@ def test_what_does_not_fit_is_refused_before_anything_is_measured(problem: Any) 
 
 def test_a_difference_is_paired_over_repeats_with_students_t() -> None:
     """Noise that both candidates share is no noise of their difference."""
-    first, second = Rescored(GOOD, (10.0, 20.0, 31.0)), Rescored(BAD, (12.0, 22.0, 33.5))
+    first, second = (Rescored(GOOD, {"fid": values}) for values in ((10.0, 20.0, 31.0), (12.0, 22.0, 33.5)))
     gap = Difference.of(first, second)
     gaps = np.array([-2.0, -2.0, -2.5])
     interval = scipy.stats.ttest_1samp(gaps, 0.0).confidence_interval(0.95)
@@ -86,7 +86,7 @@ def test_a_difference_is_paired_over_repeats_with_students_t() -> None:
     ],
 )
 def test_a_difference_is_said_in_words(values: tuple[float, ...], less_is_better: bool, sentence: str) -> None:
-    gap = Difference.of(Rescored(GOOD, values), Rescored(BAD, (0.0,) * len(values)))
+    gap = Difference.of(Rescored(GOOD, {"fid": values}), Rescored(BAD, {"fid": (0.0,) * len(values)}))
     assert sentence in gap.sentence("best", "own", less_is_better=less_is_better)
 
 
@@ -120,12 +120,12 @@ class Line:
     def add(self, images: Any) -> None:
         self.count += len(images)
 
-    def values(self) -> dict[str, float]:
+    def values(self, *, is_last: bool) -> dict[str, float]:
         return {"fid": 3 + 50 / self.count}
 
 
 def test_the_extrapolation_finds_the_value_of_infinitely_many_images(problem: Any) -> None:
-    line = dataclasses.replace(problem.objective, start=lambda *_: Line())
+    line = dataclasses.replace(problem.objective, start_verify=lambda *_: Line())
     given = dataclasses.replace(problem, objective=line)
     scored = rescore(given, {"best": GOOD}, images=100, repeats=2, extrapolate=True)["best"]
     assert scored.extrapolated == pytest.approx(3.0)

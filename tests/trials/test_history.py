@@ -11,7 +11,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from autodiffusion_opt import Candidate
 from autodiffusion_opt.trials import storage as storage_room
-from autodiffusion_opt.trials.history import History, Observation, Observations, best_first
+from autodiffusion_opt.trials.history import History, Observation, Observations, best_first, dominates, front
 from autodiffusion_opt.trials.storage import create_study, fail, open_storage
 
 MINIMIZE = optuna.study.StudyDirection.MINIMIZE
@@ -162,6 +162,31 @@ def test_the_best_are_different_candidates_with_finite_losses() -> None:
     assert [o.position for o in known.before(9).best(9)] == [3, 5, 0]
     assert [o.position for o in known.before(5).best(9)] == [3, 0]
     assert [o.position for o in known.before(9).best(9, before=3)] == [0]
+
+
+def test_those_that_keep_to_their_bounds_come_first_then_those_least_beyond() -> None:
+    given = [(1.0, 0.5), (4.0, 0.0), (2.0, 0.1), (3.0, 0.0)]  # losses, excesses
+    known = Observations(Observation(p, at(p), (loss,), excess) for p, (loss, excess) in enumerate(given))
+    assert [o.position for o in known.before(9).best(9)] == [3, 1, 2, 0]
+
+
+def test_a_front_is_of_finite_values_within_their_bounds_each_once() -> None:
+    both = [MINIMIZE, MAXIMIZE]
+    values = [(1.0, 1.0), (2.0, 3.0), (2.0, 2.0), (3.0, 3.0), (1.0, 1.0), (0.0, -math.inf), (4.0, 9.0), (5.0, 9.5)]
+    trials = []
+    for number, pair in enumerate(values):
+        system = {"constraints:a": 0.1} if number == 6 else {"constraints:a": -0.1}
+        made = create_trial(state=TrialState.COMPLETE, values=list(pair), system_attrs=system)
+        made.number = number
+        trials.append(made)
+    assert [t.number for t in front(trials, both)] == [0, 1, 7]
+    assert [t.number for t in best_first(trials, both)] == [5, 0, 4, 1, 2, 3, 7, 6]
+
+
+def test_dominating_is_nowhere_worse_and_somewhere_better() -> None:
+    assert dominates((1, 2), (1, 3))
+    assert not dominates((1, 2), (1, 2))
+    assert not dominates((1, 4), (2, 3))
 
 
 def test_an_optimizer_knows_the_positions_before_its_own_only() -> None:

@@ -8,7 +8,7 @@ and their prompts: ``clip-score``; ``command`` is a program of the user's own.
 
 from __future__ import annotations
 
-from autodiffusion_opt.objective.metrics.base import METRICS, Metric, MetricConfig
+from autodiffusion_opt.objective.metrics.base import METRICS, ImagesConfig, Metric, MetricConfig
 from autodiffusion_opt.objective.metrics.clip_score import ClipScore
 from autodiffusion_opt.objective.metrics.command import Command
 from autodiffusion_opt.objective.metrics.fid import Fid
@@ -31,4 +31,4 @@ METRICS.register("lpips", Lpips)
 METRICS.register("clip-score", ClipScore)
 METRICS.register("command", Command)
 
-__all__ = ["METRICS", "Fid", "Kid", "Metric", "MetricConfig"]
+__all__ = ["METRICS", "Fid", "ImagesConfig", "Kid", "Metric", "MetricConfig"]

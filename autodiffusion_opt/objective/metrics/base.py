@@ -6,21 +6,23 @@ with (real images, the teacher's, nothing).
 
 from __future__ import annotations
 
+import itertools
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
-import numpy as np
-from numpy.typing import NDArray
-from pydantic import Field, PlainValidator, field_serializer
+from pydantic import Field, PlainValidator, field_serializer, model_validator
 
-from autodiffusion_opt.config import Registry
-from autodiffusion_opt.errors import EvaluationError, UserError
-from autodiffusion_opt.objective.base import Direction, Objective, ObjectiveConfig
+from autodiffusion_opt.config import Registry, build
+from autodiffusion_opt.errors import UserError, unknown_text
+from autodiffusion_opt.objective.base import Objective, ObjectiveConfig
 from autodiffusion_opt.objective.custom import Features
+from autodiffusion_opt.objective.goals import COSTS, SECONDS, Direction, Goals, goals_of
 from autodiffusion_opt.objective.image_objective import ImageObjective
+from autodiffusion_opt.objective.metrics.measurement import Measurements, MetricMeasurement
 from autodiffusion_opt.paths import absolute
 from autodiffusion_opt.progress import Progress, silent
 from autodiffusion_opt.space.model_info import ModelInfo
@@ -30,6 +32,12 @@ if TYPE_CHECKING:
 
     from autodiffusion_opt.objective.features import Extractor
     from autodiffusion_opt.sampling.generate import ImageSampler
+
+
+# Keys of a table that say what becomes of values.
+GOAL_KEYS = ("minimise", "maximise", "at_most", "at_least", "report", "report_in", "metrics")
+# Keys that further metrics do not take over from the table that names them.
+ALONE = {"kind", "images", "pruner", *GOAL_KEYS}
 
 
 def _name_or_features(value: Any) -> str | Features:
@@ -59,6 +67,17 @@ class ImagesConfig(ObjectiveConfig):
     :meth:`comparison` says.
     """
 
+    @model_validator(mode="after")
+    def _goals_fit(self) -> ImagesConfig:
+        if any(getattr(self, key) is not None for key in GOAL_KEYS) and (mistakes := _mistakes(self)):
+            raise ValueError("; ".join(mistakes))
+        return self
+
+    @property
+    def features_key(self) -> tuple[Any, ...]:
+        """What :meth:`extractor` depends on: tables that share it share their features."""
+        return ()
+
     def extractor(self, device: torch.device, base: Path) -> Extractor | None:
         """The features that the metric gets in place of images; None: it gets the images."""
         return None
@@ -70,38 +89,80 @@ class ImagesConfig(ObjectiveConfig):
         return Comparison("", lambda seed, images, progress: None)
 
     def directions(self) -> Mapping[str, Direction]:
-        """The names of the values that are optimised: the kind's."""
+        """The name of the kind's own value, and whether less or more is better."""
         return {self.kind: METRICS[self.kind].direction}
 
+    @property
+    def goals(self) -> Goals:
+        """What becomes of all values that the table names."""
+        [(name, direction)] = self.directions().items()
+        lists = (self.minimise or (), self.maximise or (), self.at_most or {}, self.at_least or {})
+        return replace(goals_of(name, direction, *lists), reported=self.report or ())
+
+    @property
+    def further(self) -> list[str]:
+        """The names of the values that other metrics than this one give."""
+        return [name for name in self.goals.names if name not in (*COSTS, *self.directions())]
+
+    def table(self, name: str) -> ImagesConfig:
+        """The table of a further metric: its own keys, and those of this table that it has too. Raises UserError."""
+        own = (self.metrics or {}).get(name, {})
+        kind = METRICS.get_kind(own.get("kind", name), f"metrics.{name}: ").Config
+        here = self.model_fields_set & set(kind.model_fields) - ALONE
+        shared = {key: getattr(self, key) for key in here} | {"images": self.images}
+        named = {"name": name} if "name" in kind.model_fields else {}
+        return build(kind, {"kind": name, **shared, **named, **own}, f"metrics.{name}")
+
     def objective(self, sampler: ImageSampler, info: ModelInfo, base: Path, progress: Progress = silent) -> Objective:
-        """Images, features, metric; see :class:`~autodiffusion_opt.objective.base.ObjectiveConfig`."""
-        import torch
+        """Images, features, metrics; see :class:`~autodiffusion_opt.objective.base.ObjectiveConfig`."""
+        goals = self.goals
+        own_name = next(iter(self.directions()))
+        tables = {name: self if name == own_name else self.table(name) for name in goals.names if name not in COSTS}
+        metrics = _bound(tables, sampler, base, progress)
+        optimised = {*goals.directions, *(bound.name for bound in goals.bounds)}
+        at_end = [metric for metric in metrics if metric.name not in optimised]
+        in_trials = [metric for metric in metrics if self.report_in is None or metric not in at_end]
 
-        metric = METRICS[self.kind]
-        extractor = self.extractor(torch.device(sampler.pipeline.device), base)
-        comparison = self.comparison(sampler, extractor, base, progress)
-        directions = self.directions()
-        name = next(iter(directions))
+        def starter(bound: Sequence[BoundMetric]) -> Callable[[int, int, Progress], Measurements]:
+            return lambda seed, images, progress: Measurements(
+                [metric.start(seed, images, progress) for metric in bound],
+                {metric.name for metric in at_end},
+                sampler.batch_size,
+            )
 
-        def start(seed: int, images: int, progress: Progress) -> MetricMeasurement:
-            measuring = metric(self, comparison.reference(seed, images, progress))
-            return MetricMeasurement(name, extractor, measuring, sampler.batch_size)
-
-        start(self.seed, self.rungs[-1], progress)  # what does not fit is told now, not in the first trial
-        return ImageObjective(sampler, info, self.images, self.seed, directions, start, comparison.identity)
+        for metric in metrics:  # what does not fit is told now, not in the first trial
+            metric.start(self.seed, self.rungs[-1], progress)
+        costs = tuple(name for name in goals.names if name in COSTS)
+        return ImageObjective(
+            sampler,
+            info,
+            self.images,
+            self.seed,
+            goals.directions,
+            starter(in_trials),
+            _identity(metrics, sampler, timed=SECONDS in costs),
+            goals.bounds,
+            costs,
+            starter(metrics),
+        )
 
 
 class FeaturesConfig(ImagesConfig):
     """The table ``[objective]`` of a metric on features.
 
     Attributes:
-        features: the extractor: an embedded one (``digits``), ``pixels``, one of torch-fidelity's, a registered one;
-            in Python also a :class:`~autodiffusion_opt.Features`.
+        features: the extractor: an embedded one (``digits``), ``pixels``, one of torch-fidelity's, a registered one, or
+            the file of a network (``.pt2``, ``.pt``, ``.ts``); in Python also a :class:`~autodiffusion_opt.Features`.
         features_weights: a file of its weights, instead of the download.
     """
 
     features: Annotated[Any, PlainValidator(_name_or_features)]
     features_weights: str | None = None
+
+    @property
+    def features_key(self) -> tuple[Any, ...]:
+        """The features' names."""
+        return (self.features, self.features_weights)
 
     @field_serializer("features")
     def _features_json(self, value: str | Features) -> Any:
@@ -115,7 +176,7 @@ class FeaturesConfig(ImagesConfig):
             given: Extractor = self.features
             return given
         weights = None if self.features_weights is None else absolute(self.features_weights, base)
-        return load_extractor(self.features, device, weights)
+        return load_extractor(self.features, device, weights, base)
 
 
 class MetricConfig(FeaturesConfig):
@@ -204,50 +265,88 @@ class Metric(ABC):
 METRICS: Registry[type[Metric]] = Registry("metric", "metrics", {}, Metric)
 
 
-class MetricMeasurement:
-    """Images, or features of them, block by block, into a metric."""
+@dataclass(frozen=True)
+class BoundMetric:
+    """A metric of an objective with everything loaded.
 
-    def __init__(self, name: str, extractor: Extractor | None, metric: Metric, batch_size: int) -> None:
-        self._name = name
-        self._extractor = extractor
-        self._metric = metric
-        self._batch_size = batch_size
+    Attributes:
+        name: of its value.
+        config: its table.
+        extractor: of its features; None: it gets images.
+        comparison: what images are compared with.
+    """
 
-    def add(self, images: torch.Tensor) -> None:
-        """Raises UserError for features that the metric's reference does not fit."""
-        block: Any = images if self._extractor is None else self._features(self._extractor, images)
-        with _not_finite_is_told_by_the_value():
-            self._metric.add(block)
+    name: str
+    config: ImagesConfig
+    extractor: Extractor | None
+    comparison: Comparison
 
-    def values(self) -> Mapping[str, float]:
-        """The metric's values, the optimised one first; where one is not finite, infinitely bad.
-
-        Raises:
-            EvaluationError: where the metric gives several, and none has the name of the one that is optimised.
-        """
-        with _not_finite_is_told_by_the_value():
-            given = self._metric.value()
-        values = dict(given) if isinstance(given, Mapping) else {self._name: float(given)}
-        if self._name not in values:
-            raise EvaluationError(f"a metric must give a value named {self._name!r}; got {', '.join(values) or 'none'}")
-        values = {self._name: values[self._name]} | values
-        worst = np.inf if self._metric.direction == "minimize" else -np.inf
-        return {name: value if np.isfinite(value) else worst for name, value in values.items()}
-
-    def _features(self, extractor: Extractor, images: torch.Tensor) -> NDArray[np.float32]:
-        from autodiffusion_opt.sampling.generate import enough_memory
-
-        with enough_memory(f"the features of {self._batch_size} images", "batch_size"):
-            features = extractor(images)
-        wanted = self._metric.dimensions
-        if wanted is not None and features.shape[1] != wanted:
-            raise UserError(
-                f"the reference must have features of {features.shape[1]} dimensions, as the extractor gives; it has "
-                f"{wanted}: it was made with another extractor"
-            )
-        return features
+    def start(self, seed: int, images: int, progress: Progress) -> MetricMeasurement:
+        """The measurement of one candidate. Raises UserError for a reference that does not suffice."""
+        metric = METRICS[self.config.kind](self.config, self.comparison.reference(seed, images, progress))
+        return MetricMeasurement(self.name, next(iter(self.config.directions())), self.extractor, metric)
 
 
-def _not_finite_is_told_by_the_value() -> np.errstate:
-    """No warnings of NumPy's where features are not finite."""
-    return np.errstate(invalid="ignore", over="ignore")
+def _bound(
+    tables: Mapping[str, ImagesConfig], sampler: ImageSampler, base: Path, progress: Progress
+) -> list[BoundMetric]:
+    """The metrics of several tables; an extractor that several name is loaded once."""
+    import torch
+
+    extractors: dict[Any, Extractor | None] = {}
+    bound = []
+    for name, table in tables.items():
+        if table.features_key not in extractors:
+            extractors[table.features_key] = table.extractor(torch.device(sampler.pipeline.device), base)
+        extractor = extractors[table.features_key]
+        bound.append(BoundMetric(name, table, extractor, table.comparison(sampler, extractor, base, progress)))
+    return bound
+
+
+def _identity(metrics: Sequence[BoundMetric], sampler: ImageSampler, *, timed: bool) -> str:
+    """Of what the metrics compare with; and of the machine, where its times count."""
+    parts = [metric.comparison.identity for metric in metrics]
+    if timed:
+        import torch
+
+        from autodiffusion_opt.sampling.timing import machine_name
+
+        parts.append(machine_name(torch.device(sampler.pipeline.device)))
+    return "; ".join(parts)
+
+
+def _mistakes(table: ImagesConfig) -> list[str]:
+    """What is wrong with the values that a table names."""
+    own, metrics = table.directions(), table.metrics or {}
+    lists = {"minimise": table.minimise or (), "maximise": table.maximise or (), "report": table.report or ()}
+    named = [*itertools.chain(*lists.values()), *(table.at_most or ()), *(table.at_least or ())]
+    known = [*own, *COSTS, *metrics, *METRICS]
+    wrong = [unknown_text("the name of a value", name, known) for name in dict.fromkeys(named) if name not in known]
+    counts = Counter(itertools.chain(*lists.values()))
+    wrong += [f"{name} must stand once in {', '.join(lists)}" for name, count in counts.items() if count > 1]
+    if not {*own} & {*named} and (table.minimise or table.maximise):
+        name = next(iter(own))
+        wrong.append(f"{name}, the table's kind, must stand in one of {', '.join(lists)}, at_most, at_least")
+    wrong += [f"metrics.{name} must stand in one of the lists too" for name in metrics if name not in named]
+    if table.report_in is not None and not table.report:
+        wrong.append("report_in needs report, the names of values")
+    if table.pruner is not None and len(table.goals.directions) > 1:
+        wrong.append(f"pruner: Optuna's pruners compare one value; got {', '.join(table.goals.directions)}")
+    return wrong or _wrong_tables(table)
+
+
+def _wrong_tables(table: ImagesConfig) -> list[str]:
+    """What is wrong with the tables of further metrics, and with their directions."""
+    directions: dict[str, Direction] = {**table.directions(), **dict.fromkeys(COSTS, "minimize")}
+    wrong = []
+    for name in table.further:
+        try:
+            directions[name] = next(iter(table.table(name).directions().values()))
+        except UserError as error:
+            wrong.append(str(error))
+    for name, direction in table.goals.directions.items():
+        right = directions.get(name, direction)
+        if right != direction and (table.minimise or table.maximise):
+            better, key = ("less", "minimise") if right == "minimize" else ("more", "maximise")
+            wrong.append(f"of {name}, {better} is better: it must stand in {key}")
+    return wrong

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from pydantic import Field
 
 from autodiffusion_opt.errors import UserError
-from autodiffusion_opt.objective.base import Direction
+from autodiffusion_opt.objective.goals import Direction
 from autodiffusion_opt.objective.metrics.base import Comparison, ImagesConfig, Metric
 from autodiffusion_opt.paths import absolute
 from autodiffusion_opt.progress import Progress

@@ -26,8 +26,8 @@ import numpy as np
 from pydantic import Field
 
 from autodiffusion_opt.errors import EvaluationError, UserError
-from autodiffusion_opt.objective.base import Direction
 from autodiffusion_opt.objective.custom import named_values
+from autodiffusion_opt.objective.goals import Direction
 from autodiffusion_opt.objective.metrics.base import Comparison, ImagesConfig, Metric
 from autodiffusion_opt.paths import absolute
 from autodiffusion_opt.progress import Progress
@@ -168,7 +168,7 @@ class Command(Metric):
         entries = [self._program.described(index) for index in range(self._count)]
         self._prompts.write_text(json.dumps(entries, indent=1), encoding="utf-8")
         what = f"command: {self._program.config.command[0]!r}"
-        values = named_values(_parsed(self._program.run(self._images, self._prompts), what), self._name, what)
+        values = named_values(_parsed(self._program.run(self._images, self._prompts), what), [self._name], what)
         for name, value in values.items():
             if not math.isfinite(value):
                 raise EvaluationError(f"{what} must give finite numbers; {name} is {value}")

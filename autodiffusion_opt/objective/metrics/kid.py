@@ -54,6 +54,10 @@ class Kid(Metric):
         self._config = config
         self._reference = reference.features
         self.dimensions = self._reference.shape[1]
+        if not np.isfinite(self._reference).all():
+            raise UserError("reference: the features of its images must be finite numbers; some are not")
+        if len(self._reference) < 2:
+            raise UserError(f"reference: it must have at least 2 images, for pairs of them; got {len(self._reference)}")
         size = config.subset_size
         if size is not None and len(self._reference) < size:
             raise UserError(

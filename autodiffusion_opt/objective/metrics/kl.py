@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -31,6 +32,8 @@ class Kl(Metric):
                 f"images must be at least {self.least_images} with kl, more than the {self.dimensions} dimensions of "
                 f"the features; got {config.rungs[0]}: of fewer, the covariance has no inverse"
             )
+        if not self._reference.covariance.any():
+            raise UserError("reference: the features of its images must differ; they are the same for all of them")
         self._moments = Moments(self.dimensions)
 
     def add(self, block: NDArray[np.float32], /) -> None:
@@ -45,12 +48,15 @@ class Kl(Metric):
 def divergence(generated: Gaussian, reference: Gaussian) -> float:
     """KL(generated ‖ reference) = ½ (tr(Σ_r⁻¹ Σ_g) + (μ_r - μ_g)ᵀ Σ_r⁻¹ (μ_r - μ_g) - D + ln(|Σ_r| / |Σ_g|)).
 
-    Not a number where features were not finite.
+    Not a number where features were not finite, or a covariance is none but for rounding.
     """
     dimensions = len(reference.mean)
     ridge = RIDGE * np.trace(reference.covariance) / dimensions * np.eye(dimensions)
     ours, theirs = generated.covariance + ridge, reference.covariance + ridge
     difference = reference.mean - generated.mean
     solved = np.linalg.solve(theirs, np.column_stack([ours, difference]))
-    logs = np.linalg.slogdet(theirs).logabsdet - np.linalg.slogdet(ours).logabsdet
+    of_theirs, of_ours = np.linalg.slogdet(theirs), np.linalg.slogdet(ours)
+    if min(of_theirs.sign, of_ours.sign) <= 0:
+        return math.nan
+    logs = of_theirs.logabsdet - of_ours.logabsdet
     return float(np.trace(solved[:, :-1]) + difference @ solved[:, -1] - dimensions + logs) / 2

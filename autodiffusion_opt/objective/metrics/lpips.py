@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from autodiffusion_opt.errors import UserError
 from autodiffusion_opt.objective.metrics.base import Comparison, TeacherConfig
 from autodiffusion_opt.objective.metrics.to_teacher import ToTeacher
+from autodiffusion_opt.objective.pickles import no_pickles
 from autodiffusion_opt.progress import Progress
 
 if TYPE_CHECKING:
@@ -59,7 +60,8 @@ def load_network(name: str, device: Any) -> tuple[Any, str]:
             "lpips needs torchmetrics, which is not installed: pip install 'autodiffusion-opt[metrics]'"
         ) from None
     try:
-        network = LearnedPerceptualImagePatchSimilarity(net_type=name, reduction="mean", normalize=True)
+        with no_pickles():
+            network = LearnedPerceptualImagePatchSimilarity(net_type=name, reduction="mean", normalize=True)
     except (ImportError, OSError) as error:  # without torchvision, or without a network to download with
         raise UserError(f"lpips: the network {name!r} cannot be had: {str(error).splitlines()[0]}") from None
     return network.to(device).eval(), str(torchmetrics.__version__)

@@ -27,7 +27,7 @@ class Paired(Metric):
         """(N, D), of the images that follow those added before."""
         theirs = self._teacher[self._count : self._count + len(block)]
         difference = block.astype(np.float64) - theirs.astype(np.float64)
-        # The distance, not its square: squares are ruled by few images, and rank worse.
+        # The distance, not its square: in a mean of squares the few images that are far off count for most.
         self._total += float(np.linalg.norm(difference, axis=1).sum())
         self._count += len(block)
 

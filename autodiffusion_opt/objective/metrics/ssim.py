@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, ClassVar
 
 from autodiffusion_opt.errors import UserError
-from autodiffusion_opt.objective.base import Direction
+from autodiffusion_opt.objective.goals import Direction
 from autodiffusion_opt.objective.metrics.to_teacher import ToTeacher
 
 if TYPE_CHECKING:

@@ -139,10 +139,9 @@ def test_it_has_a_direction_a_table_and_the_references_dimensions(kind: str) -> 
 @pytest.mark.parametrize("kind", KINDS)
 def test_features_of_other_dimensions_are_refused(kind: str, digits: Any) -> None:
     measured = objective(digits, kind)
-    start = measured.start(0, 100, silent)
-    start._extractor = lambda images: np.zeros((len(images), 63), np.float32)  # type: ignore[attr-defined]
+    (part,) = measured.start(0, 100, silent)._parts
     with pytest.raises(UserError, match="63 dimensions, as the extractor gives; it has 64"):
-        start.add(torch.zeros(2, 1, 8, 8, dtype=torch.uint8))
+        part.add(np.zeros((2, 63), np.float32))
 
 
 def objective(pipeline: Any, kind: str, **more: Any) -> Any:
@@ -332,3 +331,74 @@ def test_kid_refuses_a_file_of_statistics_before_the_first_trial(digits: Any, tm
     with pytest.raises(UserError, match=r"stats\.npz holds statistics alone; this metric compares features"):
         objective(digits, "kid", reference=str(tmp_path / "stats.npz"))
     assert objective(digits, "fid", reference=str(tmp_path / "stats.npz"))
+
+
+# Features that are a poor sample: a number all the same, or an error that says why not.
+
+POOR: dict[str, Callable[[Array], Array]] = {
+    "the same for all images": lambda given: np.full_like(given, 2.5),
+    "always 0": np.zeros_like,
+    "two images, repeated": lambda given: given[np.arange(len(given)) % 2],
+    "of rank 1": lambda given: np.outer(given[:, 0], np.arange(1, DIMENSIONS + 1)).astype(np.float32),
+    "tiny": lambda given: given * np.float32(1e-30),
+    "huge": lambda given: given * np.float32(1e30),
+    "some always 0": lambda given: given * (np.arange(DIMENSIONS) > 3).astype(np.float32),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("poor", POOR)
+def test_poor_features_of_a_candidate_have_a_finite_value(kind: str, poor: str) -> None:
+    found = value(kind, POOR[poor](features(200, 1)), features(400))
+    assert np.isfinite(found)
+    if kind == "kid" and poor != "huge":  # unbiased, so it may be below 0
+        expected = kid_by_fidelity(POOR[poor](features(200, 1)), features(400))
+        assert found == pytest.approx(expected, rel=1e-6)
+    else:
+        assert found > 0
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("poor", POOR)
+def test_poor_features_of_a_reference_give_a_finite_value_or_are_refused(kind: str, poor: str) -> None:
+    if kind == "kl" and poor in ("the same for all images", "always 0"):
+        with pytest.raises(UserError, match="the features of its images must differ; they are the same for all"):
+            metric(kind, POOR[poor](features(400)))
+        return
+    assert np.isfinite(value(kind, features(200, 1), POOR[poor](features(400))))
+
+
+@pytest.mark.parametrize("kind", ["fid", "rfid"])
+def test_the_distance_from_features_that_never_change_is_that_of_one_point(kind: str) -> None:
+    real, point = features(400), POOR["the same for all images"](features(200, 1))
+    wide = real.astype(np.float64)
+    expected = ((wide.mean(0) - 2.5) ** 2).sum() + wide.var(0, ddof=1).sum()
+    assert value(kind, point, real) == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize(("kind", "least"), [("fid", 2), ("kid", 2), ("kl", 13), ("rfid", 18), ("paired", 2)])
+def test_too_few_images_are_refused_with_the_least_number(kind: str, least: int) -> None:
+    more = {"subset_size": None} if kind == "kid" else {}
+    with pytest.raises(UserError, match=f"images.* (at least|than or equal to) {least}.*; got {least - 1}"):
+        metric(kind, features(400), images=least - 1, **more)
+    assert np.isfinite(value(kind, features(least, 1), features(400), images=least, **more))
+
+
+def test_kid_refuses_a_reference_of_one_image() -> None:
+    with pytest.raises(UserError, match="reference: it must have at least 2 images, for pairs of them; got 1"):
+        metric("kid", features(1), subset_size=None)
+
+
+@pytest.mark.parametrize("wrong", [np.nan, np.inf])
+@pytest.mark.parametrize("kind", ["kid", "rfid", "paired"])
+def test_a_reference_whose_features_are_not_finite_is_refused(kind: str, wrong: float) -> None:
+    """That of a reference's statistics, for the others, is checked where they are computed."""
+    real = features(400)
+    real[17, 3] = wrong
+    with pytest.raises(UserError, match=r"the features of .* images must be finite numbers; some are not"):
+        metric(kind, real)
+
+
+def test_rounding_that_outweighs_a_covariance_gives_kl_no_value() -> None:
+    found = value("kl", features(200, 1), features(400) + np.float32(1e7))
+    assert np.isnan(found) or found >= 0

@@ -17,6 +17,8 @@ from autodiffusion_opt.config import build
 from autodiffusion_opt.objective import METRICS
 from autodiffusion_opt.sampling.teacher import Teacher
 
+pytestmark = pytest.mark.usefixtures("cache")
+
 CANDIDATE = Candidate.from_time_steps([900, 300])
 
 
@@ -49,11 +51,6 @@ def stand_in(monkeypatch: pytest.MonkeyPatch) -> type[Distance]:
         monkeypatch.setitem(sys.modules, module.__name__, module)
     Distance.made.clear()
     return Distance
-
-
-@pytest.fixture(autouse=True)
-def _cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("AUTODIFFUSION_CACHE", str(tmp_path / "cache"))
 
 
 def sampler() -> Any:

@@ -28,6 +28,7 @@ from autodiffusion_opt.sampling.teacher import Teacher
 
 # diffusers' own set_timesteps, with NumPy 2.
 pytestmark = [
+    pytest.mark.usefixtures("cache"),
     pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept:DeprecationWarning"),
     pytest.mark.filterwarnings("ignore:__array_wrap__ must accept context:DeprecationWarning"),
 ]
@@ -37,13 +38,6 @@ INFO = ModelInfo(train_steps=1000)
 # 8 x 8 pixels are too few for ssim; lpips has tests of its own.
 ON_DIGITS = {"rfid": 0.0, "paired": 0.0, "psnr": MOST}  # kind -> its value for the teacher's own images
 STEPS = 8
-
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The teacher's images of this test alone."""
-    monkeypatch.setenv("AUTODIFFUSION_CACHE", str(tmp_path / "cache"))
-    return tmp_path / "cache"
 
 
 def sampler(pipeline: Any, **more: Any) -> ImageSampler:

@@ -1,0 +1,67 @@
+"""The command line's process: errors as sentences, exit codes, signals, warnings."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import warnings
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+import click
+
+from autodiffusion_opt.errors import UserError
+
+
+def say(text: str) -> None:
+    """A status line, on stderr."""
+    click.echo(text, err=True)
+
+
+def _terminated(number: int, frame: object) -> NoReturn:
+    raise SystemExit(128 + number)
+
+
+def run_and_leave(call: Callable[[], Any]) -> NoReturn:
+    """Run a command and end the process with its exit code."""
+    signal.signal(signal.SIGTERM, _terminated)
+    warnings.showwarning = _show_warning
+    _leave(exit_code(call))
+
+
+def _show_warning(
+    message: Warning | str, category: type[Warning], filename: str, lineno: int, file: Any = None, line: Any = None
+) -> None:
+    """Ours as one line; those of libraries with the place that they come from."""
+    if category is UserWarning:
+        say(f"warning: {message}")
+    else:
+        say(warnings.formatwarning(message, category, filename, lineno, line).rstrip())
+
+
+def exit_code(call: Callable[[], Any]) -> int:
+    """Of a command: 0, 2 for a user's mistake (told on stderr), 130 after Ctrl-C."""
+    try:
+        return int(call() or 0)
+    except UserError as error:
+        say(f"error: {error}")
+        return 2
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except (KeyboardInterrupt, click.Abort):
+        return 130
+    except BrokenPipeError:
+        return 0
+    except SystemExit as leave:
+        return leave.code if isinstance(leave.code, int) else 1
+
+
+def _leave(code: int) -> NoReturn:
+    """Exit without waiting for threads of optimizers that never end."""
+    try:
+        sys.stdout.flush()
+        sys.stderr.flush()
+    finally:
+        os._exit(code)

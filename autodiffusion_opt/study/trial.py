@@ -1,0 +1,99 @@
+"""One trial: propose, measure, tell."""
+
+from __future__ import annotations
+
+import optuna
+from optuna.trial import FrozenTrial, TrialState
+
+from autodiffusion_opt.candidate import Candidate
+from autodiffusion_opt.errors import EvaluationError
+from autodiffusion_opt.objective import Score
+from autodiffusion_opt.study.callback import Callback
+from autodiffusion_opt.study.config import StudyConfig
+from autodiffusion_opt.study.problem import Problem
+from autodiffusion_opt.trials.attributes import (
+    BASELINE,
+    CANDIDATE,
+    ERROR,
+    EVALUATION_FAILED,
+    FIXED_PARAMETERS,
+    ORIGIN,
+    REUSED_FROM,
+    SCORE,
+    candidate_of,
+    constraints_of,
+)
+from autodiffusion_opt.trials.claims import Claim
+from autodiffusion_opt.trials.history import History
+from autodiffusion_opt.trials.storage import begin_trial, set_constraints
+
+
+def run_trial(config: StudyConfig, problem: Problem, claim: Claim, history: History, callback: Callback) -> FrozenTrial:
+    """Run the trial that a worker has claimed; the trial as SQL then holds it.
+
+    Args:
+        config: the study.
+        problem: its model, space and objective.
+        claim: the trial.
+        history: of the study.
+        callback: is told of the candidate and its images.
+    """
+    with claim.heartbeat():
+        trial = begin_trial(claim.study, claim.trial_id, problem.space.distributions())
+        # Read from SQL: the trial object does not know what its sampler has published meanwhile.
+        stored = history.refresh().trials[claim.number]
+        candidate = candidate_of(stored)
+        if candidate is None:  # chosen by its parameters alone
+            candidate = problem.space.decode(trial.params)
+            optimizer = getattr(config.optimizer, "kind", type(config.optimizer).__name__)
+            trial.set_user_attr(ORIGIN, "enqueued" if stored.system_attrs.get(FIXED_PARAMETERS) else optimizer)
+            trial.set_user_attr(CANDIDATE, candidate.to_json())
+        callback.proposed(trial.number, candidate)
+        is_baseline = BASELINE in stored.user_attrs  # never stopped: results are compared with it
+        earlier = history.measured_with(candidate)
+        if earlier is not None and not (is_baseline and earlier.state == TrialState.PRUNED):
+            return _reuse(claim, trial, earlier)
+        try:
+            score, is_stopped = _measure(problem, trial, candidate, callback, may_stop=not is_baseline)
+        except EvaluationError as error:
+            trial.set_user_attr(ERROR, str(error))
+            trial.set_user_attr(EVALUATION_FAILED, True)
+            return claim.study.tell(trial, state=TrialState.FAIL, skip_if_finished=True)
+        trial.set_user_attr(SCORE, score.to_dict())
+        set_constraints(claim.study, trial, {bound.key: bound.excess(score.values) for bound in problem.bounds})
+        if is_stopped:
+            return claim.study.tell(trial, state=TrialState.PRUNED, skip_if_finished=True)
+        values = [score.values[name] for name in problem.objective.directions]
+        return claim.study.tell(trial, values, skip_if_finished=True)
+
+
+def _reuse(claim: Claim, trial: optuna.Trial, earlier: FrozenTrial) -> FrozenTrial:
+    """Take over what was measured of an equal candidate, which is never sampled twice."""
+    trial.set_user_attr(REUSED_FROM, earlier.number)
+    trial.set_user_attr(SCORE, earlier.user_attrs.get(SCORE, {}))
+    set_constraints(claim.study, trial, constraints_of(earlier))
+    for images, value in earlier.intermediate_values.items():
+        trial.report(value, images)
+    if earlier.state == TrialState.PRUNED:
+        return claim.study.tell(trial, state=TrialState.PRUNED, skip_if_finished=True)
+    return claim.study.tell(trial, list(earlier.values), skip_if_finished=True)
+
+
+def _measure(
+    problem: Problem, trial: optuna.Trial, candidate: Candidate, callback: Callback, *, may_stop: bool
+) -> tuple[Score, bool]:
+    """The score of the last rung that was measured, and whether the candidate was stopped there.
+
+    After each rung the value goes to SQL, at the number of images, where the pruner compares it.
+    """
+    objective = problem.objective
+    rungs: tuple[int, ...] = getattr(objective, "rungs", ())
+    names = list(objective.directions)
+    score: Score | None = None
+    for score in objective.measure(candidate, progress=callback.progress):
+        if len(rungs) > 1 and len(names) == 1:
+            trial.report(score.values[names[0]], score.images)
+            if may_stop and score.images < rungs[-1] and trial.should_prune():
+                return score, True
+    assert score is not None  # an objective yields at least one
+    return score, False

@@ -54,7 +54,7 @@ def distance(sampler: ImageSampler, steps: int, images: int) -> float:
 
 def main() -> None:
     """Measure and print."""
-    options = parser(__doc__, threads=2).parse_args()
+    options = parser(__doc__).parse_args()
     torch.set_num_threads(options.threads)
     images, all_steps = (200, QUICK_STEPS) if options.quick else (1000, STEPS)
     rows = []

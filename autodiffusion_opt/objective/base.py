@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
@@ -37,6 +37,7 @@ class Score:
         layer_runs: layers run for one image, over all calls; None where the layers are not counted.
         flops: floating-point operations of the denoiser for one image; None where they are not counted.
         not_finite: how many of the images are not finite (NaN or infinite somewhere).
+        of_images: a number for each image, of which the first value is the mean, where it is one. Not in SQL.
     """
 
     values: Mapping[str, float]
@@ -46,10 +47,11 @@ class Score:
     layer_runs: int | None = None
     flops: int | None = None
     not_finite: int = 0
+    of_images: tuple[float, ...] = field(default=(), repr=False)
 
     def to_dict(self) -> dict[str, Any]:
         """JSON values, for SQL."""
-        return asdict(self)
+        return {name: value for name, value in asdict(self).items() if name != "of_images"}
 
     @classmethod
     def of(
@@ -137,8 +139,9 @@ class ObjectiveConfig(Config):
         kind: the name of a metric.
         images: how many images a trial generates; or a list such as ``[100, 500, 2000]``: in rungs, after each of which
             a candidate may be stopped.
-        pruner: which candidates are stopped after a rung: ``median``, ``successive-halving`` ..., or a table with
-            ``kind`` and the options of Optuna's pruner; absent: none is.
+        pruner: which candidates are stopped after a rung: ``median``, ``percentile``, ``successive-halving``,
+            ``hyperband``, ``threshold``; or ``wilcoxon``, where the value is a mean of one number an image; or a table
+            with ``kind`` and the options of Optuna's pruner; absent: none is.
         minimise: the names of several values: this table's ``kind``, other metrics, ``nfe``, ``layers``, ``flops``,
             ``seconds`` (of sampling an image here); absent, and ``maximise`` too: the kind's own value.
         maximise: the same for those that are the better the greater.

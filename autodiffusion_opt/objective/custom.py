@@ -22,7 +22,7 @@ from autodiffusion_opt.errors import EvaluationError, UserError
 from autodiffusion_opt.objective.base import Score, ascending, rungs_of
 from autodiffusion_opt.objective.goals import COSTS, Bound, Direction, Goals, goals_of
 from autodiffusion_opt.objective.image_objective import ImageObjective
-from autodiffusion_opt.objective.pruners import check_pruner
+from autodiffusion_opt.objective.pruners import check_pruner, needs_each_image
 from autodiffusion_opt.progress import Progress, silent
 from autodiffusion_opt.sampling.config import ConditionsConfig
 from autodiffusion_opt.space.model_info import ModelInfo
@@ -111,6 +111,10 @@ class ImageMetric:
             raise UserError(f"ImageMetric: images {error}; got {list(self.rungs)}") from None
         if self.pruner is not None:
             check_pruner(self.pruner)
+            if needs_each_image(self.pruner):
+                raise UserError(
+                    "ImageMetric: pruner wilcoxon compares a number for each image; a function has one for all"
+                )
         if not isinstance(self.conditions, ConditionsConfig):
             table = build(ConditionsConfig, self.conditions, "ImageMetric: conditions")
             object.__setattr__(self, "conditions", table)
@@ -167,6 +171,9 @@ class _Collected:
 
     def add(self, images: torch.Tensor) -> None:
         self._blocks.append(images.cpu())
+
+    def of_images(self) -> None:
+        """The function says nothing of single images."""
 
     def values(self, *, is_last: bool) -> dict[str, float]:
         import torch

@@ -17,7 +17,9 @@ from autodiffusion_opt.space import cost
 from autodiffusion_opt.space.model_info import ModelInfo
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
+    from numpy.typing import NDArray
 
     from autodiffusion_opt.sampling.generate import ImageSampler
 
@@ -31,6 +33,10 @@ class Measurement(Protocol):
 
     def values(self, *, is_last: bool) -> Mapping[str, float]:
         """Of all images that were added; what is only reported, after the last rung alone."""
+        ...
+
+    def of_images(self) -> NDArray[np.float64] | None:
+        """(N,), a number for each image, of which the first value is the mean; None where it is no mean."""
         ...
 
 
@@ -101,7 +107,9 @@ class ImageObjective:
             values = {**measurement.values(is_last=count == rungs[-1]), **costs}
             values = {name: values[name] for name in self.directions} | values
             seconds += time.perf_counter() - begun
-            yield Score.of(values, candidate, self.info, images=count, seconds=seconds, not_finite=len(broken))
+            score = Score.of(values, candidate, self.info, images=count, seconds=seconds, not_finite=len(broken))
+            numbers = measurement.of_images()
+            yield score if numbers is None else replace(score, of_images=tuple(numbers.tolist()))
         if broken:
             warnings.warn(f"{len(broken)} of {rungs[-1]} images are not finite with {candidate}", stacklevel=2)
 

@@ -7,11 +7,14 @@ n_startup_trials = 10}`` with the options of Optuna's class.
 from __future__ import annotations
 
 import inspect
+import warnings
 from collections.abc import Mapping, Sequence
 from copy import copy
+from dataclasses import dataclass
 from typing import Any
 
 from optuna import Study
+from optuna.exceptions import ExperimentalWarning
 from optuna.pruners import (
     BasePruner,
     HyperbandPruner,
@@ -19,10 +22,13 @@ from optuna.pruners import (
     PercentilePruner,
     SuccessiveHalvingPruner,
     ThresholdPruner,
+    WilcoxonPruner,
 )
+from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial
 
 from autodiffusion_opt.errors import UserError, unknown_text
+from autodiffusion_opt.trials.attributes import OF_IMAGES
 
 PRUNERS: dict[str, type[BasePruner]] = {
     "median": MedianPruner,
@@ -30,10 +36,10 @@ PRUNERS: dict[str, type[BasePruner]] = {
     "successive-halving": SuccessiveHalvingPruner,
     "hyperband": HyperbandPruner,
     "threshold": ThresholdPruner,
+    "wilcoxon": WilcoxonPruner,
 }
 # Others of Optuna's, and why not.
 REFUSED = {
-    "wilcoxon": "compares a value for each image, and the metrics here give one for each rung",
     "patient": "waits for a value to get no better with more images, and values of other numbers are not comparable",
     "nop": "stops nothing: leave pruner out",
 }
@@ -55,6 +61,46 @@ class AtEqualImages(BasePruner):
         if step is not None:
             only.intermediate_values = {step: trial.intermediate_values[step]}
         return self.pruner.prune(study, only)
+
+
+class AtEachImage(BasePruner):
+    """Hands Optuna's Wilcoxon test the numbers of each image, the trial's and those of the best trial so far.
+
+    They are read from the attribute ``OF_IMAGES``; the test is paired, so both are of the same images.
+    """
+
+    def __init__(self, pruner: WilcoxonPruner) -> None:
+        self.pruner = pruner
+
+    def prune(self, study: Study, trial: FrozenTrial) -> bool:
+        """Whether the trial is hopeless."""
+        try:
+            best = study.best_trial
+        except ValueError:  # none is complete
+            return False
+        numbers = trial.user_attrs.get(OF_IMAGES, [])
+        known = best.user_attrs.get(OF_IMAGES, [])[: len(numbers)]
+        view = _StudyOfBest(study.direction, _with_numbers(best, known))
+        return bool(known) and self.pruner.prune(view, _with_numbers(trial, numbers))  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True)
+class _StudyOfBest:
+    """What Optuna's Wilcoxon pruner asks of a study."""
+
+    direction: StudyDirection
+    best_trial: FrozenTrial
+
+
+def _with_numbers(trial: FrozenTrial, numbers: Sequence[float]) -> FrozenTrial:
+    shown = copy(trial)
+    shown.intermediate_values = dict(enumerate(numbers))
+    return shown
+
+
+def needs_each_image(setting: str | Mapping[str, Any]) -> bool:
+    """Whether a pruner compares a number for each image."""
+    return _table(setting).get("kind") == "wilcoxon"
 
 
 def check_pruner(setting: str | Mapping[str, Any]) -> None:
@@ -84,9 +130,13 @@ def make_pruner(setting: str | Mapping[str, Any], rungs: Sequence[int]) -> BaseP
     if kind == "hyperband":
         options.setdefault("max_resource", rungs[-1])
     try:
-        pruner = PRUNERS[kind](**options)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ExperimentalWarning)  # Wilcoxon's
+            pruner = PRUNERS[kind](**options)
     except (TypeError, ValueError) as error:
         raise UserError(f"pruner {kind}: {error}") from None
+    if isinstance(pruner, WilcoxonPruner):
+        return AtEachImage(pruner)
     return AtEqualImages(pruner) if isinstance(pruner, PercentilePruner) else pruner  # MedianPruner is one
 
 

@@ -8,6 +8,7 @@ from optuna.trial import FrozenTrial, TrialState
 from autodiffusion_opt.candidate import Candidate
 from autodiffusion_opt.errors import EvaluationError
 from autodiffusion_opt.objective import Score
+from autodiffusion_opt.objective.pruners import AtEachImage
 from autodiffusion_opt.study.callback import Callback
 from autodiffusion_opt.study.config import StudyConfig
 from autodiffusion_opt.study.problem import Problem
@@ -17,6 +18,7 @@ from autodiffusion_opt.trials.attributes import (
     ERROR,
     EVALUATION_FAILED,
     FIXED_PARAMETERS,
+    OF_IMAGES,
     ORIGIN,
     REUSED_FROM,
     SCORE,
@@ -72,6 +74,8 @@ def _reuse(claim: Claim, trial: optuna.Trial, earlier: FrozenTrial) -> FrozenTri
     trial.set_user_attr(REUSED_FROM, earlier.number)
     trial.set_user_attr(SCORE, earlier.user_attrs.get(SCORE, {}))
     set_constraints(claim.study, trial, constraints_of(earlier))
+    if OF_IMAGES in earlier.user_attrs:
+        trial.set_user_attr(OF_IMAGES, earlier.user_attrs[OF_IMAGES])
     for images, value in earlier.intermediate_values.items():
         trial.report(value, images)
     if earlier.state == TrialState.PRUNED:
@@ -93,6 +97,8 @@ def _measure(
     for score in objective.measure(candidate, progress=callback.progress):
         if len(rungs) > 1 and len(names) == 1:
             trial.report(score.values[names[0]], score.images)
+            if isinstance(trial.study.pruner, AtEachImage):
+                trial.set_user_attr(OF_IMAGES, [float(f"{number:.7g}") for number in score.of_images])
             if may_stop and score.images < rungs[-1] and trial.should_prune():
                 return score, True
     assert score is not None  # an objective yields at least one

@@ -18,6 +18,7 @@ RETRY_OF = "retry_of"  # the position of the trial whose worker died
 WORKER = "worker"  # host, process and start of the process that runs it
 REUSED_FROM = "reused_from"  # the number of the trial whose values were taken over
 SCORE = "score"  # named values, images, seconds, NFE, layer runs, FLOPs
+OF_IMAGES = "of_images"  # a number for each image, where a pruner compares them
 ERROR = "error"  # why it failed
 EVALUATION_FAILED = "evaluation_failed"  # true: measuring raised an error; the candidate is not tried again
 

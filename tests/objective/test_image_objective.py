@@ -15,7 +15,7 @@ from peers.samples import load, sampler_of
 from autodiffusion_opt import Candidate, EvaluationError, Features, ImageMetric, UserError
 from autodiffusion_opt.config import build
 from autodiffusion_opt.objective import METRICS, Metric, MetricConfig, Score
-from autodiffusion_opt.objective.features import PixelFeatures, load_extractor
+from autodiffusion_opt.objective.features import load_extractor
 from autodiffusion_opt.objective.image_objective import ImageObjective
 from autodiffusion_opt.objective.metrics.base import MetricMeasurement
 from autodiffusion_opt.objective.references import Reference
@@ -220,7 +220,8 @@ class Several(Greatest):
 
 def test_a_metric_may_give_several_values_of_which_one_is_optimised() -> None:
     metric = Several(None, None)  # type: ignore[arg-type]
-    assert list(MetricMeasurement("several", "several", None, metric).values().items()) == [("several", 3.0), ("least", 2.0)]
+    measurement = MetricMeasurement("several", "several", None, metric)
+    assert list(measurement.values().items()) == [("several", 3.0), ("least", 2.0)]
     with pytest.raises(EvaluationError, match="must give a value named 'other'; got least, several"):
         MetricMeasurement("other", "other", None, metric).values()
 

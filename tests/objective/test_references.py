@@ -160,6 +160,7 @@ def wrong_files() -> dict[str, Any]:
         "one image": (lambda file: np.savez(file, np.zeros((1, 4, 4, 3), np.uint8)), "at least 2 images"),
         "pickle": (lambda file: np.save(file, np.array([{}], object)), "must be an .npz file"),
         "not finite": (lambda file: np.savez(file, mu=np.full(3, np.nan), sigma=eye), "finite"),
+        "sigma not finite": (lambda file: np.savez(file, mu=np.zeros(3), sigma=np.full((3, 3), np.inf)), "finite"),
     }
 
 

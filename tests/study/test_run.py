@@ -29,14 +29,11 @@ from autodiffusion_opt.trials.attributes import (
     REUSED_FROM,
     SCORE,
     STAGE,
-    WORKER,
     candidate_of,
     values_of,
 )
-from autodiffusion_opt.trials.claims import Claims
 from autodiffusion_opt.trials.history import History
 from autodiffusion_opt.trials.storage import find_study
-from autodiffusion_opt.trials.workers import this_worker
 
 Write = Callable[..., Path]
 TRIALS = 14
@@ -217,77 +214,6 @@ def test_killed_and_resumed_it_is_the_uninterrupted_study(uninterrupted: Study, 
     assert sequence(study) == sequence(uninterrupted)
     (failed,) = [trial for trial in study.trials() if trial.state == TrialState.FAIL]
     assert (failed.number, failed.user_attrs[ERROR]) == (10, "its worker died")
-
-
-WORKER_SCRIPT = """
-import sys, torch
-from autodiffusion_opt import Study
-
-torch.set_num_threads(1)
-study = Study.load(sys.argv[1], storage=sys.argv[2])
-study.problem
-print("ready", flush=True)
-sys.stdin.readline()
-study.run()
-"""
-
-
-def test_two_workers_at_once_measure_each_candidate_once(study_file: Write, url: str) -> None:
-    """Started in the same moment on an empty database: the baselines once, no candidate measured twice."""
-    path = study_file(trials="trials = 24")
-    workers = [
-        subprocess.Popen(
-            [sys.executable, "-c", WORKER_SCRIPT, str(path), url],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        for _ in range(2)
-    ]
-    for worker in workers:
-        assert worker.stdout is not None
-        assert worker.stdout.readline() == "ready\n"
-    for worker in workers:
-        assert worker.stdin is not None
-        worker.stdin.write("go\n")
-        worker.stdin.flush()
-    for worker in workers:
-        worker.communicate(timeout=60)
-        assert worker.returncode == 0
-    study = Study.load(path, storage=url)
-    history = history_of(study)
-    complete = [trial for trial in history.trials.values() if trial.state == TrialState.COMPLETE]
-    assert {history.position(trial.number) for trial in complete} == set(range(24))
-    assert not history.unfinished(TrialState.RUNNING)
-    measured: dict[Candidate | None, FrozenTrial] = {}
-    for trial in complete:
-        if REUSED_FROM in trial.user_attrs:
-            continue
-        first = measured.setdefault(candidate_of(trial), trial)
-        if first is not trial:  # only where both were proposed at the same instant, neither knowing of the other
-            assert trial.datetime_start < first.datetime_complete  # type: ignore[operator]
-    assert len({trial.user_attrs[WORKER] for trial in complete}) == 2
-    assert history.baseline_names == set(BASELINES)
-    again = Notes()
-    assert len(study.run(progress=again)) == len(complete)
-    assert again.told == ["started 24"]
-
-
-def test_a_worker_that_dies_while_another_runs_is_replaced_in_the_same_run(study_file: Write, url: str) -> None:
-    study = Study.load(study_file(), storage=url)
-    study.run(9)
-    host, process, start = this_worker().rsplit(":", 2)
-    dead = f"{host}:{process}:{int(start) - 1}"
-
-    class Die(Callback):
-        def finished(self, trial: FrozenTrial, history: History) -> None:
-            if trial.number == 10:
-                lost = Claims(History(history.study), study.problem.space.encode).take(TRIALS)
-                assert lost is not None
-                study.storage.set_trial_user_attr(lost.trial_id, WORKER, dead)
-
-    assert len(study.run(progress=Die())) == TRIALS
-    assert len(sequence(study)) == TRIALS
 
 
 def test_an_equal_candidate_is_not_measured_again(study_file: Write, url: str) -> None:

@@ -5,13 +5,15 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
 import scipy.stats
 
-from autodiffusion_opt import Candidate, UserError
+from autodiffusion_opt import Candidate, EvaluationError, UserError
+from autodiffusion_opt.objective import Score
+from autodiffusion_opt.objective.goals import Bound
 from autodiffusion_opt.study.verify import FRESH_SEED, Difference, Rescored, rescore, verified
 
 GOOD, BAD = Candidate.from_time_steps([926, 690, 424, 153]), Candidate.from_time_steps([40, 30, 20, 10])
@@ -132,3 +134,39 @@ def test_the_extrapolation_finds_the_value_of_infinitely_many_images(problem: An
     assert scored.values == pytest.approx((3.5, 3.5))
     assert scored.to_dict()["extrapolated"] == scored.extrapolated
     assert "extrapolated" not in rescore(given, {"best": GOOD}, images=100, repeats=2)["best"].to_dict()
+
+
+class Failing:
+    """An objective that measures one candidate alone; of others the mean time is the value."""
+
+    directions: ClassVar[dict[str, str]] = {"mean": "minimize"}
+    identity = "failing"
+    bounds = (Bound("mean", 100.0, "at_most"),)
+
+    def __init__(self, fails: Candidate) -> None:
+        self.fails = fails
+
+    def measure(self, candidate: Candidate, **_: Any) -> Any:
+        if candidate == self.fails:
+            raise EvaluationError("no image is finite")
+        yield Score({"mean": float(np.mean(candidate.times))}, images=10, seconds=0.0)
+
+
+@pytest.mark.parametrize("fails", [GOOD, BAD])
+def test_what_could_not_be_measured_never_wins_and_is_told(problem: Any, fails: Candidate) -> None:
+    given = dataclasses.replace(problem, objective=Failing(fails))
+    result = verified(given, {"best": GOOD, "rank 2": BAD}, (5.0, 10), images=10, repeats=2)
+    assert math.isnan(result.rescored["best" if fails == GOOD else "rank 2"].mean)
+    broken = "best" if fails == GOOD else "rank 2"
+    assert f"{broken} and own cannot be compared: one of them could not be measured" in result.sentences
+    assert any(sentence.startswith("rank 2 wins: ") for sentence in result.sentences) == (fails == GOOD)
+    assert (result.flattered_by is None) == (fails == GOOD)
+    assert not any("nan" in sentence for sentence in result.sentences)
+
+
+def test_a_candidate_that_is_beyond_a_bound_on_fresh_noise_is_told(problem: Any) -> None:
+    given = dataclasses.replace(problem, objective=Failing(Candidate.from_time_steps([1])))
+    result = verified(given, {"best": GOOD, "rank 2": BAD}, None, images=10, repeats=2)
+    mean = float(np.mean(GOOD.times))
+    assert result.sentences[0] == f"best is beyond a bound: mean at most 100; it has mean {mean:.4g}"
+    assert not any(sentence.startswith("rank 2 is beyond") for sentence in result.sentences)

@@ -23,12 +23,15 @@ from autodiffusion_opt.objective.custom import Features
 from autodiffusion_opt.objective.goals import COSTS, SECONDS, Direction, Goals, goals_of
 from autodiffusion_opt.objective.image_objective import ImageObjective
 from autodiffusion_opt.objective.metrics.measurement import Measurements, MetricMeasurement
+from autodiffusion_opt.objective.pruners import needs_each_image
 from autodiffusion_opt.paths import absolute
 from autodiffusion_opt.progress import Progress, silent
 from autodiffusion_opt.space.model_info import ModelInfo
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
+    from numpy.typing import NDArray
 
     from autodiffusion_opt.objective.features import Extractor
     from autodiffusion_opt.sampling.generate import ImageSampler
@@ -71,6 +74,11 @@ class ImagesConfig(ObjectiveConfig):
     def _goals_fit(self) -> ImagesConfig:
         if any(getattr(self, key) is not None for key in GOAL_KEYS) and (mistakes := _mistakes(self)):
             raise ValueError("; ".join(mistakes))
+        if self.pruner is not None and needs_each_image(self.pruner) and not METRICS[self.kind].is_mean:
+            means = ", ".join(sorted(name for name in METRICS if METRICS[name].is_mean))
+            raise ValueError(
+                f"pruner wilcoxon compares a number for each image, which {self.kind} has not: {means} have"
+            )
         return self
 
     @property
@@ -234,11 +242,13 @@ class Metric(ABC):
             :class:`MetricConfig` for features and a reference.
         dimensions: D, which the features must have; None: any, or the metric gets images.
         least_images: with fewer images a value says nothing.
+        is_mean: whether the value is the mean of a number for each image, which :meth:`of_images` gives.
     """
 
     direction: ClassVar[Direction] = "minimize"
     Config: ClassVar[type[ImagesConfig]] = MetricConfig
     least_images: int = 1
+    is_mean: ClassVar[bool] = False
 
     def __init__(self, config: ImagesConfig, reference: Any) -> None:
         """Keep what ``value`` needs of the reference: ``reference.statistics`` or ``reference.features``.
@@ -259,6 +269,10 @@ class Metric(ABC):
     @abstractmethod
     def value(self) -> float | Mapping[str, float]:
         """Of all that was added: a number; or several by name, of which the one that is optimised must be one."""
+
+    def of_images(self) -> NDArray[np.float64] | None:
+        """(N,), a number for each image that was added, where the value is their mean."""
+        return None
 
 
 # The kinds; filled where they are imported, in ``autodiffusion_opt.objective.metrics``.

@@ -4,13 +4,14 @@ embeddings, and 0 where that is negative, as torchmetrics has it (the paper's ow
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field
 
 from autodiffusion_opt.errors import UserError
 from autodiffusion_opt.objective.goals import Direction
-from autodiffusion_opt.objective.metrics.base import Comparison, ImagesConfig, Metric
+from autodiffusion_opt.objective.metrics.base import Comparison, ImagesConfig
+from autodiffusion_opt.objective.metrics.mean_of_images import MeanOfImages
 from autodiffusion_opt.paths import absolute
 from autodiffusion_opt.progress import Progress
 
@@ -47,7 +48,7 @@ class ClipScoreConfig(ImagesConfig):
         return Comparison(scores.identity, lambda seed, images, progress: scores)
 
 
-class ClipScore(Metric):
+class ClipScore(MeanOfImages):
     """The mean over images, from 0 to 100; more is better."""
 
     direction: ClassVar[Direction] = "maximize"
@@ -56,14 +57,7 @@ class ClipScore(Metric):
     def __init__(self, config: ClipScoreConfig, reference: PromptScores) -> None:
         super().__init__(config, reference)
         self._scores = reference
-        self._total, self._count = 0.0, 0
 
-    def add(self, block: Any, /) -> None:
-        """uint8 (N, C, H, W), the images that follow those added before."""
-        images: torch.Tensor = block
-        self._total += float(self._scores.of_each(images, self._count).sum())
-        self._count += len(images)
-
-    def value(self) -> float:
-        """The mean over all images."""
-        return self._total / self._count
+    def of_each(self, block: torch.Tensor, first: int) -> torch.Tensor:
+        """(N,) of images uint8 (N, C, H, W)."""
+        return self._scores.of_each(block, first)

@@ -71,12 +71,13 @@ class Lpips(ToTeacher):
     """The mean over images; less is nearer."""
 
     Config: ClassVar[type[TeacherConfig]] = LpipsConfig
+    is_mean: ClassVar[bool] = False  # torchmetrics gives a block's mean
 
     def __init__(self, config: LpipsConfig, reference: LpipsReference) -> None:
         super().__init__(config, reference.teacher)
         self._distance = reference.distance
 
-    def of_each(self, images: torch.Tensor, teacher: torch.Tensor) -> Any:
+    def compared(self, images: torch.Tensor, teacher: torch.Tensor) -> Any:
         """(N,): the block's mean for each. Raises UserError for images that are too small for the network."""
         import torch
 

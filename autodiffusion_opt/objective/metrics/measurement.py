@@ -35,6 +35,10 @@ class Measuring(Protocol):
         """Of all that was added."""
         ...
 
+    def of_images(self) -> NDArray[np.float64] | None:
+        """A number for each image, where the value is their mean."""
+        ...
+
 
 class MetricMeasurement:
     """One metric's part in measuring a candidate.
@@ -80,6 +84,10 @@ class MetricMeasurement:
         worst = np.inf if self._metric.direction == "minimize" else -np.inf
         return {name: value if np.isfinite(value) else worst for name, value in values.items()}
 
+    def of_images(self) -> NDArray[np.float64] | None:
+        """(N,), a number for each image, where the metric's value is their mean."""
+        return self._metric.of_images()
+
 
 class Measurements:
     """Images, block by block, into several metrics; features that they share are made once.
@@ -107,6 +115,10 @@ class Measurements:
         """Of all images that were added. Raises EvaluationError for a metric without the value that is optimised."""
         wanted = (part for part in self._parts if is_last or part.name not in self._at_end)
         return {name: value for part in wanted for name, value in part.values().items()}
+
+    def of_images(self) -> NDArray[np.float64] | None:
+        """(N,), the first metric's number for each image, where its value is their mean."""
+        return self._parts[0].of_images() if self._parts else None
 
     def _features(self, extractor: Extractor, images: torch.Tensor) -> NDArray[np.float32]:
         from autodiffusion_opt.sampling.generate import enough_memory

@@ -7,30 +7,27 @@ from typing import TYPE_CHECKING, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from autodiffusion_opt.objective.metrics.base import Metric, TeacherFeaturesConfig
+from autodiffusion_opt.objective.metrics.base import TeacherFeaturesConfig
+from autodiffusion_opt.objective.metrics.mean_of_images import MeanOfImages
 
 if TYPE_CHECKING:
     from autodiffusion_opt.objective.teacher_reference import TeacherReference
 
 
-class Paired(Metric):
+class Paired(MeanOfImages):
     """Works from the first image on: nothing of it is a covariance."""
 
     Config: ClassVar[type[TeacherFeaturesConfig]] = TeacherFeaturesConfig
 
     def __init__(self, config: TeacherFeaturesConfig, reference: TeacherReference) -> None:
+        super().__init__(config, reference)
         self._teacher = reference.features
         self.dimensions = self._teacher.shape[1]
-        self._total, self._count = 0.0, 0
 
-    def add(self, block: NDArray[np.float32], /) -> None:
-        """(N, D), of the images that follow those added before."""
-        theirs = self._teacher[self._count : self._count + len(block)]
+    def of_each(self, block: NDArray[np.float32], first: int) -> NDArray[np.float64]:
+        """(N,) of features (N, D)."""
+        theirs = self._teacher[first : first + len(block)]
         difference = block.astype(np.float64) - theirs.astype(np.float64)
         # The distance, not its square: in a mean of squares the few images that are far off count for most.
-        self._total += float(np.linalg.norm(difference, axis=1).sum())
-        self._count += len(block)
-
-    def value(self) -> float:
-        """0 or more; 0 where the images are the teacher's."""
-        return self._total / self._count
+        distances: NDArray[np.float64] = np.linalg.norm(difference, axis=1)
+        return distances

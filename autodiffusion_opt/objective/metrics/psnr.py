@@ -20,7 +20,7 @@ class Psnr(ToTeacher):
 
     direction: ClassVar[Direction] = "maximize"
 
-    def of_each(self, images: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
+    def compared(self, images: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
         """(N,), in decibels."""
         squares = (images.double() - teacher.double()).square().flatten(1).mean(dim=1)
         ratio: torch.Tensor = 10 * (PEAK**2 / squares).log10()

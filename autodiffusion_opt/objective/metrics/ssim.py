@@ -21,7 +21,7 @@ class Ssim(ToTeacher):
 
     direction: ClassVar[Direction] = "maximize"
 
-    def of_each(self, images: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
+    def compared(self, images: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
         """(N,). Raises UserError for images that are smaller than the window."""
         height, width = images.shape[-2:]
         if min(height, width) < WINDOW:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass
 from typing import Any
@@ -28,7 +28,6 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial
 
 from autodiffusion_opt.errors import UserError, unknown_text
-from autodiffusion_opt.trials.attributes import OF_IMAGES
 
 PRUNERS: dict[str, type[BasePruner]] = {
     "median": MedianPruner,
@@ -43,6 +42,9 @@ REFUSED = {
     "patient": "waits for a value to get no better with more images, and values of other numbers are not comparable",
     "nop": "stops nothing: leave pruner out",
 }
+
+
+NumbersOf = Callable[[FrozenTrial], Sequence[float]]
 
 
 class AtEqualImages(BasePruner):
@@ -66,11 +68,16 @@ class AtEqualImages(BasePruner):
 class AtEachImage(BasePruner):
     """Hands Optuna's Wilcoxon test the numbers of each image, the trial's and those of the best trial so far.
 
-    They are read from the attribute ``OF_IMAGES``; the test is paired, so both are of the same images.
+    The test is paired, so both are of the same images.
+
+    Args:
+        pruner: the test.
+        numbers_of: the numbers of a trial's images, in the order of their indices; empty where there are none.
     """
 
-    def __init__(self, pruner: WilcoxonPruner) -> None:
+    def __init__(self, pruner: WilcoxonPruner, numbers_of: NumbersOf) -> None:
         self.pruner = pruner
+        self.numbers_of = numbers_of
 
     def prune(self, study: Study, trial: FrozenTrial) -> bool:
         """Whether the trial is hopeless."""
@@ -78,8 +85,8 @@ class AtEachImage(BasePruner):
             best = study.best_trial
         except ValueError:  # none is complete
             return False
-        numbers = trial.user_attrs.get(OF_IMAGES, [])
-        known = best.user_attrs.get(OF_IMAGES, [])[: len(numbers)]
+        numbers = self.numbers_of(trial)
+        known = self.numbers_of(best)[: len(numbers)]
         view = _StudyOfBest(study.direction, _with_numbers(best, known))
         return bool(known) and self.pruner.prune(view, _with_numbers(trial, numbers))  # type: ignore[arg-type]
 
@@ -120,8 +127,17 @@ def check_pruner(setting: str | Mapping[str, Any]) -> None:
         raise UserError("; ".join(wrong))
 
 
-def make_pruner(setting: str | Mapping[str, Any], rungs: Sequence[int]) -> BasePruner:
-    """The pruner of a table, for rungs of so many images each. Raises UserError for options that Optuna refuses."""
+def make_pruner(setting: str | Mapping[str, Any], rungs: Sequence[int], numbers_of: NumbersOf) -> BasePruner:
+    """The pruner of a table.
+
+    Args:
+        setting: its kind, or the table.
+        rungs: numbers of images, ascending.
+        numbers_of: the numbers of a trial's images, for the pruner that compares these.
+
+    Raises:
+        UserError: for options that Optuna refuses.
+    """
     check_pruner(setting)
     options = {key: value for key, value in _table(setting).items() if key != "kind"}
     kind = str(_table(setting)["kind"])
@@ -136,7 +152,7 @@ def make_pruner(setting: str | Mapping[str, Any], rungs: Sequence[int]) -> BaseP
     except (TypeError, ValueError) as error:
         raise UserError(f"pruner {kind}: {error}") from None
     if isinstance(pruner, WilcoxonPruner):
-        return AtEachImage(pruner)
+        return AtEachImage(pruner, numbers_of)
     return AtEqualImages(pruner) if isinstance(pruner, PercentilePruner) else pruner  # MedianPruner is one
 
 

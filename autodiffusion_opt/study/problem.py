@@ -63,15 +63,18 @@ class Problem:
 
     @cached_property
     def bounds(self) -> tuple[Bound, ...]:
-        """What values must keep to; shares of a cost are of the pipeline's own schedule, or of the uniform one."""
-        given: tuple[Bound, ...] = getattr(self.objective, "bounds", ())
-        own = compared_with(self.baselines)
-        return tuple(bound.of_own(self._cost(bound.name, own)) if bound.is_share else bound for bound in given)
+        """What values must keep to; shares of a cost are of the pipeline's own schedule, or of the uniform one.
 
-    def _cost(self, name: str, candidate: Candidate | None) -> float:
-        assert isinstance(self.objective, ImageObjective)  # only tables of metrics have shares
-        assert candidate is not None  # every space has the uniform baseline
-        return self.objective.cost(name, candidate)
+        Raises:
+            UserError: for a share in an objective of the user's own, whose costs are not known.
+        """
+        given: tuple[Bound, ...] = getattr(self.objective, "bounds", ())
+        if not any(bound.is_share for bound in given):
+            return given
+        own = compared_with(self.baselines)
+        if own is None or not isinstance(self.objective, ImageObjective):
+            raise UserError(f"{type(self.objective).__name__}: a bound must be a number, not a share of what own costs")
+        return tuple(bound.of_own(self.objective.cost(bound.name, own)) if bound.is_share else bound for bound in given)
 
     @property
     def own_label(self) -> str:

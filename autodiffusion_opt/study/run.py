@@ -36,6 +36,7 @@ from autodiffusion_opt.trials.attributes import (
     FOLDERS,
     RANKING,
     WANTED,
+    numbers_of,
 )
 from autodiffusion_opt.trials.claims import Claims
 from autodiffusion_opt.trials.history import History
@@ -289,7 +290,8 @@ class Study:
         directions = self.problem.objective.directions
         if len(directions) > 1:
             raise UserError(f"pruner: Optuna's pruners compare one value; this study has {', '.join(directions)}")
-        return make_pruner(setting, self.problem.objective.rungs)  # type: ignore[attr-defined]  # those with a pruner
+        rungs = self.problem.objective.rungs  # type: ignore[attr-defined]  # those with a pruner
+        return make_pruner(setting, rungs, numbers_of)
 
     @contextmanager
     def _released_on_error(self, claims: Claims, wanted: int) -> Iterator[None]:

@@ -68,3 +68,9 @@ def constraints_of(trial: FrozenTrial) -> dict[str, float]:
     listed = len(trial.system_attrs.get(CONSTRAINTS, ()))
     numbered = {str(index) for index in range(listed)}
     return {name: value for name, value in trial.constraints.items() if name not in numbered}
+
+
+def numbers_of(trial: FrozenTrial) -> list[float]:
+    """A number for each image of the trial, in the order of their indices; empty where none were kept."""
+    numbers: list[float] = trial.user_attrs.get(OF_IMAGES, [])
+    return numbers

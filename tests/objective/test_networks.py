@@ -257,6 +257,10 @@ def size(program: Any) -> None:
     graph(program)["tensor_values"]["images"]["sizes"][0]["as_expr"]["expr_str"] = HARM
 
 
+def function_in_a_size(program: Any) -> None:
+    graph(program)["tensor_values"]["images"]["sizes"][0]["as_expr"]["expr_str"] = "exec('harm')"
+
+
 def size_of_weights(members: dict[str, bytes]) -> None:
     config = json.loads(members["data/weights/model_weights_config.json"])
     next(iter(config["config"].values()))["tensor_meta"]["sizes"][0] = {"as_expr": {"expr_str": HARM}}
@@ -300,6 +304,7 @@ HARMFUL: dict[str, tuple[Callable[[dict[str, bytes]], Any], str]] = {
     "a function as an argument": (in_program(operator_as_argument), "'torch.os.mkdir' is no operator of tensors"),
     "an operator that reads files": (in_program(file_operator), "is no operator of tensors, and could run code"),
     "a size": (in_program(size), "is no expression of sizes, and could run code"),
+    "a function in a size": (in_program(function_in_a_size), "is no expression of sizes, and could run code"),
     "a size of weights": (size_of_weights, "is no expression of sizes, and could run code"),
     "an argument's name": (in_program(argument_name), "is no name"),
     "a value's name": (in_program(name_of_a_value), "is no name"),

@@ -19,7 +19,7 @@ from autodiffusion_opt.objective.pruners import PRUNERS, AtEqualImages, check_pr
 from autodiffusion_opt.report.tables import run_summary, status_rows
 from autodiffusion_opt.sampling.generate import ImageSampler
 from autodiffusion_opt.study.results import stored_study
-from autodiffusion_opt.trials.attributes import BASELINE, OF_IMAGES, REUSED_FROM, SCORE, candidate_of
+from autodiffusion_opt.trials.attributes import BASELINE, OF_IMAGES, REUSED_FROM, SCORE, candidate_of, numbers_of
 
 RUNGS = (10, 30)
 UNEVEN = Candidate.from_time_steps([926, 690, 424, 153])
@@ -170,7 +170,7 @@ def test_a_value_of_fewer_images_does_not_count_at_more() -> None:
     for value in (5.0, 6.0, 7.0, 5.5, 6.5):
         study.add_trial(at_steps({10: 1.0, 30: value}))
     hopeless = at_steps({10: 1.0, 30: 9.0})
-    plain, ours = optuna.pruners.MedianPruner(), make_pruner("median", RUNGS)
+    plain, ours = optuna.pruners.MedianPruner(), make_pruner("median", RUNGS, numbers_of)
     assert isinstance(ours, AtEqualImages)
     assert not plain.prune(study, hopeless)
     assert ours.prune(study, hopeless)
@@ -178,9 +178,9 @@ def test_a_value_of_fewer_images_does_not_count_at_more() -> None:
 
 
 def test_the_resource_of_halving_is_the_number_of_images() -> None:
-    halving: Any = make_pruner("successive-halving", (100, 500, 2000))
+    halving: Any = make_pruner("successive-halving", (100, 500, 2000), numbers_of)
     assert halving._min_resource == 100
-    band: Any = make_pruner("hyperband", (100, 500, 2000))
+    band: Any = make_pruner("hyperband", (100, 500, 2000), numbers_of)
     assert (band._min_resource, band._max_resource) == (100, 2000)
 
 
@@ -190,7 +190,7 @@ def with_numbers(numbers: list[float], value: float | None = None) -> Any:
 
 
 def test_wilcoxon_compares_each_image_with_the_best_trials_own() -> None:
-    pruner = make_pruner({"kind": "wilcoxon", "p_threshold": 0.05}, RUNGS)
+    pruner = make_pruner({"kind": "wilcoxon", "p_threshold": 0.05}, RUNGS, numbers_of)
     random = np.random.default_rng(0)
     best = random.uniform(0, 100, 30)  # images differ far more than candidates
     study = optuna.create_study()
@@ -266,7 +266,7 @@ def test_a_wrong_pruner_is_refused_with_what_is_allowed(setting: Any, message: s
 
 def test_an_option_that_optuna_refuses_is_told_in_its_words() -> None:
     with pytest.raises(UserError, match="pruner percentile: Percentile must be between 0 and 100"):
-        make_pruner({"kind": "percentile", "percentile": 120.0}, RUNGS)
+        make_pruner({"kind": "percentile", "percentile": 120.0}, RUNGS, numbers_of)
 
 
 TABLE = {"kind": "fid", "images": [10, 30], "features": "digits", "reference": "digits"}

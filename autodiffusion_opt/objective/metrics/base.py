@@ -21,7 +21,7 @@ from autodiffusion_opt.errors import UserError, unknown_text
 from autodiffusion_opt.objective.base import Objective, ObjectiveConfig
 from autodiffusion_opt.objective.custom import Features
 from autodiffusion_opt.objective.goals import COSTS, SECONDS, Direction, Goals, goals_of
-from autodiffusion_opt.objective.image_objective import ImageObjective
+from autodiffusion_opt.objective.image_objective import ImageObjective, Measurement
 from autodiffusion_opt.objective.metrics.measurement import Measurements, MetricMeasurement
 from autodiffusion_opt.objective.pruners import needs_each_image
 from autodiffusion_opt.paths import absolute
@@ -131,12 +131,13 @@ class ImagesConfig(ObjectiveConfig):
         at_end = [metric for metric in metrics if metric.name not in optimised]
         in_trials = [metric for metric in metrics if self.report_in is None or metric not in at_end]
 
-        def starter(bound: Sequence[BoundMetric]) -> Callable[[int, int, Progress], Measurements]:
-            return lambda seed, images, progress: Measurements(
-                [metric.start(seed, images, progress) for metric in bound],
-                {metric.name for metric in at_end},
-                sampler.batch_size,
-            )
+        def starter(bound: Sequence[BoundMetric]) -> Callable[[int, int, Progress], Measurement]:
+            def start(seed: int, images: int, progress: Progress) -> Measurement:
+                parts = [metric.start(seed, images, progress) for metric in bound]
+                measurements = Measurements(parts, {metric.name for metric in at_end}, sampler.batch_size)
+                return _behind_the_sampler(measurements, sampler)
+
+            return start
 
         for metric in metrics:  # what does not fit is told now, not in the first trial
             metric.start(self.seed, self.rungs[-1], progress)
@@ -315,6 +316,16 @@ def _bound(
         extractor = extractors[table.features_key]
         bound.append(BoundMetric(name, table, extractor, table.comparison(sampler, extractor, base, progress)))
     return bound
+
+
+def _behind_the_sampler(measurements: Measurements, sampler: ImageSampler) -> Measurement:
+    """On a GPU, measured while the next images are sampled."""
+    import torch
+
+    from autodiffusion_opt.objective.streamed import Streamed
+
+    device = torch.device(sampler.pipeline.device)
+    return Streamed(measurements, device) if device.type == "cuda" else measurements
 
 
 def _identity(metrics: Sequence[BoundMetric], sampler: ImageSampler, *, timed: bool) -> str:

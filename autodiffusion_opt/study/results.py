@@ -300,8 +300,9 @@ def resolve(given: str, study: str | None, storage: str | None, count: int | Non
     if path is not None:
         if count is not None and count > 1:
             raise UserError(f"--top is for a study, which has several candidates; {path} holds one")
+        candidate = Candidate.load(path)
         config = load_study_config(study) if study else _config_in(path)
-        return Chosen(config, {"best": Candidate.load(path)}, None if study else _searched_value(path, config))
+        return Chosen(config, {"best": candidate}, None if study else _searched_value(path, config))
     stored = open_study(given, storage)
     where = f"{stored.name} in {without_password(storage_url(storage))}"
     config = stored_config(stored.name, where, stored.definition)

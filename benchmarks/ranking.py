@@ -16,7 +16,7 @@ import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -203,7 +203,8 @@ def model_results(model: str, effort: Effort, kept: Kept) -> dict[str, Any]:
     )
     metrics = meters(problem, sampler, effort.counts, effort.teacher_steps)
     for kind, reasons in metrics.refused.items():
-        say(f"{model}: no {kind} of {', '.join(map(str, reasons))} images: {next(iter(reasons.values()))}")
+        reason = next(iter(reasons.values())).splitlines()[0]
+        say(f"{model}: no {kind} of {', '.join(map(str, reasons))} images: {reason}")
 
     def of(number: int, candidate: Candidate) -> dict[str, Any]:
         *_, score = problem.objective.measure(candidate, images=effort.reference, seed=FRESH_SEED)
@@ -262,9 +263,12 @@ def main() -> None:
     arguments = parser(__doc__, threads=2)
     arguments.add_argument("--models", nargs="+", default=list(STUDIES), choices=list(STUDIES))
     arguments.add_argument("--keep", type=Path, metavar="FILE", help="keeps what is measured, to go on from there")
+    arguments.add_argument("--reference", type=int, help=f"images of the FID  [default: {Effort.reference}]")
+    arguments.add_argument("--trials", type=int, help=f"of the search for a good candidate  [default: {Effort.trials}]")
     options = arguments.parse_args()
     torch.set_num_threads(options.threads)
-    effort = QUICK if options.quick else Effort()
+    given = {key: value for key in ("reference", "trials") if (value := getattr(options, key)) is not None}
+    effort = replace(QUICK if options.quick else Effort(), **given)
     begun = time.perf_counter()
     with tempfile.TemporaryDirectory() as cache:
         os.environ["AUTODIFFUSION_CACHE"] = cache  # a teacher for every candidate: nothing to keep

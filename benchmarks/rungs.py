@@ -5,8 +5,8 @@ and ``--pruner``. Both winners are then measured again with the same fresh noise
 repeats. Several seeds, both embedded models. Images that were taken over from an earlier trial do not count.
 
 With rungs ``micro_batch`` is the largest number that divides all of them: a call always makes ``micro_batch`` images,
-so rungs of 100 images would each cost 250 with the files' own. ``seconds`` is the time of making and measuring images.
-The last line is one JSON object; ``studies`` holds an entry for each model and seed.
+so a rung of 50 images would cost 250 with the files' own. ``seconds_share`` is of the time of making and measuring
+images. The last line is one JSON object; ``studies`` holds an entry for each model and seed.
 """
 
 from __future__ import annotations
@@ -115,7 +115,7 @@ def main() -> None:
     """Search, re-score, print."""
     arguments = parser(__doc__, threads=2)
     arguments.add_argument("--models", nargs="+", default=list(STUDIES), choices=list(STUDIES))
-    arguments.add_argument("--rungs", nargs="+", type=int, default=[100, 500], help="numbers of images")
+    arguments.add_argument("--rungs", nargs="+", type=int, default=[50, 500], help="numbers of images")
     arguments.add_argument("--pruner", default="successive-halving", help="a kind, or a TOML table")
     arguments.add_argument("--seeds", type=int, default=3)
     arguments.add_argument("--trials", type=int, help="another number than the studies' own")

@@ -55,7 +55,7 @@ def called_at(pipeline: Any, **call: Any) -> list[float]:
     return times
 
 
-@pytest.mark.parametrize("steps", [4, 50, 1])
+@pytest.mark.parametrize("steps", [50, *(pytest.param(steps, marks=pytest.mark.slow) for steps in (4, 1))])
 @pytest.mark.parametrize("name", [name for name in BUILDERS if name != "controlnet"])
 def test_strength_chooses_how_many_of_the_candidates_steps_are_run_and_the_number_asked_for_none(
     name: str, steps: int
@@ -119,7 +119,7 @@ ELSEWHERE = ("PNDMScheduler", "LMSDiscreteScheduler", "DPMSolverSinglestepSchedu
 
 
 @pytest.mark.parametrize("name", [name for name in SCHEDULERS if name not in ELSEWHERE])
-@pytest.mark.parametrize("strength", [0.25, 0.5, 0.75, 1.0])
+@pytest.mark.parametrize("strength", [0.5, *(pytest.param(each, marks=pytest.mark.slow) for each in (0.25, 0.75, 1.0))])
 def test_on_diffusers_own_times_the_images_are_diffusers_own(name: str, strength: float) -> None:
     """Eight steps: each strength is a whole number of them."""
     pipeline, call = BUILDERS["img2img"](scheduler(name))

@@ -35,7 +35,7 @@ def samplers() -> list[tuple[str, float | None, ImageSampler]]:
     conditional = _pipeline("digits-dit")
     return [("digits", None, unconditional)] + [
         ("digits-dit", scale, ImageSampler(conditional, DIGITS, {"guidance_scale": scale}, BATCH, BATCH))
-        for scale in (1.5, 1.0)
+        for scale in (1.2, 1.0)
     ]
 
 

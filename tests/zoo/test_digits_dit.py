@@ -22,8 +22,7 @@ from autodiffusion_opt.zoo import EMBEDDED, digits, digits_dit
 from autodiffusion_opt.zoo.digits_dit.train import LATENT_DEVIATION
 
 FOLDER = EMBEDDED["digits-dit"].pipeline
-SCALE = 1.5  # the guidance scale of the shipped studies
-
+SCALE = 1.2  # of guidance: enough to change images, and too little to move them far from the real ones
 
 Samples = Callable[..., torch.Tensor]
 
@@ -150,10 +149,10 @@ def test_the_null_class_makes_images_of_all_classes(pipeline: Any) -> None:
 
 
 def test_four_uneven_steps_beat_four_uniform_ones(balanced_samples: Samples) -> None:
-    """The best times of a hundred drawn at random, compared there on other noise."""
+    """The best times of a hundred drawn at random (at scale 1.25), on other noise than they were chosen on."""
     ours = load_pipeline("digits-dit", scheduler="ddim", device="cpu")
     sampler = ImageSampler(ours, Labels(range(10)), {"guidance_scale": SCALE}, micro_batch=250, batch_size=250)
-    uneven = torch.cat(list(sampler.images(Candidate.from_time_steps([530, 509, 328, 85]), range(250), 7)))
+    uneven = torch.cat(list(sampler.images(Candidate.from_time_steps([446, 184, 62, 40]), range(250), 7)))
     assert distance(uneven) < 0.75 * distance(balanced_samples(4))
 
 
@@ -167,6 +166,6 @@ def test_more_steps_give_better_images_and_four_leave_room(balanced_samples: Sam
 @pytest.mark.slow
 def test_fifty_steps_are_far_better_than_four(pipeline: Any) -> None:
     """With guidance, and more so without: guidance itself moves images away from the real ones."""
-    for scale, share in ((SCALE, 2.0), (1.0, 3.0)):
+    for scale, share in ((SCALE, 5.0), (1.0, 7.0)):
         four, fifty = (distance(sample(pipeline, steps, balanced(1000), scale)) for steps in (4, 50))
         assert four > share * fifty

@@ -1,7 +1,7 @@
 """The embedded models with schedules of their own: ``python benchmarks/own_steps.py [--quick]``.
 
 The Fréchet distance of each embedded model's images from the 1,797 real digits at 4, 6, 10 and 50 DDIM steps of the
-pipeline's own; of ``digits-dit``, whose labels are balanced, at guidance scale 1.5 and without guidance. Image i has
+pipeline's own; of ``digits-dit``, whose labels are balanced, at guidance scale 1.2 and without guidance. Image i has
 the same noise and label in all of them. 1,000 images are few, so all of these are too large.
 The last line of stdout is one JSON object: ``distances`` holds model, guidance scale, steps and distance.
 """

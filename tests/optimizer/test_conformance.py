@@ -84,6 +84,7 @@ def test_the_sampler_is_another_one_for_each_kind(kind: str) -> None:
         "random": "RandomSearch",
         "optuna:tpe": "TPESampler",
         "optuna:cmaes": "CmaEsSampler",
+        "optuna:nsga2": "NSGAIISampler",
         "optuna:random": "RandomSampler",
     }
     space: Any = build_space(SPACES["time steps"], "here").space(INFO)

@@ -187,7 +187,7 @@ def test_another_sampler_under_the_same_name_is_refused(url: str) -> None:
 @pytest.mark.parametrize("kind", [kind for kind in OPTIMIZERS if kind.startswith("optuna:")])
 def test_a_table_names_a_sampler_and_its_arguments(kind: str) -> None:
     space = build_space({"kind": "time-steps", "steps": 4}, "here").space(INFO)
-    arguments = {} if kind == "optuna:random" else {"n_startup_trials": 3}
+    arguments = {"n_startup_trials": 3} if kind in ("optuna:tpe", "optuna:cmaes") else {}
     sampler = build_optimizer({"kind": kind, **arguments}, "here").sampler(space, 0)
     assert isinstance(sampler, ParameterSampler)
     if arguments:

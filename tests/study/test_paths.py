@@ -204,7 +204,7 @@ def test_the_file_of_a_part_is_looked_for_beside_the_study(part: str, project: P
 def test_weights_of_features_start_from_the_objectives_file(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     given: list[Any] = []
 
-    def load(name: str, device: Any, weights: Path | None) -> Any:
+    def load(name: str, device: Any, weights: Path | None, base: Path) -> Any:
         given.append(weights)
         return features.PixelFeatures()
 

@@ -125,6 +125,9 @@ class Line:
     def values(self, *, is_last: bool) -> dict[str, float]:
         return {"fid": 3 + 50 / self.count}
 
+    def of_images(self) -> None:
+        return None
+
 
 def test_the_extrapolation_finds_the_value_of_infinitely_many_images(problem: Any) -> None:
     line = dataclasses.replace(problem.objective, start_verify=lambda *_: Line())

@@ -18,6 +18,7 @@ from peers.scheduler_runs import curved, difference, mixture, start
 
 import autodiffusion_opt as ado
 from autodiffusion_opt.sampling import schedule as schedules
+from autodiffusion_opt.sampling.conditions import Labels
 from autodiffusion_opt.sampling.generate import noise_generator, to_uint8
 
 CANDIDATES = Path(__file__).parent.parent.parent / "studies" / "candidates"
@@ -120,9 +121,9 @@ def test_published_ends_are_the_papers_last_numbers() -> None:
 
 
 def adm_images(scheduler: Any, pipeline: Any, count: int) -> torch.Tensor:
-    """Images of ADM's DDIM by its formula, in float64 around the denoiser: class i % 3 of labels 0, 2, 1."""
+    """Images of ADM's DDIM by its formula, in float64 around the denoiser, with the classes of ``sampler_of``."""
     noise = torch.cat([torch.randn(1, 3, 16, 16, generator=noise_generator(SEED, index)) for index in range(count)])
-    labels = torch.tensor([(0, 2, 1)[index % 3] for index in range(count)])
+    labels = torch.tensor([Labels((0, 2, 1)).label(index) for index in range(count)])
     alpha, sigma = solvers.levels(scheduler.alphas_cumprod.double().numpy(), np.array(UNEVEN.times), "log_ratio", 0.0)
 
     def predicted(x: np.ndarray, k: int) -> np.ndarray:

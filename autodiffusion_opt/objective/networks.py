@@ -70,7 +70,8 @@ class NetworkFeatures:
 
 def _exported(path: Path, content: bytes, device: torch.device) -> Callable[[torch.Tensor], Any]:
     try:
-        with no_pickles():
+        with no_pickles(), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "The given buffer is not writable")  # torch 2.9's own
             return load_exported(content, device)
     except zipfile.BadZipFile:
         reason = "it is no archive"

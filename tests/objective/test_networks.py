@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import warnings
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -47,7 +48,8 @@ def save(network: torch.nn.Module, path: Path, example: torch.Tensor | None = No
         shapes = None if fixed else ({0: torch.export.Dim.AUTO},)
         torch.export.save(torch.export.export(network.eval(), (images,), dynamic_shapes=shapes), path)
         return path
-    with pytest.warns(FutureWarning, match="deprecated"):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # newer torch calls TorchScript deprecated
         torch.jit.save(torch.jit.trace(network.eval(), (images,)), path)
     return path
 
@@ -81,7 +83,8 @@ def test_an_export_made_on_one_kind_of_device_runs_on_another(files: Path) -> No
 
 def test_dropout_is_off_though_the_network_was_saved_in_training(tmp_path: Path) -> None:
     network = torch.nn.Sequential(torch.nn.Flatten(), Float(), torch.nn.Dropout(0.5)).train()
-    with pytest.warns(FutureWarning, match="deprecated"):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # newer torch calls TorchScript deprecated
         torch.jit.save(torch.jit.script(network), tmp_path / "net.pt")
     images = load_images()[:5]
     features = load_extractor(str(tmp_path / "net.pt"), CPU)(images)
@@ -344,6 +347,7 @@ def test_what_a_network_does_not_need_is_not_read(files: Path, tmp_path: Path) -
     assert not Path("harm").exists()
 
 
+@pytest.mark.skipif(torch.__version__ < "2.15", reason="older torch knows no opaque constants")
 def test_torch_itself_would_run_the_code_of_such_an_archive(files: Path, tmp_path: Path) -> None:
     """So the tests above do test something."""
     path = rewritten(files / "net.pt2", tmp_path / "harmful.pt2", opaque)

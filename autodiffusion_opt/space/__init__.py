@@ -15,7 +15,8 @@ from __future__ import annotations
 from autodiffusion_opt.config import Registry
 from autodiffusion_opt.space.base import Evolvable, Space, SpaceConfig
 from autodiffusion_opt.space.baselines import OWN, UNIFORM
-from autodiffusion_opt.space.joint import Joint, JointConfig
+from autodiffusion_opt.space.joint import Joint
+from autodiffusion_opt.space.joint_config import JointConfig
 from autodiffusion_opt.space.layer_choice import LayerRanking
 from autodiffusion_opt.space.model_info import Layout, ModelInfo
 from autodiffusion_opt.space.time_grid import TimeGrid

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -120,10 +121,14 @@ class StoredStudy:
         definition: dict[str, Any] = attributes.get(DEFINITION, {})
         return more | definition
 
-    def complete(self) -> list[Result]:
-        """The complete trials, best first; those that keep to their bounds before the others."""
+    @cached_property
+    def _complete(self) -> list[Result]:
         names = self.value_names
         return [_result(trial, names) for trial in best_first(self.trials, self.study.directions)]
+
+    def complete(self) -> list[Result]:
+        """The complete trials, best first; those that keep to their bounds before the others."""
+        return list(self._complete)
 
     @property
     def has_front(self) -> bool:
@@ -301,8 +306,12 @@ def resolve(given: str, study: str | None, storage: str | None, count: int | Non
         if count is not None and count > 1:
             raise UserError(f"--top is for a study, which has several candidates; {path} holds one")
         candidate = Candidate.load(path)
-        config = load_study_config(study) if study else _config_in(path)
-        return Chosen(config, {"best": candidate}, None if study else _searched_value(path, config))
+        if study:
+            return Chosen(load_study_config(study), {"best": candidate}, None)
+        content = json.loads(path.read_text(encoding="utf-8"))
+        source = content.get("source") if isinstance(content, dict) else None
+        config = _config_of(source, path)
+        return Chosen(config, {"best": candidate}, _searched_value(source, config))
     stored = open_study(given, storage)
     where = f"{stored.name} in {without_password(storage_url(storage))}"
     config = stored_config(stored.name, where, stored.definition)
@@ -313,17 +322,14 @@ def resolve(given: str, study: str | None, storage: str | None, count: int | Non
     return Chosen(config, {label: result.candidate for label, result in labelled.items()}, searched)
 
 
-def _searched_value(path: Path, config: StudyConfig) -> tuple[float, int] | None:
+def _searched_value(source: Any, config: StudyConfig) -> tuple[float, int] | None:
     """The value of the search that a candidate's file holds, and its number of images; None for several values."""
-    content = json.loads(path.read_text(encoding="utf-8"))
-    values = content.get("source", {}).get("values") if isinstance(content, dict) else None
-    images = getattr(config.objective, "rungs", (0,))[-1]
+    values, images = source.get("values"), getattr(config.objective, "rungs", (0,))[-1]
     return (float(next(iter(values.values()))), images) if values and len(values) == 1 and images else None
 
 
-def _config_in(path: Path) -> StudyConfig:
-    content = json.loads(path.read_text(encoding="utf-8"))
-    source = content.get("source") if isinstance(content, dict) else None
+def _config_of(source: Any, path: Path) -> StudyConfig:
+    """The study that a candidate's file comes from. Raises UserError for a file that does not say."""
     if not isinstance(source, dict) or "definition" not in source:
         raise UserError(f"{path}: does not say which model it is for; name a study that does with --study")
     return stored_config(str(source.get("study", path.stem)), str(path), source["definition"], folder_of(path))

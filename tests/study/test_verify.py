@@ -173,3 +173,24 @@ def test_a_candidate_that_is_beyond_a_bound_on_fresh_noise_is_told(problem: Any)
     mean = float(np.mean(GOOD.times))
     assert result.sentences[0] == f"best is beyond a bound: mean at most 100; it has mean {mean:.4g}"
     assert not any(sentence.startswith("rank 2 is beyond") for sentence in result.sentences)
+
+
+class Two(Failing):
+    """The mean time, the less the better, and the first, the more the better."""
+
+    directions: ClassVar[dict[str, str]] = {"mean": "minimize", "first": "maximize"}
+    bounds = ()
+
+    def measure(self, candidate: Candidate, **_: Any) -> Any:
+        values = {"mean": float(np.mean(candidate.times)), "first": candidate.times[0]}
+        yield Score(values, images=10, seconds=0.0)
+
+
+def test_a_front_looks_at_the_direction_of_each_value(problem: Any) -> None:
+    """Less is better of the one, more of the other: neither of the first two dominates, and both the third."""
+    given = dataclasses.replace(problem, objective=Two(GOOD))
+    times = {"front 1": [500, 10], "front 2": [900, 20], "front 3": [400, 300]}
+    front = {name: Candidate.from_time_steps(each) for name, each in times.items()}
+    result = verified(given, front, None, images=10, repeats=2)
+    assert result.candidates == ("front 1", "front 2")
+    assert result.sentences == ("front 3 is dropped: on fresh noise front 1 is nowhere worse",)

@@ -11,76 +11,26 @@ import numpy as np
 import pytest
 import scipy.linalg
 import scipy.stats
-import torch
-from numpy.typing import NDArray
+from peers.feature_metrics import (
+    DIMENSIONS,
+    KINDS,
+    SETTINGS,
+    TO_TEACHER,
+    Array,
+    features,
+    fid_by_fidelity,
+    kid_by_fidelity,
+    metric,
+    table_of,
+    value,
+)
 
 from autodiffusion_opt import Candidate, ModelInfo, UserError
 from autodiffusion_opt.config import build
-from autodiffusion_opt.objective import METRICS, Metric
+from autodiffusion_opt.objective import METRICS
 from autodiffusion_opt.objective.metrics import Fid, Kid
-from autodiffusion_opt.objective.metrics.base import FeaturesConfig, TeacherConfig
-from autodiffusion_opt.objective.metrics.kl import divergence
-from autodiffusion_opt.objective.references import Reference
-from autodiffusion_opt.objective.statistics import Gaussian, Moments
-from autodiffusion_opt.objective.teacher_reference import TeacherReference
 from autodiffusion_opt.progress import silent
 from autodiffusion_opt.sampling.generate import ImageSampler
-from autodiffusion_opt.sampling.kept import KeptRows
-
-Array = NDArray[np.float32]
-DIMENSIONS = 12
-# Kinds that measure features. Those that measure images have tests of their own.
-KINDS = sorted(kind for kind in METRICS if issubclass(METRICS[kind].Config, FeaturesConfig))
-TO_TEACHER = {kind for kind in KINDS if issubclass(METRICS[kind].Config, TeacherConfig)}
-# What a metric may be beyond the keys that all have, so that it suits 200 features.
-SETTINGS: dict[str, dict[str, Any]] = {"kid": {"subsets": 10, "subset_size": 100}}
-
-
-def features(count: int, seed: int = 0, shift: float = 0.0) -> Array:
-    """Correlated, of unequal scale."""
-    rng, mix = np.random.default_rng(seed), np.random.default_rng(99).normal(size=(DIMENSIONS, DIMENSIONS))
-    return (rng.normal(size=(count, DIMENSIONS)) @ mix * np.linspace(0.5, 2, DIMENSIONS) + shift).astype(np.float32)
-
-
-def reference(given: Array) -> Reference:
-    def statistics() -> Any:
-        moments = Moments(given.shape[1])
-        moments.add(given)
-        return moments.gaussian()
-
-    return Reference("features", statistics, lambda: given)
-
-
-class InMemory(KeptRows):
-    """Rows that are there."""
-
-    def __init__(self, rows: Array) -> None:
-        self.kept = rows
-
-    def need(self, count: int, progress: Any = silent) -> None:
-        assert count <= len(self.kept)
-
-    def rows(self, start: int, stop: int) -> Any:
-        return self.kept[start:stop]
-
-
-def table_of(kind: str, **more: Any) -> dict[str, Any]:
-    compared = {"teacher_steps": 8} if kind in TO_TEACHER else {"reference": "digits"}
-    return {"kind": kind, "images": 200, "features": "pixels"} | compared | more
-
-
-def metric(kind: str, real: Array, **more: Any) -> Metric:
-    table = table_of(kind, **SETTINGS.get(kind, {}) | more)
-    compared = TeacherReference(InMemory(real), len(real), 10) if kind in TO_TEACHER else reference(real)
-    return METRICS[kind](build(METRICS[kind].Config, table, "here"), compared)
-
-
-def value(kind: str, generated: Array, real: Array, block: int = 1000, **more: Any) -> float:
-    measuring = metric(kind, real, **more)
-    for start in range(0, len(generated), block):
-        measuring.add(generated[start : start + block])
-    return measuring.value()
-
 
 # Every kind.
 
@@ -161,23 +111,6 @@ def test_the_objective_of_a_kind_gives_a_value_of_its_name_and_direction(kind: s
 
 
 # Each kind is what its name says: against formulas that are not ours.
-
-
-def fid_by_fidelity(generated: Array, real: Array) -> float:
-    fid = pytest.importorskip("torch_fidelity.metric_fid")
-    both = (generated.astype(np.float64), real.astype(np.float64))
-    stats = [{"mu": wide.mean(axis=0), "sigma": np.cov(wide, rowvar=False)} for wide in both]
-    return float(fid.fid_statistics_to_metric(*stats, verbose=False)["frechet_inception_distance"])
-
-
-def kid_by_fidelity(generated: Array, real: Array, subsets: int = 10, size: int = 100, **kernel: Any) -> float:
-    kid = pytest.importorskip("torch_fidelity.metric_kid")
-    wide = (torch.from_numpy(generated.astype(np.float64)), torch.from_numpy(real.astype(np.float64)))
-    settings = {"kid_kernel_poly_degree": 3, "kid_kernel_poly_gamma": None, "kid_kernel_poly_coef0": 1.0} | kernel
-    found = kid.kid_features_to_metric(
-        *wide, kid_subsets=subsets, kid_subset_size=size, verbose=False, rng_seed=2020, **settings
-    )
-    return float(found["kernel_inception_distance_mean"])
 
 
 def kl_by_formula(generated: Array, real: Array) -> float:
@@ -332,77 +265,3 @@ def test_kid_refuses_a_file_of_statistics_before_the_first_trial(digits: Any, tm
     with pytest.raises(UserError, match=r"stats\.npz holds statistics alone; this metric compares features"):
         objective(digits, "kid", reference=str(tmp_path / "stats.npz"))
     assert objective(digits, "fid", reference=str(tmp_path / "stats.npz"))
-
-
-# Features that are a poor sample: a number all the same, or an error that says why not.
-
-POOR: dict[str, Callable[[Array], Array]] = {
-    "the same for all images": lambda given: np.full_like(given, 2.5),
-    "always 0": np.zeros_like,
-    "two images, repeated": lambda given: given[np.arange(len(given)) % 2],
-    "of rank 1": lambda given: np.outer(given[:, 0], np.arange(1, DIMENSIONS + 1)).astype(np.float32),
-    "tiny": lambda given: given * np.float32(1e-30),
-    "huge": lambda given: given * np.float32(1e30),
-    "some always 0": lambda given: given * (np.arange(DIMENSIONS) > 3).astype(np.float32),
-}
-
-
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("poor", POOR)
-def test_poor_features_of_a_candidate_have_a_finite_value(kind: str, poor: str) -> None:
-    found = value(kind, POOR[poor](features(200, 1)), features(400))
-    assert np.isfinite(found)
-    if kind == "kid" and poor != "huge":  # unbiased, so it may be below 0
-        expected = kid_by_fidelity(POOR[poor](features(200, 1)), features(400))
-        assert found == pytest.approx(expected, rel=1e-6)
-    else:
-        assert found > 0
-
-
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("poor", POOR)
-def test_poor_features_of_a_reference_give_a_finite_value_or_are_refused(kind: str, poor: str) -> None:
-    if kind == "kl" and poor in ("the same for all images", "always 0"):
-        with pytest.raises(UserError, match="the features of its images must differ; they are the same for all"):
-            metric(kind, POOR[poor](features(400)))
-        return
-    assert np.isfinite(value(kind, features(200, 1), POOR[poor](features(400))))
-
-
-@pytest.mark.parametrize("kind", ["fid", "rfid"])
-def test_the_distance_from_features_that_never_change_is_that_of_one_point(kind: str) -> None:
-    real, point = features(400), POOR["the same for all images"](features(200, 1))
-    wide = real.astype(np.float64)
-    expected = ((wide.mean(0) - 2.5) ** 2).sum() + wide.var(0, ddof=1).sum()
-    assert value(kind, point, real) == pytest.approx(expected, rel=1e-6)
-
-
-@pytest.mark.parametrize(("kind", "least"), [("fid", 2), ("kid", 2), ("kl", 13), ("rfid", 18), ("paired", 2)])
-def test_too_few_images_are_refused_with_the_least_number(kind: str, least: int) -> None:
-    more = {"subset_size": None} if kind == "kid" else {}
-    with pytest.raises(UserError, match=f"images.* (at least|than or equal to) {least}.*; got {least - 1}"):
-        metric(kind, features(400), images=least - 1, **more)
-    assert np.isfinite(value(kind, features(least, 1), features(400), images=least, **more))
-
-
-def test_kid_refuses_a_reference_of_one_image() -> None:
-    with pytest.raises(UserError, match="reference: it must have at least 2 images, for pairs of them; got 1"):
-        metric("kid", features(1), subset_size=None)
-
-
-@pytest.mark.parametrize("wrong", [np.nan, np.inf])
-@pytest.mark.parametrize("kind", ["kid", "rfid", "paired"])
-def test_a_reference_whose_features_are_not_finite_is_refused(kind: str, wrong: float) -> None:
-    """That of a reference's statistics, for the others, is checked where they are computed."""
-    real = features(400)
-    real[17, 3] = wrong
-    with pytest.raises(UserError, match=r"the features of .* images must be finite numbers; some are not"):
-        metric(kind, real)
-
-
-def test_rounding_that_outweighs_a_covariance_gives_kl_no_value() -> None:
-    """A variance below 0 is what is left of one where features are large and hardly differ."""
-    sound, broken = Gaussian(np.zeros(2), np.eye(2)), Gaussian(np.zeros(2), np.diag([1.0, -0.5]))
-    assert divergence(sound, sound) == pytest.approx(0, abs=1e-12)
-    assert math.isnan(divergence(broken, sound))
-    assert math.isnan(divergence(sound, broken))

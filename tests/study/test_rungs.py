@@ -239,6 +239,18 @@ def test_a_study_with_wilcoxon_keeps_the_number_of_each_image_and_resumes(digits
         assert "of_images" not in trial.user_attrs[SCORE]
 
 
+def test_a_repeated_candidate_takes_over_the_number_of_each_image_too(digits: Any, url: str) -> None:
+    """A repeat of the best one may become the best trial, whose numbers the next ones are compared with."""
+    study = paired_study(digits, url, "repeated")
+    study.run(8, progress=False)
+    best = min(study.trials(), key=lambda trial: (trial.state != TrialState.COMPLETE, trial.values))
+    optuna.load_study(study_name="repeated", storage=study.storage).enqueue_trial(best.params)
+    study.run(9, progress=False)
+    repeat = study.trials()[-1]
+    assert repeat.user_attrs[REUSED_FROM] == best.number
+    assert repeat.user_attrs[OF_IMAGES] == best.user_attrs[OF_IMAGES]
+
+
 def test_wilcoxon_is_refused_where_images_have_no_numbers() -> None:
     table = TABLE | {"pruner": "wilcoxon"}
     with pytest.raises(

@@ -15,10 +15,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from autodiffusion_opt.cache import packed
 from autodiffusion_opt.errors import UserError
 from autodiffusion_opt.files import write_whole
 from autodiffusion_opt.objective.archives import Archive
-from autodiffusion_opt.objective.cache import packed
 from autodiffusion_opt.objective.statistics import Gaussian
 
 FEATURES = ("features", "feats")

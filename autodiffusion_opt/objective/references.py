@@ -17,8 +17,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from autodiffusion_opt.cache import kept
 from autodiffusion_opt.errors import UserError
-from autodiffusion_opt.objective.cache import kept
 from autodiffusion_opt.objective.data_sets import DataSet, is_data_set
 from autodiffusion_opt.objective.features import Extractor
 from autodiffusion_opt.objective.image_files import batches, check_images, content_hash, image_paths, read_image
@@ -27,6 +27,8 @@ from autodiffusion_opt.objective.statistics import Array, Gaussian, Moments, squ
 from autodiffusion_opt.paths import absolute
 from autodiffusion_opt.progress import Progress, counted, silent
 from autodiffusion_opt.zoo import EMBEDDED
+
+KEPT = "statistics of the reference"
 
 
 @dataclass(frozen=True)
@@ -68,7 +70,7 @@ class KeptGaussian(Gaussian):
     def root(self) -> Array:
         """The symmetric square root of the covariance; D³ operations, once for each reference."""
         name = f"reference-{self.identity}-root"
-        return kept(name, lambda: {"root": square_root(self.covariance)})["root"]
+        return kept(name, lambda: {"root": square_root(self.covariance)}, KEPT)["root"]
 
 
 @dataclass(frozen=True)
@@ -193,7 +195,7 @@ def _reference(
     def statistics() -> Gaussian:
         if given is not None:
             return KeptGaussian(given.mean, given.covariance, given.count, identity)
-        stored = kept(f"reference-{identity}", compute)
+        stored = kept(f"reference-{identity}", compute, KEPT)
         return KeptGaussian(stored["mu"], stored["sigma"], int(stored["count"]), identity)
 
     return Reference(identity, statistics, lambda: np.concatenate(list(features())), device)

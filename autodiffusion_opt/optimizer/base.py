@@ -31,9 +31,16 @@ TRIES = 100
 
 
 class OptimizerConfig(Config):
-    """The table ``[optimizer]`` of a study."""
+    """The table ``[optimizer]`` of a study.
+
+    Attributes:
+        start_from: candidates that are measured after the baselines, for the optimizer to go on from: ``dp`` (dynamic
+            programming on the teacher's trajectory), the name of another study in the same storage (its best), or the
+            path of a candidate's JSON file. Times of another number of steps are respaced.
+    """
 
     kind: str
+    start_from: tuple[str, ...] = ()
     # Whether it proposes whole candidates; an optimizer that proposes parameters searches fully parametric spaces only.
     proposes_candidates: ClassVar[bool] = False
 

@@ -259,8 +259,23 @@ def install(pipeline: Any, candidate: Candidate) -> Iterator[Any]:
             apply(pipeline, before)
 
 
-def watch_samples(pipeline: Any, see: Callable[[torch.Tensor], None]) -> None:
-    """Have ``see`` called with the sample (N, ...) after every step, until the candidate is taken off."""
+@contextlib.contextmanager
+def with_scheduler(pipeline: Any, scheduler: Any) -> Iterator[None]:
+    """The pipeline without its candidate, where it has any, under another scheduler."""
+    candidate = applied(pipeline)
+    remove(pipeline)
+    own = pipeline.scheduler
+    vars(pipeline)["scheduler"] = scheduler
+    try:
+        yield
+    finally:
+        vars(pipeline)["scheduler"] = own
+        if candidate is not None:
+            apply(pipeline, candidate)
+
+
+def watch_samples(pipeline: Any, see: Callable[[torch.Tensor, torch.Tensor], None]) -> None:
+    """Have ``see`` called with the sample (N, ...) before and after every step, until the candidate is taken off."""
     vars(pipeline)[KEY].schedule.watch = see
 
 

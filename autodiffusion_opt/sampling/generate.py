@@ -111,8 +111,8 @@ class LastSample:
     def __init__(self) -> None:
         self._sample: torch.Tensor | None = None
 
-    def keep(self, sample: torch.Tensor) -> None:
-        """A sample (N, ...) in the place of the one before."""
+    def keep(self, _: torch.Tensor, sample: torch.Tensor) -> None:
+        """The sample (N, ...) after a step, in the place of the one before."""
         self._sample = sample
 
     def finite(self, count: int) -> torch.Tensor:

@@ -5,9 +5,7 @@ They are the baseline ``own``: what somebody gets who only lowers ``num_inferenc
 
 from __future__ import annotations
 
-import contextlib
 import functools
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +13,7 @@ import torch
 
 from autodiffusion_opt.candidate import Candidate
 from autodiffusion_opt.errors import UserError
-from autodiffusion_opt.sampling.apply import GUIDANCE_SCALE, applied, apply, remove
+from autodiffusion_opt.sampling.apply import GUIDANCE_SCALE, with_scheduler
 from autodiffusion_opt.sampling.conditions import call_parameters
 from autodiffusion_opt.sampling.generate import ImageSampler
 from autodiffusion_opt.sampling.schedule import check_times, layout_of, own_times, shift_of, untouched
@@ -68,7 +66,7 @@ def record_own_call(sampler: ImageSampler, steps: int) -> OwnCall:
         UserError: for a number of steps that the scheduler has no times for.
     """
     name = type(sampler.pipeline.scheduler).__name__
-    with _bare(sampler.pipeline), sampler.calls() as call:
+    with with_scheduler(sampler.pipeline, untouched(sampler.pipeline.scheduler)), sampler.calls() as call:
         _record(sampler.pipeline.scheduler)
         try:
             call([0], 0, steps)
@@ -120,18 +118,3 @@ def own_shift(sampler: ImageSampler) -> float:
     scheduler = sampler.pipeline.scheduler
     dynamic = scheduler.config.get("use_dynamic_shifting", False)
     return shift_of(scheduler, record_own_call(sampler, 2).mu if dynamic else None)
-
-
-@contextlib.contextmanager
-def _bare(pipeline: Any) -> Iterator[None]:
-    """The pipeline without its candidate, where it has any, and with a copy of its scheduler."""
-    candidate = applied(pipeline)
-    remove(pipeline)
-    scheduler = pipeline.scheduler
-    vars(pipeline)["scheduler"] = untouched(scheduler)
-    try:
-        yield
-    finally:
-        vars(pipeline)["scheduler"] = scheduler
-        if candidate is not None:
-            apply(pipeline, candidate)

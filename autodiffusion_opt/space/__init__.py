@@ -13,7 +13,7 @@ To add one: a file with both classes and a line in :data:`SPACES`; a plug-in has
 from __future__ import annotations
 
 from autodiffusion_opt.config import Registry
-from autodiffusion_opt.space.base import Evolvable, Space, SpaceConfig
+from autodiffusion_opt.space.base import Evolvable, Space, SpaceConfig, Walkable
 from autodiffusion_opt.space.baselines import OWN, UNIFORM
 from autodiffusion_opt.space.joint import Joint
 from autodiffusion_opt.space.joint_config import JointConfig
@@ -41,4 +41,5 @@ __all__ = [
     "TimeGrid",
     "TimeSteps",
     "TimeStepsConfig",
+    "Walkable",
 ]

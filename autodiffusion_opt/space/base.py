@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
@@ -84,6 +84,23 @@ class Evolvable(Space, Protocol):
 
         A space in which no layer may be removed returns itself.
         """
+        ...
+
+
+@runtime_checkable
+class Walkable(Space, Protocol):
+    """A space whose candidates have coordinates, so that a search can go from one candidate to a near one.
+
+    A time's coordinate is λ = ln(α/σ) (:meth:`ModelInfo.log_snr`), in which steps of one length matter about equally
+    at all noise levels; a quarter of the range of any other number is one unit.
+    """
+
+    def coordinates(self, candidate: Candidate) -> tuple[float, ...]:
+        """The coordinates of a candidate in this space: of its times, from noise to image, then of other numbers."""
+        ...
+
+    def moved(self, candidate: Candidate, coordinates: Sequence[float]) -> Candidate:
+        """The candidate at other coordinates: layers go with their steps. What does not fit is repaired."""
         ...
 
 

@@ -117,7 +117,7 @@ class Joint:
     def nearest(self, candidate: Candidate) -> Candidate:
         """Its layers where the space allows them, else as many others; its times on the grid.
 
-        A number of steps that is not allowed becomes the nearest that is, the times read between its own.
+        A number of steps that is not allowed becomes the nearest that is, with times of the same spacing.
         """
         allowed = set(self.layer_choice.removable)
         kept = tuple(Step(step.time, tuple(allowed.intersection(step.removed))) for step in candidate.steps)
@@ -127,9 +127,8 @@ class Joint:
             return nearest
         count = min(max(len(kept), self.steps_min), self.steps_max)
         positions = np.linspace(0, len(kept) - 1, count)
-        times = np.interp(positions, np.arange(len(kept)), candidate.times)
         counts = [min(len(kept[round(position)].removed), self.max_removed) for position in positions]
-        return self._without_chance([float(time) for time in times], counts, vars(candidate))
+        return self._without_chance(self.info.respaced(candidate.times, count), counts, vars(candidate))
 
     def baselines(self) -> dict[str, Candidate]:
         """The usual schedules of as many steps as the budget allows with the whole network at each.
@@ -211,6 +210,18 @@ class Joint:
             preferred = pair if rng.random() < 0.5 else pair[::-1]
             drafts += [(step.time, step.removed) for step in preferred if step is not None][:1]
         return self._child(drafts, self.scalars.crossover(first, second, rng), rng)
+
+    def coordinates(self, candidate: Candidate) -> tuple[float, ...]:
+        """λ of each step's time, then the numbers beside the steps that are searched."""
+        return (*self.info.log_snr(candidate.times).tolist(), *self.scalars.coordinates(candidate))
+
+    def moved(self, candidate: Candidate, coordinates: Sequence[float]) -> Candidate:
+        """Each step at its new time, with as many layers removed: the same ones, where the space allows them there."""
+        count = len(candidate.steps)
+        times = self.info.times_of_log_snr(np.array(coordinates[:count]))
+        drafts = list(zip(times, candidate.removed, strict=True))
+        unused = np.random.default_rng(0)  # the numbers of layers stay, so there is nothing to draw
+        return self._child(drafts, self.scalars.at(coordinates[count:]), unused)
 
     def with_layer_share(self, share: float) -> Joint:
         """At most ``share`` of :attr:`max_removed` at a step; but as many as ``steps_min`` steps must remove.

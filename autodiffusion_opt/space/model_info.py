@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -15,6 +16,8 @@ Layout = Literal["once", "heun", "plms"]
 THIRDS = 3
 # A noise level below this is taken as this, so that its logarithm is finite.
 LEAST_SIGMA = 1e-10
+# A flow's time is taken to lie at least this share of the range inside it, for the same reason.
+LEAST_SHARE = 1e-3
 
 
 @dataclass(frozen=True)
@@ -85,6 +88,43 @@ class ModelInfo:
         """Times at which the model was trained with these noise levels; log σ is linear between integer times."""
         log_sigmas = np.log(np.maximum(np.asarray(self.sigmas), LEAST_SIGMA))
         return tuple(float(t) for t in np.interp(np.log(sigmas), log_sigmas, np.arange(len(log_sigmas))))
+
+    def log_snr(self, times: Sequence[float]) -> NDArray[np.float64]:
+        """λ = ln(α/σ), half the logarithm of the signal-to-noise ratio, at times; shape (len(times),).
+
+        Linear between integer times. A model without noise levels is taken for a flow matching one: α = 1 - t/T,
+        σ = t/T.
+        """
+        if self.sigmas:
+            log_sigmas = np.log(np.maximum(np.asarray(self.sigmas), LEAST_SIGMA))
+            return np.asarray(-np.interp(times, np.arange(len(log_sigmas)), log_sigmas))
+        share = np.clip(np.asarray(times, dtype=np.float64) / self.train_steps, LEAST_SHARE, 1 - LEAST_SHARE)
+        return np.asarray(np.log((1 - share) / share))
+
+    def times_of_log_snr(self, log_snr: NDArray[np.float64]) -> tuple[float, ...]:
+        """Times at which λ = ln(α/σ) is as given (:meth:`log_snr`); the nearest end where it is beyond all times."""
+        if self.sigmas:
+            return self.times_of_sigmas(np.exp(-log_snr))
+        times = self.train_steps / (1 + np.exp(log_snr))
+        return tuple(float(time) for time in np.clip(times, self.lowest, self.highest))
+
+    def respaced(self, times: Sequence[float], steps: int) -> tuple[float, ...]:
+        """Another number of times with the spacing of ``times``.
+
+        K times are the middles of K equal parts of the schedule; λ (:meth:`log_snr`) is linear between these, and on
+        beyond the first and the last.
+        """
+        if len(times) == steps:
+            return tuple(times)
+        levels, given = self.log_snr(times), (np.arange(len(times)) + 0.5) / len(times)
+        wanted = (np.arange(steps) + 0.5) / steps
+        log_snr = np.interp(wanted, given, levels)
+        if len(times) > 1:
+            for end, beyond in ((0, wanted < given[0]), (-1, wanted > given[-1])):
+                inner = 1 if end == 0 else -2
+                slope = (levels[end] - levels[inner]) / (given[end] - given[inner])
+                log_snr[beyond] = levels[end] + slope * (wanted[beyond] - given[end])
+        return self.times_of_log_snr(log_snr)
 
 
 def third_of(time: float, lowest: float, highest: float) -> int:

@@ -3,7 +3,7 @@ along a range."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,6 +20,8 @@ Setting = float | tuple[float, float] | None
 Values = Mapping[str, float | None]
 # Standard deviation of a mutation, as a share of the range.
 MUTATION_SHARE = 0.1
+# Units of a coordinate in a range: a step of 0.4 in a search is a tenth of it.
+UNITS = 4.0
 # How far below the last step's time the end lies at least.
 LEAST_GAP = 0.01
 
@@ -76,6 +78,23 @@ class Scalar:
             return self.settle(first)
         return self.settle(first if rng.random() < 0.5 else second)
 
+    def coordinate(self, value: float) -> float:
+        """A value of a searched range in units, :data:`UNITS` of which are the range, from its low end."""
+        low, high = self.ends
+        return UNITS * (value - low) / (high - low)
+
+    def at(self, coordinate: float) -> float:
+        """The value of a coordinate, which may lie outside the range."""
+        low, high = self.ends
+        return low + coordinate / UNITS * (high - low)
+
+    @property
+    def ends(self) -> tuple[float, float]:
+        """Both ends of the range. Raises ValueError where there is none."""
+        if self.low is None or self.high is None:
+            raise ValueError(f"{self.name} has no range")
+        return self.low, self.high
+
     def check(self, value: float | None) -> None:
         """Raises UserError for a value that is not allowed."""
         if self.settle(value) != value:
@@ -122,6 +141,15 @@ class Scalars:
             scalar.name: scalar.crossover(getattr(first, scalar.name), getattr(second, scalar.name), rng)
             for scalar in self.all
         }
+
+    def coordinates(self, candidate: Candidate) -> tuple[float, ...]:
+        """Of those that are searched."""
+        return tuple(scalar.coordinate(getattr(candidate, scalar.name)) for scalar in self.all if scalar.searched)
+
+    def at(self, coordinates: Sequence[float]) -> Values:
+        """The values of :meth:`coordinates`; what is fixed is left to :meth:`candidate`."""
+        searched = (scalar for scalar in self.all if scalar.searched)
+        return {scalar.name: scalar.at(value) for scalar, value in zip(searched, coordinates, strict=True)}
 
     def check(self, candidate: Candidate) -> None:
         """Raises UserError for a value that is not allowed."""

@@ -97,10 +97,8 @@ class TimeSteps:
         self.scalars.check(candidate)
 
     def nearest(self, candidate: Candidate) -> Candidate:
-        """Its times on the grid, read between them where it has more or fewer than K; every layer run."""
-        positions = np.linspace(0, len(candidate.steps) - 1, self.steps)
-        times = np.interp(positions, np.arange(len(candidate.steps)), candidate.times)
-        return self._candidate([float(time) for time in times], vars(candidate))
+        """Its times on the grid, K times of the same spacing where it has more or fewer; every layer run."""
+        return self._candidate(self.info.respaced(candidate.times, self.steps), vars(candidate))
 
     def baselines(self) -> dict[str, Candidate]:
         """The usual schedules of K steps, moved to this space's grid."""
@@ -120,6 +118,15 @@ class TimeSteps:
         from_first = rng.random(self.steps) < 0.5
         times = np.where(from_first, first.times, second.times)
         return self._candidate([float(time) for time in times], self.scalars.crossover(first, second, rng))
+
+    def coordinates(self, candidate: Candidate) -> tuple[float, ...]:
+        """λ of each time, then the numbers beside the times that are searched."""
+        return (*self.info.log_snr(candidate.times).tolist(), *self.scalars.coordinates(candidate))
+
+    def moved(self, candidate: Candidate, coordinates: Sequence[float]) -> Candidate:
+        """The candidate at the coordinates; the grid's nearest times."""
+        times = self.info.times_of_log_snr(np.array(coordinates[: self.steps]))
+        return self._candidate(times, self.scalars.at(coordinates[self.steps :]))
 
     def with_layer_share(self, share: float) -> TimeSteps:
         """Itself: no layer may be removed here."""

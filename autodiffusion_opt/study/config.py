@@ -16,7 +16,7 @@ from autodiffusion_opt.catalogue import Section, find, read_toml
 from autodiffusion_opt.config import Config, build, combine, kind_in
 from autodiffusion_opt.errors import UserError, unknown_text
 from autodiffusion_opt.objective import METRICS, CandidateMetric, ImageMetric, Objective, ObjectiveConfig
-from autodiffusion_opt.optimizer import OPTIMIZERS, OptimizerConfig
+from autodiffusion_opt.optimizer import DEFAULT, OPTIMIZERS, OptimizerConfig
 from autodiffusion_opt.optimizer.parameters import describe_sampler
 from autodiffusion_opt.paths import absolute, folder_of
 from autodiffusion_opt.sampling.config import PipelineConfig
@@ -46,7 +46,7 @@ class StudyFile(Config):
     pipeline: str | dict[str, Any]
     space: str | dict[str, Any]
     objective: str | dict[str, Any]
-    optimizer: str | dict[str, Any] = "evolution"
+    optimizer: str | dict[str, Any] = DEFAULT
     trials: int = Field(ge=1)
     seed: int = Field(default=0, ge=0)
 
@@ -161,7 +161,7 @@ def load_study_config(name: str, overrides: Iterable[str] = ()) -> StudyConfig:
         UserError: all that is wrong with the study's file and those that it names, at once.
     """
     path = find("studies", name)
-    tables: dict[str, Any] = {"optimizer": {"kind": "evolution"}} | read_toml(path)
+    tables: dict[str, Any] = {"optimizer": {"kind": DEFAULT}} | read_toml(path)
     changes = [_parsed(text) for text in overrides]
     errors: list[UserError] = []
     if not changes:

@@ -17,8 +17,9 @@ from optuna.trial import FrozenTrial, TrialState
 
 from autodiffusion_opt.errors import UserError
 from autodiffusion_opt.objective.pruners import make_pruner
-from autodiffusion_opt.optimizer import CandidateSampler, OptimizerConfig, ParameterSampler
+from autodiffusion_opt.optimizer import DEFAULT, CandidateSampler, OptimizerConfig, ParameterSampler
 from autodiffusion_opt.optimizer.base import require_fully_parametric
+from autodiffusion_opt.optimizer.local import LocalSearch
 from autodiffusion_opt.space import OWN, ModelInfo
 from autodiffusion_opt.study import results
 from autodiffusion_opt.study.callback import Callback
@@ -28,6 +29,7 @@ from autodiffusion_opt.study.problem import Problem, load_problem
 from autodiffusion_opt.study.progress_bar import shown
 from autodiffusion_opt.study.trial import run_trial
 from autodiffusion_opt.study.verify import Rescored, rescore
+from autodiffusion_opt.study.warm_starts import warm_starts
 from autodiffusion_opt.trials.attributes import (
     DEFINITION,
     ERROR,
@@ -35,6 +37,8 @@ from autodiffusion_opt.trials.attributes import (
     FINGERPRINT,
     FOLDERS,
     RANKING,
+    SPENT,
+    START,
     WANTED,
     numbers_of,
 )
@@ -88,7 +92,7 @@ class Study:
         pipeline: Any = None,
         space: Any,
         objective: Any,
-        optimizer: Any = "evolution",
+        optimizer: Any = DEFAULT,
         trials: int = 100,
         storage: str | None = None,
         seed: int = 0,
@@ -187,11 +191,13 @@ class Study:
         with shown(progress) as self._callback:
             study = self._open()
             history = History(study).refresh()
-            study.sampler, study.pruner = self._sampler(history), self._pruner()
+            study.sampler = self._sampler(history)
+            study.pruner = self._pruner(study.sampler)
             claims = Claims(history, self.problem.parameters)
             claims.recover(wanted)
             claims.retry_failures_in_a_row(MOST_FAILURES)
-            claims.enqueue_baselines(self.problem.baselines, {OWN: self.problem.own_label})
+            claims.enqueue(self.problem.baselines, labels={OWN: self.problem.own_label})
+            self._enqueue_starts(claims, history)
             self._callback.started(self.config, history, wanted)
             failures = 0
             with self._released_on_error(claims, wanted):
@@ -282,11 +288,25 @@ class Study:
                 f"{', '.join(map(str, bounds))}: use evolution, {', '.join(SEVERAL_VALUES)}"
             )
 
-    def _pruner(self) -> BasePruner:
-        """What stops candidates after a rung. Raises UserError for a study with several values."""
+    def _enqueue_starts(self, claims: Claims, history: History) -> None:
+        """The optimizer's warm starts that are not in SQL yet, and what they cost."""
+        names = getattr(self.config.optimizer, "start_from", ())
+        new = [name for name in names if name not in history.given_names(START)]
+        starts = warm_starts(self.config, self.problem, self.storage, new, self._callback.progress)
+        spent = [start.spent for start in starts.values() if start.spent is not None]
+        if spent:
+            history.study.set_user_attr(SPENT, [*history.study.user_attrs.get(SPENT, ()), *spent])
+        claims.enqueue({name: start.candidate for name, start in starts.items()}, kind=START)
+
+    def _pruner(self, sampler: BaseSampler) -> BasePruner:
+        """What stops candidates after a rung: the objective's, else the optimizer's own.
+
+        Raises:
+            UserError: for a pruner in a study with several values.
+        """
         setting = getattr(self.config.objective, "pruner", None)
         if setting is None:
-            return NopPruner()
+            return sampler.pruner() if isinstance(sampler, LocalSearch) else NopPruner()
         directions = self.problem.objective.directions
         if len(directions) > 1:
             raise UserError(f"pruner: Optuna's pruners compare one value; this study has {', '.join(directions)}")

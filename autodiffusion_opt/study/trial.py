@@ -13,7 +13,6 @@ from autodiffusion_opt.study.callback import Callback
 from autodiffusion_opt.study.config import StudyConfig
 from autodiffusion_opt.study.problem import Problem
 from autodiffusion_opt.trials.attributes import (
-    BASELINE,
     CANDIDATE,
     ERROR,
     EVALUATION_FAILED,
@@ -24,6 +23,7 @@ from autodiffusion_opt.trials.attributes import (
     SCORE,
     candidate_of,
     constraints_of,
+    given_name,
 )
 from autodiffusion_opt.trials.claims import Claim
 from autodiffusion_opt.trials.history import History
@@ -51,12 +51,12 @@ def run_trial(config: StudyConfig, problem: Problem, claim: Claim, history: Hist
             trial.set_user_attr(ORIGIN, "enqueued" if stored.system_attrs.get(FIXED_PARAMETERS) else optimizer)
             trial.set_user_attr(CANDIDATE, candidate.to_json())
         callback.proposed(trial.number, candidate)
-        is_baseline = BASELINE in stored.user_attrs  # never stopped: results are compared with it
+        is_given = given_name(stored) is not None  # never stopped: what comes after is compared with it
         earlier = history.measured_with(candidate)
-        if earlier is not None and not (is_baseline and earlier.state == TrialState.PRUNED):
+        if earlier is not None and not (is_given and earlier.state == TrialState.PRUNED):
             return _reuse(claim, trial, earlier)
         try:
-            score, is_stopped = _measure(problem, trial, candidate, callback, may_stop=not is_baseline)
+            score, is_stopped = _measure(problem, trial, candidate, callback, may_stop=not is_given)
         except EvaluationError as error:
             trial.set_user_attr(ERROR, str(error))
             trial.set_user_attr(EVALUATION_FAILED, True)

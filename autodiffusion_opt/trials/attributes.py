@@ -12,6 +12,8 @@ from autodiffusion_opt.candidate import Candidate
 CANDIDATE = "candidate"  # its canonical JSON, published before the parameters
 BASELINE = "baseline"  # the name of the baseline that this is: own, or a usual schedule
 LABEL = "label"  # what tables call a baseline, where it is more than its name
+OPTIMIZER = "optimizer"  # the kind of the optimizer that proposed it
+START = "start"  # the warm start that this is: dp, the name of a study, a file
 ORIGIN = "origin"  # how the optimizer made it: random, mutation, crossover ...
 STAGE = "stage"  # of a search in stages
 RETRY_OF = "retry_of"  # the position of the trial whose worker died
@@ -26,12 +28,13 @@ EVALUATION_FAILED = "evaluation_failed"  # true: measuring raised an error; the 
 DEFINITION = "definition"  # what must not change under the study's name
 FINGERPRINT = "fingerprint"  # in the definition: of the model, the conditions, the reference
 RANKING = "ranking"  # of layers, measured once
+SPENT = "spent"  # what warm starts cost: a list of name, images, NFE of each, seconds
 WANTED = "trials"  # how many trials the study's file asks for
 FILE = "file"  # the study's: relative paths in its tables start from its folder
 FOLDERS = "folders"  # of the files that hold other parts, by the part's name: relative paths in those start there
 
 # Of a trial that died, a retry takes over what says which candidate it is and where it came from.
-INHERITED = (CANDIDATE, BASELINE, LABEL, ORIGIN, STAGE)
+INHERITED = (CANDIDATE, BASELINE, START, LABEL, OPTIMIZER, ORIGIN, STAGE)
 # System attribute in which Optuna keeps the parameters of an enqueued trial.
 FIXED_PARAMETERS = "fixed_params"
 # System attribute in which the dashboard reads constraints: a list.
@@ -48,6 +51,11 @@ def candidate_of(trial: FrozenTrial) -> Candidate | None:
     """The trial's candidate; None where the trial died before it had one."""
     text = trial.user_attrs.get(CANDIDATE)
     return None if text is None else parse_candidate(text)
+
+
+def given_name(trial: FrozenTrial) -> tuple[str, str] | None:
+    """Of a baseline or a warm start, which are measured before an optimizer is asked: which of both, and its name."""
+    return next(((kind, trial.user_attrs[kind]) for kind in (BASELINE, START) if kind in trial.user_attrs), None)
 
 
 def values_of(trial: FrozenTrial) -> tuple[float, ...] | None:

@@ -23,6 +23,7 @@ from autodiffusion_opt.trials.attributes import (
     RETRY_OF,
     WORKER,
     candidate_of,
+    given_name,
 )
 from autodiffusion_opt.trials.history import History
 from autodiffusion_opt.trials.storage import fail, record_heartbeat, stale_trial_ids, start_trial
@@ -64,27 +65,30 @@ class Claims:
         self._study = history.study
         self._encode = encode
 
-    def enqueue_baselines(self, baselines: Mapping[str, Candidate], labels: Mapping[str, str] | None = None) -> None:
-        """The baselines come first, so that every study carries its own comparison; each is enqueued once.
+    def enqueue(
+        self, given: Mapping[str, Candidate], kind: str = BASELINE, labels: Mapping[str, str] | None = None
+    ) -> None:
+        """Baselines come first, so that every study carries its own comparison, then warm starts; each once.
 
         Args:
-            baselines: by name, in the order in which they are run.
-            labels: what tables call a baseline, where it is more than its name.
+            given: candidates by name, in the order in which they are run.
+            kind: ``BASELINE`` or ``START``.
+            labels: what tables call a candidate, where it is more than its name.
         """
-        known = self._history.refresh().baseline_names
-        for name, candidate in baselines.items():
+        known = self._history.refresh().given_names(kind)
+        for name, candidate in given.items():
             if name not in known:
-                attributes = {BASELINE: name, CANDIDATE: candidate.to_json(), ORIGIN: "baseline"}
+                attributes = {kind: name, CANDIDATE: candidate.to_json(), ORIGIN: kind}
                 if labels and name in labels:
                     attributes[LABEL] = labels[name]
                 self._study.enqueue_trial(self._encode(candidate), user_attrs=attributes)
         self._drop_duplicates()
 
     def _drop_duplicates(self) -> None:
-        """Of baselines that several workers enqueued, since each saw an empty study, only the first is run."""
-        first: set[str] = set()
+        """Of what several workers enqueued, since neither saw the other's, only the first is run."""
+        first: set[tuple[str, str]] = set()
         for _, trial in sorted(self._history.refresh().trials.items()):
-            name = None if RETRY_OF in trial.user_attrs else trial.user_attrs.get(BASELINE)
+            name = None if RETRY_OF in trial.user_attrs else given_name(trial)
             if name in first and trial.state == TrialState.WAITING:
                 fail(self._study, trial._trial_id, "another worker enqueued it first")
             if name is not None:

@@ -17,8 +17,10 @@ from autodiffusion_opt.trials.attributes import (
     BASELINE,
     EVALUATION_FAILED,
     RETRY_OF,
+    STAGE,
     candidate_of,
     excess_of,
+    given_name,
     values_of,
 )
 from autodiffusion_opt.trials.storage import new_trials
@@ -74,12 +76,16 @@ class Observation:
 
     Attributes:
         excess: by how much its values are beyond their bounds; 0 where they keep to them.
+        stopped: of a candidate that was stopped early: the number of images, and its loss there.
+        stage: of the search, as the optimizer that proposed it named it; None where it named none.
     """
 
     position: int
     candidate: Candidate
     losses: tuple[float, ...] | None = None
     excess: float = 0.0
+    stopped: tuple[int, float] | None = None
+    stage: str | None = None
 
     @property
     def loss(self) -> float | None:
@@ -153,6 +159,15 @@ class Past:
         return list(chosen.values())
 
 
+def _stopped(trial: FrozenTrial, directions: Directions) -> tuple[int, float] | None:
+    """The number of images at which a trial was stopped, and its loss there; None for all others."""
+    if trial.state != TrialState.PRUNED or not trial.intermediate_values:
+        return None
+    images = max(trial.intermediate_values)
+    (loss,) = losses_of([trial.intermediate_values[images]], directions)
+    return images, loss
+
+
 class History:
     """The trials of a study as SQL holds them; :meth:`refresh` reads what is new since the last time.
 
@@ -170,7 +185,7 @@ class History:
         self.observations = Observations()
         self._position: dict[int, int] = {}  # trial number -> position
         self._numbers: dict[int, list[int]] = {}  # position -> the numbers of its trials
-        self._baselines: dict[str, int] = {}  # name -> position
+        self._given: dict[tuple[str, str], int] = {}  # a baseline or warm start -> position
         self._next_position = 0
         self._unfinished: dict[int, int] = {}  # trial id -> number
         self._last_id = -1
@@ -199,7 +214,8 @@ class History:
         if candidate is not None:
             values = values_of(trial)
             losses = None if values is None else losses_of(values, self.directions)
-            self.observations.put(Observation(position, candidate, losses, excess_of(trial)))
+            stopped, stage = _stopped(trial, self.directions), trial.user_attrs.get(STAGE)
+            self.observations.put(Observation(position, candidate, losses, excess_of(trial), stopped, stage))
             if losses is not None:
                 self._complete.setdefault(candidate, trial.number)
             elif trial.state == TrialState.PRUNED:
@@ -215,15 +231,17 @@ class History:
     def _place(self, trial: FrozenTrial) -> None:
         """The position of a new trial: that of the trial it retries, or the next.
 
-        A baseline that two workers enqueued, since both saw an empty study, counts as a retry of the first.
+        A baseline or warm start that two workers enqueued, since neither saw the other's, counts as a retry of the
+        first.
         """
-        name = trial.user_attrs.get(BASELINE)
-        position = int(trial.user_attrs.get(RETRY_OF, self._baselines.get(str(name), self._next_position)))
+        name = given_name(trial)
+        first = self._next_position if name is None else self._given.get(name, self._next_position)
+        position = int(trial.user_attrs.get(RETRY_OF, first))
         self._next_position += position == self._next_position
         self._position[trial.number] = position
         self._numbers.setdefault(position, []).append(trial.number)
         if name is not None:
-            self._baselines.setdefault(name, position)
+            self._given.setdefault(name, position)
 
     def position(self, number: int) -> int:
         """The position of a trial."""
@@ -248,14 +266,14 @@ class History:
         """Positions whose every trial lost its worker, ascending: to be retried."""
         return sorted(self._open)
 
-    @property
-    def baseline_names(self) -> set[str]:
-        """The baselines that were ever enqueued."""
-        return set(self._baselines)
+    def given_names(self, kind: str = BASELINE) -> set[str]:
+        """The baselines, or the warm starts, that were ever enqueued."""
+        return {name for of_kind, name in self._given if of_kind == kind}
 
     def baseline(self, name: str) -> FrozenTrial | None:
         """The complete trial of a baseline."""
-        trials = self.at(self._baselines[name]) if name in self._baselines else []
+        position = self._given.get((BASELINE, name))
+        trials = [] if position is None else self.at(position)
         return next((trial for trial in trials if trial.state == TrialState.COMPLETE), None)
 
     def unfinished(self, state: TrialState) -> list[FrozenTrial]:

@@ -73,7 +73,7 @@ def test_two_workers_at_once_measure_each_candidate_once(study_file: Write, url:
         if first is not trial:  # only where both were proposed at the same instant, neither knowing of the other
             assert trial.datetime_start < first.datetime_complete  # type: ignore[operator]
     assert len({trial.user_attrs[WORKER] for trial in complete}) == 2
-    assert history.baseline_names == set(study.problem.baselines)
+    assert history.given_names() == set(study.problem.baselines)
     assert len(study.run(progress=False)) == len(complete)
     assert len(study.trials()) == len(history.trials)  # nothing was left to do
 

@@ -70,7 +70,7 @@ def test_a_claimed_trial_runs_under_this_workers_name(study: optuna.Study) -> No
 
 def test_a_waiting_trial_is_taken_before_a_new_position_and_gets_its_worker(study: optuna.Study) -> None:
     claims = claims_of(study)
-    claims.enqueue_baselines({"leading": at(3), "trailing": at(4)})
+    claims.enqueue({"leading": at(3), "trailing": at(4)})
     assert [take(claims).number for _ in range(3)] == [0, 1, 2]
     assert [trial.user_attrs[WORKER] for trial in trials(study)] == [this_worker()] * 3
     assert [trial.user_attrs.get(BASELINE) for trial in trials(study)] == ["leading", "trailing", None]
@@ -112,7 +112,7 @@ def test_a_dead_workers_trial_is_retried_once(study: optuna.Study) -> None:
 
 def test_a_retry_keeps_the_baselines_name_and_where_the_candidate_came_from(study: optuna.Study) -> None:
     claims = claims_of(study)
-    claims.enqueue_baselines({"leading": at(3)})
+    claims.enqueue({"leading": at(3)})
     lost = take(claims)
     study._storage.set_trial_user_attr(lost.trial_id, STAGE, "times")
     given_to(study, lost, dead_worker())
@@ -120,7 +120,7 @@ def test_a_retry_keeps_the_baselines_name_and_where_the_candidate_came_from(stud
     attributes = trials(study)[1].user_attrs
     assert (attributes[BASELINE], attributes[ORIGIN], attributes[STAGE]) == ("leading", "baseline", "times")
     # And it is not enqueued as a baseline again.
-    claims.enqueue_baselines({"leading": at(3)})
+    claims.enqueue({"leading": at(3)})
     assert len(trials(study)) == 2
 
 
@@ -190,7 +190,7 @@ def test_baselines_that_two_workers_enqueued_are_run_once(study: optuna.Study) -
         for _ in range(2):
             attributes = {BASELINE: name, CANDIDATE: at(time).to_json(), ORIGIN: "baseline"}
             study.enqueue_trial({"t1": time}, user_attrs=attributes)
-    claims_of(study).enqueue_baselines({"leading": at(3), "trailing": at(4)})
+    claims_of(study).enqueue({"leading": at(3), "trailing": at(4)})
     assert [trial.state.name for trial in trials(study)] == ["WAITING", "FAIL", "WAITING", "FAIL"]
     assert trials(study)[1].user_attrs[ERROR] == "another worker enqueued it first"
 
@@ -218,7 +218,7 @@ def test_a_waiting_trial_that_another_worker_took_is_left_to_it(
     study: optuna.Study, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     claims, others = claims_of(study), claims_of(study)
-    claims.enqueue_baselines({"leading": at(3), "trailing": at(4)})
+    claims.enqueue({"leading": at(3), "trailing": at(4)})
     start = claims_room.start_trial
 
     def late(study: optuna.Study, waiting: FrozenTrial | None) -> int | None:

@@ -83,7 +83,7 @@ def test_a_baseline_enqueued_by_two_workers_is_a_single_position() -> None:
         trial("RUNNING", 30),
     )
     assert [history.position(number) for number in range(5)] == [0, 1, 0, 1, 2]
-    assert history.baseline_names == {"leading", "trailing"}
+    assert history.given_names() == {"leading", "trailing"}
     leading = history.baseline("leading")
     assert leading is not None
     assert leading.values == [5.0]

@@ -148,7 +148,8 @@ def _step(scheduler: Any, schedule: InstalledSchedule, *args: Any, **kwargs: Any
     make: Callable[..., Any] = schedule.spec.methods.get("step", _diffusers_step)
     result = make(scheduler, schedule, *args, **kwargs)
     if schedule.watch is not None:
-        schedule.watch(result[0])
+        before = kwargs["sample"] if "sample" in kwargs else args[2]  # step(model_output, timestep, sample, ...)
+        schedule.watch(before, result[0])
     schedule.position += 1  # here and not at the next time handed over: DDIMPipeline calls the denoiser before that
     return result
 

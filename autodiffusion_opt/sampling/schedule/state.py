@@ -31,7 +31,7 @@ class ScheduleState:
         mu: of dynamic shifting, as the pipeline gave it last.
         was_set: whether the times were asked for (``set_timesteps``) since somebody set this to False.
         check_use: raises an error where the scheduler must not be used; None: it may.
-        watch: is given the sample after every step; None: nobody looks.
+        watch: is given the sample before and after every step; None: nobody looks.
         position: for a scheduler without a count of its own: the step that the next call of the denoiser is of.
     """
 
@@ -54,7 +54,7 @@ class ScheduleState:
         self.mu: float | None = None
         self.was_set = False
         self.check_use: Callable[[], None] | None = None
-        self.watch: Callable[[torch.Tensor], None] | None = None
+        self.watch: Callable[[torch.Tensor, torch.Tensor], None] | None = None
         self.position = 0
         self._scheduler = scheduler
 

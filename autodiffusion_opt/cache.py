@@ -14,12 +14,13 @@ from autodiffusion_opt.files import cache_folder, keep, read_kept
 Arrays = Mapping[str, NDArray[Any]]
 
 
-def kept(name: str, compute: Callable[[], Arrays]) -> Arrays:
+def kept(name: str, compute: Callable[[], Arrays], what: str) -> Arrays:
     """The arrays that are kept under a name; computed where there are none.
 
     Args:
         name: says what the arrays are of: with it, they are always the same.
         compute: gives them.
+        what: they are, for messages.
 
     Raises:
         UserError: where the cache cannot be written.
@@ -30,7 +31,7 @@ def kept(name: str, compute: Callable[[], Arrays]) -> Arrays:
         with np.load(io.BytesIO(content), allow_pickle=False) as file:
             return dict(file)
     arrays = compute()
-    keep(path, packed(arrays), "statistics of the reference")
+    keep(path, packed(arrays), what)
     return arrays
 
 

@@ -12,8 +12,8 @@ import pytest
 from objective.test_references import Counting
 
 from autodiffusion_opt import UserError
+from autodiffusion_opt.cache import kept
 from autodiffusion_opt.objective import references
-from autodiffusion_opt.objective.cache import kept
 from autodiffusion_opt.objective.references import load_reference
 from autodiffusion_opt.objective.statistics import FrechetDistance
 
@@ -35,7 +35,7 @@ class Compute:
 
 
 def ask(compute: Compute, name: str = "thing") -> Any:
-    arrays = kept(name, compute)
+    arrays = kept(name, compute, "test values")
     np.testing.assert_array_equal(arrays["values"], compute.values)
     assert arrays["count"] == 3
     return arrays

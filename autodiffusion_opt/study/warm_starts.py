@@ -1,0 +1,104 @@
+"""Candidates that a search begins with, beside the baselines: computed, or taken from what was found before."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import optuna
+
+from autodiffusion_opt.candidate import Candidate
+from autodiffusion_opt.errors import UserError, unknown_text
+from autodiffusion_opt.paths import absolute
+from autodiffusion_opt.progress import Progress, silent
+from autodiffusion_opt.study.config import StudyConfig
+from autodiffusion_opt.study.problem import Problem
+from autodiffusion_opt.study.results import stored_study
+from autodiffusion_opt.trials.storage import Storage
+
+DYNAMIC_PROGRAMMING = "dp"
+
+
+@dataclass(frozen=True)
+class WarmStart:
+    """A candidate that a search begins with.
+
+    Attributes:
+        candidate: in the study's space.
+        spent: what it cost to find, as JSON: ``name``, ``images``, ``nfe`` of each, ``seconds``; None: nothing new.
+    """
+
+    candidate: Candidate
+    spent: Mapping[str, Any] | None = None
+
+
+def warm_starts(
+    config: StudyConfig, problem: Problem, storage: Storage, names: Sequence[str], progress: Progress = silent
+) -> dict[str, WarmStart]:
+    """The warm starts of a study, by name; the baselines among ``names`` are measured anyway, and not among these.
+
+    Args:
+        config: the study.
+        problem: its model and space.
+        storage: in which other studies are.
+        names: ``dp``, studies, or paths of candidates' files, which start from the optimizer's folder.
+        progress: is told of images that are sampled.
+
+    Raises:
+        UserError: for names that are none of these, files that are no candidates, studies without a result, and where
+            dynamic programming cannot be had: not for a ``dp`` that is there by default, which is left out.
+    """
+    starts: dict[str, WarmStart] = {}
+    for name in names:
+        if name == DYNAMIC_PROGRAMMING:
+            start = _dynamic_programming(config, problem, progress)
+            starts |= {} if start is None else {name: start}
+        elif name not in problem.baselines:
+            starts[name] = WarmStart(problem.space.nearest(_known(config, storage, name)))
+    return starts
+
+
+def _dynamic_programming(config: StudyConfig, problem: Problem, progress: Progress) -> WarmStart | None:
+    """The times of least local errors, as many as the uniform baseline has."""
+    is_asked_for = "start_from" in getattr(config.optimizer, "model_fields_set", ())
+    if problem.sampler is None:
+        if is_asked_for:
+            raise UserError(f"{config.path}: start_from: {DYNAMIC_PROGRAMMING} needs a pipeline to sample with")
+        return None
+    from autodiffusion_opt.sampling.trajectory import local_errors
+
+    began = time.perf_counter()
+    steps = len(next(iter(problem.space.baselines().values())).steps)
+    try:
+        measured = local_errors(problem.sampler, problem.info, progress=progress)
+        times = measured.errors.best_times(steps)
+    except UserError as error:
+        if is_asked_for:
+            raise UserError(f"{config.path}: start_from: {DYNAMIC_PROGRAMMING}: {error}") from None
+        warnings.warn(f"there is no warm start {DYNAMIC_PROGRAMMING!r}: {error}", stacklevel=4)
+        return None
+    spent = {
+        "name": DYNAMIC_PROGRAMMING,
+        "images": measured.images,
+        "nfe": measured.nfe,
+        "seconds": round(time.perf_counter() - began, 3),
+    }
+    return WarmStart(problem.space.nearest(Candidate.from_time_steps(times)), spent)
+
+
+def _known(config: StudyConfig, storage: Storage, name: str) -> Candidate:
+    """The candidate of a file, or the best of another study."""
+    if name.endswith(".json"):
+        path = absolute(name, config.base_of("optimizer"))
+        if not Path(path).is_file():
+            raise UserError(f"{config.path}: start_from: there is no file {name} ({path})")
+        return Candidate.load(path)
+    studies = [known for known in optuna.get_all_study_names(storage) if known != config.name]
+    if name not in studies:
+        allowed = [DYNAMIC_PROGRAMMING, *studies]
+        raise UserError(f"{config.path}: start_from: {unknown_text('a warm start', name, allowed)}")
+    return stored_study(name, storage).top(1)[0].candidate

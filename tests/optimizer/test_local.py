@@ -1,0 +1,215 @@
+"""What pattern search proposes, over plain lists of observations: no SQL."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import optuna
+import pytest
+from optuna.trial import TrialState, create_trial
+
+import autodiffusion_opt as ado
+from autodiffusion_opt.candidate import Candidate, Step
+from autodiffusion_opt.optimizer.base import Proposal
+from autodiffusion_opt.optimizer.local import LocalSearch, Stage, WorseThanBest
+from autodiffusion_opt.study.config import build_optimizer, build_space
+from autodiffusion_opt.trials.history import Observation, Observations
+
+SIGMAS = tuple(np.geomspace(0.01, 80, 1000).tolist())
+INFO = ado.ModelInfo(1000, sigmas=SIGMAS, layers=10, removable=tuple(range(10)), ranking=(tuple(range(10)),) * 3)
+SPACES: dict[str, dict[str, Any]] = {
+    "times": {"kind": "time-steps", "steps": 4},
+    "continuous": {"kind": "time-steps", "steps": 4, "times": "continuous"},
+    "guidance": {"kind": "time-steps", "steps": 3, "guidance_scale": [1.0, 9.0], "end_time": [0.0, 40.0]},
+    "joint any": {"kind": "joint", "n_max": 30, "steps_min": 2, "steps_max": 5},
+    "joint ranked": {"kind": "joint", "n_max": 30, "steps_min": 2, "steps_max": 5, "layers": "ranked"},
+}
+every_space = pytest.mark.parametrize("name", SPACES)
+Value = Callable[[Candidate], float | None]
+
+
+def search_of(name: str, seed: int = 0, **keys: Any) -> LocalSearch:
+    info = dataclasses.replace(INFO, continuous=True)
+    space: Any = build_space(SPACES[name], "here").space(info)
+    sampler = build_optimizer({"kind": "local"} | keys, "here").sampler(space, seed)
+    assert isinstance(sampler, LocalSearch)
+    return sampler
+
+
+def valley(candidate: Candidate) -> float:
+    """A distance in log-SNR from times 600, 300, ...; and of the guidance scale from 3."""
+    target = np.linspace(600, 60, len(candidate.times))
+    apart = INFO.log_snr(candidate.times) - INFO.log_snr(target.tolist())
+    return float((apart**2).sum()) + (0 if candidate.guidance_scale is None else (candidate.guidance_scale - 3) ** 2)
+
+
+def propose(search: LocalSearch, past: list[Observation], position: int) -> Proposal:
+    return search.propose(Observations(past).before(position), np.random.default_rng([search.seed, position]))
+
+
+def run(search: LocalSearch, value: Value, count: int, past: list[Observation] | None = None) -> list[Observation]:
+    """Positions one after another; None of ``value`` fails."""
+    seen = list(past or [])
+    while len(seen) < count:
+        proposal = propose(search, seen, len(seen))
+        loss = value(proposal.candidate)
+        losses = None if loss is None else (loss,)
+        seen.append(Observation(len(seen), proposal.candidate, losses, stage=proposal.stage))
+    return seen
+
+
+@every_space
+def test_candidates_are_in_the_space_and_none_is_proposed_twice(name: str) -> None:
+    search = search_of(name)
+    past = run(search, valley, 120)
+    for observation in past:
+        search.space.check(observation.candidate)
+    assert len({observation.candidate for observation in past}) == 120
+
+
+@pytest.mark.parametrize("name", ["times", "continuous", "guidance"])
+def test_it_finds_the_bottom_of_a_valley(name: str) -> None:
+    past = run(search_of(name), valley, 150)
+    assert valley(past[0].candidate) > 1
+    assert min(observation.losses[0] for observation in past if observation.losses) < 0.02
+
+
+def test_a_sweep_tries_each_coordinate_up_and_down_by_its_step_then_by_half() -> None:
+    search = search_of("continuous")
+    centre = Candidate.from_time_steps([800.0, 500.0, 300.0, 100.0])
+    past = run(search, lambda _: 9.0, 17, [Observation(0, centre, (1.0,))])
+    moves = [INFO.log_snr(o.candidate.times) - INFO.log_snr(centre.times) for o in past[1:]]
+    for step, sweep in ((0.4, moves[:8]), (0.2, moves[8:])):
+        pairs = {(int(np.abs(move).argmax()), bool(move.sum() > 0)) for move in sweep}
+        assert len(pairs) == 8
+        for move in sweep:
+            assert np.sort(np.abs(move)) == pytest.approx([0, 0, 0, step], abs=2e-3)
+    assert [o.stage for o in past[1:]] == ["descent 1, step 0.4"] * 8 + ["descent 1, step 0.2"] * 8
+
+
+def test_a_better_candidate_is_the_new_centre_at_once_and_keeps_the_step() -> None:
+    search = search_of("times")
+    start = Observation(0, Candidate.from_time_steps([800, 500, 300, 100]), (5.0,))
+    better = Observation(1, Candidate.from_time_steps([700, 500, 300, 100]), (4.0,), stage="descent 1, step 0.1")
+    near = propose(search, [start, better], 2)
+    assert sum(a != b for a, b in zip(near.candidate.times, better.candidate.times, strict=True)) == 1
+    assert near.stage == "descent 1, step 0.1"
+
+
+def test_where_steps_are_too_small_another_descent_begins_near_the_best_and_goes_from_its_best_beginning() -> None:
+    search = search_of("times", least_step=0.3, beginnings=3)
+    best = Candidate.from_time_steps([800, 500, 300, 100])
+    past = run(search, lambda candidate: 2.0 + valley(candidate), 13, [Observation(0, best, (1.0,))])
+    assert [o.stage for o in past[9:12]] == ["descent 2, beginning"] * 3
+    beginnings = sorted(past[9:12], key=lambda o: o.losses or ())
+    for beginning in beginnings:
+        assert np.abs(INFO.log_snr(beginning.candidate.times) - INFO.log_snr(best.times)).max() < 2
+    assert past[12].stage == "descent 2, step 0.4"
+    same = [len({*past[12].candidate.times} & {*beginning.candidate.times}) for beginning in beginnings]
+    assert same[0] == 3
+
+
+def test_what_is_measured_on_more_images_goes_before_what_was_stopped() -> None:
+    search = search_of("times")
+    complete = Observation(0, Candidate.from_time_steps([800, 500, 300, 100]), (50.0,))
+    stopped = Observation(1, Candidate.from_time_steps([700, 500, 300, 100]), stopped=(100, 3.0))
+    later = propose(search, [complete, stopped], 2)
+    assert sum(a != b for a, b in zip(later.candidate.times, complete.candidate.times, strict=True)) == 1
+    # In a descent of its own a stopped candidate will do, the best at most images.
+    others = [
+        Observation(
+            1, Candidate.from_time_steps([600, 500, 300, 100]), stopped=(500, 9.0), stage="descent 2, step 0.4"
+        ),
+        Observation(
+            2, Candidate.from_time_steps([650, 550, 350, 150]), stopped=(100, 2.0), stage="descent 2, step 0.4"
+        ),
+    ]
+    again = propose(search_of("times", beginnings=1), [complete, begun(3), *others], 4)
+    assert sum(a != b for a, b in zip(again.candidate.times, others[0].candidate.times, strict=True)) == 1
+
+
+def begun(position: int) -> Observation:
+    return Observation(position, Candidate.from_time_steps([999, 998, 997, 996]), None, stage="descent 2, beginning")
+
+
+def test_kept_bounds_come_before_better_values() -> None:
+    kept = Observation(0, Candidate.from_time_steps([800, 500, 300, 100]), (50.0,))
+    beyond = Observation(1, Candidate.from_time_steps([700, 500, 300, 100]), (1.0,), excess=0.1)
+    near = propose(search_of("times"), [kept, beyond], 2)
+    assert sum(a != b for a, b in zip(near.candidate.times, kept.candidate.times, strict=True)) == 1
+
+
+def test_what_other_optimizers_found_is_gone_on_from() -> None:
+    search = search_of("times")
+    past = run(search, valley, 30)
+    found = Observation(30, Candidate.from_time_steps([604, 422, 238, 61]), (-1.0,), stage="times")
+    near = propose(search, [*past, found], 31)
+    assert sum(a != b for a, b in zip(near.candidate.times, found.candidate.times, strict=True)) == 1
+    assert near.stage == "descent 1, step 0.4"
+
+
+def test_workers_that_ask_before_anything_is_measured_get_different_candidates_of_one_sweep() -> None:
+    search = search_of("times")
+    past = [Observation(0, Candidate.from_time_steps([800, 500, 300, 100]), (5.0,))]
+    for position in range(1, 12):
+        proposal = propose(search, past, position)
+        past.append(Observation(position, proposal.candidate, None, stage=proposal.stage))
+    assert len({o.candidate for o in past}) == 12
+    assert [o.stage for o in past[1:]] == ["descent 1, step 0.4"] * 8 + ["descent 1, step 0.2"] * 3
+
+
+def test_it_begins_with_the_uniform_candidate_and_others_near_it_while_nothing_is_measured() -> None:
+    search = search_of("times")
+    past = run(search, lambda _: None, 4)
+    assert past[0].candidate == search.space.baselines()["leading"]
+    assert len({o.candidate for o in past}) == 4
+
+
+def test_the_same_past_gives_the_same_proposal_and_another_seed_another_order() -> None:
+    whole = run(search_of("times"), valley, 60)
+    assert run(search_of("times"), valley, 60, whole[:37]) == whole
+    assert run(search_of("times", seed=1), valley, 60) != whole
+
+
+def test_layers_go_with_their_steps() -> None:
+    search = search_of("joint any")
+    centre = Candidate((Step(800, (1, 2)), Step(500, (3,)), Step(200, ())))
+    past = run(search, lambda _: 9.0, 7, [Observation(0, centre, (1.0,))])
+    assert {o.candidate.removed for o in past} == {centre.removed}
+
+
+@pytest.mark.parametrize("stage", [Stage(1, 0.4), Stage(12, 0.025), Stage(3, None)])
+def test_a_stage_is_read_from_its_text(stage: Stage) -> None:
+    assert Stage.parsed(str(stage)) == stage
+    assert Stage.parsed("joint 50%") is None
+    assert Stage.parsed(None) is None
+
+
+def at_rungs(values: dict[int, float], state: TrialState = TrialState.COMPLETE) -> Any:
+    return create_trial(state=state, value=list(values.values())[-1], intermediate_values=values)
+
+
+@pytest.mark.parametrize(("direction", "sign"), [("minimize", 1), ("maximize", -1)])
+def test_a_candidate_is_stopped_that_is_worse_than_the_best_was_after_as_many_images(direction: str, sign: int) -> None:
+    study, pruner = optuna.create_study(direction=direction), WorseThanBest()
+    running = at_rungs({100: sign * 9.0}, TrialState.RUNNING)
+    assert not pruner.prune(study, running)  # nothing to compare with
+    study.add_trial(at_rungs({100: sign * 8.0, 500: sign * 2.0}))
+    study.add_trial(at_rungs({100: sign * 5.0, 500: sign * 3.0}))
+    assert pruner.prune(study, running)
+    assert not pruner.prune(study, at_rungs({100: sign * 7.0}, TrialState.RUNNING))
+    assert not pruner.prune(study, at_rungs({100: sign * 8.0}, TrialState.RUNNING))
+    assert not pruner.prune(study, at_rungs({50: sign * 99.0}, TrialState.RUNNING))
+
+
+def test_a_space_without_coordinates_is_refused() -> None:
+    space: Any = search_of("times").space
+
+    class Plain:
+        distributions, decode, encode, check = space.distributions, space.decode, space.encode, space.check
+
+    with pytest.raises(ado.UserError, match="needs a space with the methods coordinates and moved; Plain does not"):
+        build_optimizer({"kind": "local"}, "here").sampler(Plain(), 0)  # type: ignore[arg-type]

@@ -1,0 +1,265 @@
+"""Pictures of studies side by side, drawn with matplotlib; and a page that holds one with its tables.
+
+matplotlib is an extra, imported when a picture is drawn. Figures are made without pyplot, so nothing global is changed.
+"""
+
+from __future__ import annotations
+
+import html
+import importlib.util
+import io
+import math
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from autodiffusion_opt.errors import UserError
+from autodiffusion_opt.files import write_whole
+from autodiffusion_opt.report.comparison import Comparison, Sheet, sheets
+from autodiffusion_opt.study.comparison import OptimizerComparison
+from autodiffusion_opt.study.curves import Band
+from autodiffusion_opt.study.steps_front import StepsComparison
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+ENDINGS = (".png", ".svg", ".html")
+# Okabe and Ito's colours, which colour-blind people tell apart; without yellow, too pale for lines, and black.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+# Beyond so many lines, colours come again with another dash.
+DASHES = ("solid", (0, (5, 2)), (0, (1, 1.5)))
+GREY = "#666666"
+DPI = 160
+WIDTH, HEIGHT = 8.0, 4.6  # inches
+# Numbers that span more than this factor are drawn on a log axis.
+WIDE = 5.0
+# Between labels beside the axes, as a share of the axes' height.
+LABEL_GAP = 0.062
+
+
+def check_picture(path: Path) -> None:
+    """Raises UserError, before anything is measured, for a picture that could not be written."""
+    if path.suffix not in ENDINGS:
+        raise UserError(f"-o must end in {', '.join(ENDINGS)}; got {path}")
+    if not path.parent.is_dir():
+        raise UserError(f"-o: the folder {path.parent} must exist")
+    if importlib.util.find_spec("matplotlib") is None:
+        raise UserError("a picture needs matplotlib: pip install 'autodiffusion-opt[plots]'")
+
+
+def save_picture(comparison: Comparison, path: Path) -> None:
+    """Write a comparison as ``.png``, ``.svg``, or an ``.html`` page with its tables.
+
+    Raises:
+        UserError: for another ending, a folder that is not there, without matplotlib, or where it cannot be written.
+    """
+    check_picture(path)
+    figure = draw(comparison)
+    if path.suffix == ".html":
+        content = page(comparison, _rendered(figure, "svg").decode()).encode()
+    else:
+        content = _rendered(figure, path.suffix[1:])
+    try:
+        write_whole(path, content)
+    except OSError as error:
+        raise UserError(f"-o: {path} cannot be written: {error.strerror}") from None
+
+
+def draw(comparison: Comparison) -> Figure:
+    """The picture of a comparison: medians with their bands over seeds; or the front."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(WIDTH, HEIGHT), dpi=DPI, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(color="#e6e6e6", linewidth=0.6, which="major")
+    axes.set_axisbelow(True)
+    if isinstance(comparison, StepsComparison):
+        _draw_front(axes, comparison)
+    else:
+        _draw_curves(axes, comparison)
+    return figure
+
+
+def _rendered(figure: Figure, kind: str) -> bytes:
+    """The same bytes for the same figure: without a date, and with ids that depend on nothing else."""
+    import matplotlib
+
+    stream = io.BytesIO()
+    with matplotlib.rc_context({"svg.hashsalt": "autodiffusion-opt"}):
+        figure.savefig(stream, format=kind, metadata={"Date": None} if kind == "svg" else None)
+    return stream.getvalue()
+
+
+def _draw_curves(axes: Axes, comparison: OptimizerComparison) -> None:
+    """A step curve an optimizer, the median over seeds of the best so far; the band is the range."""
+    labels = []
+    drawn = []
+    end = max(study.curve.total(comparison.axis) for study in comparison.studies)
+    for index, summary in enumerate(comparison.optimizers):
+        colour, dash = _style(index)
+        band = _until(summary.bands[comparison.axis], end)
+        axes.plot(band.at, _finite(band.median), drawstyle="steps-post", color=colour, linestyle=dash, linewidth=1.8)
+        if len(summary.studies) > 1:
+            low, high = _finite(band.low), _finite(band.high)
+            axes.fill_between(band.at, low, high, step="post", color=colour, alpha=0.15, linewidth=0)
+            drawn += low + high
+        drawn += _finite(band.median)
+        if math.isfinite(band.median[-1]):
+            labels.append((band.median[-1], summary.name, colour))
+    own = next((study for study in comparison.studies if study.own is not None), None)
+    if own is not None and own.own is not None:
+        axes.axhline(own.own.value, color=GREY, linewidth=1.2, linestyle=(0, (4, 3)))
+        labels.append((own.own.value, str(own.own.baseline), GREY))
+        drawn.append(own.own.value)
+    starts = [place for summary in comparison.optimizers for place in summary.bands[comparison.axis].at if place > 0]
+    if starts and end / min(starts) > WIDE:
+        axes.set_xscale("log")
+    _finish(axes, drawn, comparison.value_name, comparison.direction)
+    axes.set_xlim(right=end)
+    several = any(len(summary.studies) > 1 for summary in comparison.optimizers)
+    axes.set_title(
+        f"Best {comparison.value_name} so far" + (": median over seeds, and range" if several else ""),
+        **_TITLE,
+    )
+    axes.set_xlabel("images generated" if comparison.axis == "images" else "trials finished")
+    _label_beside(axes, labels)
+
+
+def _until(band: Band, end: float) -> Band:
+    """The band with its last numbers held to the end of the longest study."""
+    if band.at[-1] >= end:
+        return band
+    return Band((*band.at, end), *((*row, row[-1]) for row in (band.median, band.low, band.high)))
+
+
+def _draw_front(axes: Axes, comparison: StepsComparison) -> None:
+    """A point a study, the front joined by steps; beside it what the pipeline's own schedules reach."""
+    scale = 1e9 if comparison.cost == "flops" else 1.0
+    front = [(study.cost(comparison.cost) / scale, study.value) for study in comparison.front]
+    drawn = [study.value for study in comparison.studies]
+    axes.plot(*zip(*front, strict=True), drawstyle="steps-post", color=COLOURS[0], linewidth=1.8)
+    for study in comparison.studies:
+        is_front = study.name not in comparison.dominated
+        colour = COLOURS[0] if is_front else GREY
+        place = (study.cost(comparison.cost) / scale, study.value)
+        spread = 0.0 if study.rescored is None or math.isnan(study.rescored.std) else study.rescored.std
+        face = colour if is_front else "white"
+        axes.errorbar(*place, spread or None, fmt="o", color=colour, markerfacecolor=face, markersize=6, capsize=3)
+        axes.annotate(study.name, place, (5, 5), textcoords="offset points", fontsize=8, color=colour, parse_math=False)
+    own = sorted(
+        {
+            (study.own_cost(comparison.cost) / scale, study.own_value)
+            for study in comparison.studies
+            if study.own is not None and study.own_cost(comparison.cost) > 0
+        }
+    )
+    labels = [(front[-1][1], "front", COLOURS[0])]
+    if own:
+        axes.plot(*zip(*own, strict=True), "s", linestyle=(0, (4, 3)), color=GREY, linewidth=1.2, markersize=4)
+        drawn += [value for _, value in own]
+        labels.append((own[-1][1], "own", GREY))
+    _finish(axes, drawn, comparison.value_name, comparison.direction)
+    measured = (
+        "values of the search"
+        if comparison.rescoring is None
+        else f"mean and std of {comparison.rescoring.repeats} × {comparison.rescoring.images:,} fresh images"
+    )
+    axes.set_title(f"{comparison.value_name} against cost: {measured}", **_TITLE)
+    axes.set_xlabel("GFLOPs an image" if scale > 1 else "calls of the denoiser an image (NFE)")
+    if scale == 1:
+        axes.set_xticks(sorted({place for place, _ in (*front, *own)}))
+    _label_beside(axes, labels)
+
+
+_TITLE: dict[str, Any] = {"loc": "left", "fontsize": 10, "parse_math": False}
+
+
+def _finish(axes: Axes, drawn: Iterable[float], value_name: str, direction: str) -> None:
+    """The axis of values: its name with the better side, and a log scale where values span a wide range."""
+    values = [value for value in drawn if math.isfinite(value)]
+    if values and min(values) > 0 and max(values) / min(values) > WIDE:
+        axes.set_yscale("log")
+    better = "less" if direction == "minimize" else "more"
+    axes.set_ylabel(f"{value_name} ({better} is better)", parse_math=False)
+    for axis in (axes.xaxis, axes.yaxis):
+        if axis.get_scale() == "log":
+            _plain_ticks(axis)
+
+
+def _plain_ticks(axis: Any) -> None:
+    """1, 2, 5, 10, 20 ... in place of powers of ten."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.10g}"))
+    axis.set_minor_formatter(NullFormatter())
+
+
+def _label_beside(axes: Axes, labels: Sequence[tuple[float, str, str]]) -> None:
+    """Names right of the axes, at the height of their values, moved apart where they would overlap."""
+    to_share = axes.transData + axes.transAxes.inverted()
+    left = axes.get_xlim()[0]
+    heights = [(float(to_share.transform((left, value))[1]), name, colour) for value, name, colour in labels]
+    previous = -math.inf
+    placed = []
+    for height, name, colour in sorted(heights):
+        previous = max(height, previous + LABEL_GAP)
+        placed.append((previous, name, colour))
+    surplus = max(0.0, previous - 1.0)  # the topmost stays beside the axes
+    for height, name, colour in placed:
+        axes.annotate(
+            name,
+            (1.01, height - surplus),
+            xycoords="axes fraction",
+            color=colour,
+            fontsize=9,
+            va="center",
+            parse_math=False,
+        )
+
+
+def _style(index: int) -> tuple[str, Any]:
+    return COLOURS[index % len(COLOURS)], DASHES[index // len(COLOURS) % len(DASHES)]
+
+
+def _finite(values: Iterable[float]) -> list[float]:
+    """NaN, which is not drawn, in place of infinity."""
+    return [value if math.isfinite(value) else math.nan for value in values]
+
+
+STYLE = """body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 72rem; padding: 0 1rem; }
+svg { height: auto; max-width: 100%; }
+div { overflow-x: auto; }
+table { border-collapse: collapse; margin: 1rem 0; font-variant-numeric: tabular-nums; }
+th, td { border-bottom: 1px solid #ddd; padding: 0.3rem 0.7rem; text-align: left; white-space: nowrap; }
+tr.bold { font-weight: 600; }"""
+
+
+def page(comparison: Comparison, svg: str) -> str:
+    """A page that needs nothing beside it.
+
+    Args:
+        comparison: its tables and sentences.
+        svg: the picture, a whole SVG file.
+    """
+    title = html.escape(f"{comparison.value_name}: {len(comparison.studies)} studies compared")
+    tables = "\n".join(map(_html_table, sheets(comparison)))
+    sentences = "\n".join(f"<p>{html.escape(sentence)}</p>" for sentence in comparison.sentences)
+    return (
+        f'<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n<title>{title}</title>\n'
+        f"<style>\n{STYLE}\n</style>\n</head>\n<body>\n<h1>{title}</h1>\n{svg[svg.index('<svg') :]}\n{tables}\n"
+        f"{sentences}\n</body>\n</html>\n"
+    )
+
+
+def _html_table(sheet: Sheet) -> str:
+    head = "".join(f"<th>{html.escape(column)}</th>" for column in sheet.columns)
+    rows = []
+    for index, row in enumerate(sheet.rows):
+        cells = "".join(f"<td>{html.escape(cell)}</td>" for cell in row)
+        rows.append(f'<tr class="bold">{cells}</tr>' if index in sheet.bold else f"<tr>{cells}</tr>")
+    return f"<div><table>\n<tr>{head}</tr>\n" + "\n".join(rows) + "\n</table></div>"

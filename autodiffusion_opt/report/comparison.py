@@ -12,7 +12,7 @@ from rich.text import Text
 from autodiffusion_opt.report.tables import number
 from autodiffusion_opt.study.comparison import ComparedStudy, OptimizerComparison, OptimizerSummary
 from autodiffusion_opt.study.curves import Axis, Reached, Spread
-from autodiffusion_opt.study.steps_front import StepsComparison
+from autodiffusion_opt.study.steps_front import StepsComparison, unit_of
 
 Comparison = OptimizerComparison | StepsComparison
 
@@ -25,11 +25,13 @@ class Sheet:
         columns: their headings.
         rows: as many cells each.
         bold: the indices of the rows that stand out.
+        caption: below the table.
     """
 
     columns: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
     bold: frozenset[int] = frozenset()
+    caption: str = ""
 
 
 def sheets(comparison: Comparison) -> list[Sheet]:
@@ -44,7 +46,7 @@ def comparison_table(comparison: Comparison) -> Group:
     """The same for a terminal."""
     tables = []
     for sheet in sheets(comparison):
-        table = Table()
+        table = Table(caption=Text(sheet.caption) if sheet.caption else None)
         for column in sheet.columns:
             table.add_column(Text(column))  # names may hold [markup]
         for index, row in enumerate(sheet.rows):
@@ -78,25 +80,23 @@ def _optimizers_sheet(comparison: OptimizerComparison) -> Sheet:
 
 
 def _reached_text(reached: Reached, axis: Axis) -> str:
-    """``3,250 (1,000 to never), 3 of 5``: the median over seeds, the range, and how many seeds came so near."""
+    """``3,250 (1,000 to 4,000)``: the median over seeds, and the range; where some never came so near, how many did."""
+    spread = reached.spent[axis]
+    if reached.seeds == reached.of:
+        return _spread_text(spread)
     if not reached.seeds:
         return "never"
-    share = "" if reached.seeds == reached.of else f", {reached.seeds} of {reached.of}"
-    return _spread_text(reached.spent[axis]) + share
+    seeds = f"{reached.seeds} of {reached.of}, the first {spread.low:,.0f}"
+    return f"{spread.median:,.0f}; {seeds}" if math.isfinite(spread.median) else seeds
 
 
 def _spread_text(spread: Spread) -> str:
-    return _amount(spread.median) + (
-        "" if spread.low == spread.high else f" ({_amount(spread.low)} to {_amount(spread.high)})"
-    )
+    span = "" if spread.low == spread.high else f" ({spread.low:,.0f} to {spread.high:,.0f})"
+    return f"{spread.median:,.0f}{span}"
 
 
 def _spent_text(summary: OptimizerSummary, axis: Axis) -> str:
     return _spread_text(Spread.of([study.curve.total(axis) for study in summary.studies]))
-
-
-def _amount(amount: float) -> str:
-    return f"{amount:,.0f}" if math.isfinite(amount) else "never"
 
 
 def _share(value: float, own: float) -> str:
@@ -111,34 +111,45 @@ def _winners_sheet(comparison: OptimizerComparison) -> Sheet:
         if study.rescored is not None and study.winner is not None:
             values = (number(study.searched), number(study.rescored.mean), number(study.rescored.std))
             share = _share(study.value, study.own_value)
-            rows.append((study.name, study.optimizer, str(study.seed), *values, share, str(study.winner.candidate)))
+            rows.append((study.label, study.optimizer, str(study.seed), *values, share, str(study.winner.candidate)))
     own = next((study for study in comparison.studies if study.own_rescored is not None), None)
     if own is not None and own.own is not None and own.own_rescored is not None:
         values = (number(own.own.value), number(own.own_rescored.mean), number(own.own_rescored.std))
         rows.append((own.own.label, "", "", *values, "1.000", str(own.own.candidate)))
     share_of = "of own" if own is None or own.own is None else f"of {own.own.baseline}"
     values_of = (f"{comparison.value_name}, search", "fresh noise, mean", "std")
-    return Sheet(("study", "optimizer", "seed", *values_of, share_of, "time steps"), tuple(rows))
+    return Sheet(
+        ("study", "optimizer", "seed", *values_of, share_of, "time steps"), tuple(rows), caption=_caption(comparison)
+    )
 
 
 def _front_sheet(comparison: StepsComparison) -> Sheet:
     """A row a study, the cheapest first; those of the front stand out."""
     is_rescored, has_flops = comparison.rescoring is not None, comparison.cost == "flops"
     values_of = (f"{comparison.value_name}, mean", "std") if is_rescored else (comparison.value_name,)
-    costs_of = ("NFE", "GFLOPs") if has_flops else ("NFE",)
+    scale, unit = unit_of("flops", max(study.cost("flops") for study in comparison.studies))
+    costs_of = ("NFE", unit) if has_flops else ("NFE",)
+    labels = {study.name: study.label for study in comparison.studies}
     columns = ("study", "optimizer", "seed", "steps", *costs_of, *values_of, "own", "of own", "", "time steps")
 
     def row(study: ComparedStudy) -> tuple[str, ...]:
         assert study.winner is not None  # a front is of studies that have one
         std = () if study.rescored is None else (number(study.rescored.std),)
-        flops = (f"{study.cost('flops') / 1e9:.4g}",) if has_flops else ()
+        flops = (f"{study.cost('flops') / scale:.4g}",) if has_flops else ()
         by = comparison.dominated.get(study.name)
         return (
-            *(study.name, study.optimizer, str(study.seed), str(len(study.winner.candidate.steps))),
+            *(study.label, study.optimizer, str(study.seed), str(len(study.winner.candidate.steps))),
             *(number(study.cost("nfe")), *flops, number(study.value), *std),
             *(number(study.own_value), _share(study.value, study.own_value)),
-            *("front" if by is None else f"dominated by {by}", str(study.winner.candidate)),
+            *("front" if by is None else f"dominated by {labels[by]}", str(study.winner.candidate)),
         )
 
     kept = frozenset(index for index, study in enumerate(comparison.studies) if study.name not in comparison.dominated)
-    return Sheet(columns, tuple(map(row, comparison.studies)), kept)
+    return Sheet(columns, tuple(map(row, comparison.studies)), kept, _caption(comparison))
+
+
+def _caption(comparison: Comparison) -> str:
+    """What is left out of names, where something is."""
+    name, label = comparison.studies[0].name, comparison.studies[0].label
+    shared = [part for part in name.split("+") if part not in label.split("+")]
+    return f"all names begin with {'+'.join(shared)}" if shared else ""

@@ -18,7 +18,7 @@ from autodiffusion_opt.files import write_whole
 from autodiffusion_opt.report.comparison import Comparison, Sheet, sheets
 from autodiffusion_opt.study.comparison import OptimizerComparison
 from autodiffusion_opt.study.curves import Band
-from autodiffusion_opt.study.steps_front import StepsComparison
+from autodiffusion_opt.study.steps_front import StepsComparison, unit_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -99,8 +99,8 @@ def _draw_curves(axes: Axes, comparison: OptimizerComparison) -> None:
     labels = []
     drawn = []
     end = max(study.curve.total(comparison.axis) for study in comparison.studies)
-    for index, summary in enumerate(comparison.optimizers):
-        colour, dash = _style(index)
+    for index, summary in reversed(list(enumerate(comparison.optimizers))):  # the best above the others
+        colour, dash = COLOURS[index % len(COLOURS)], DASHES[index // len(COLOURS) % len(DASHES)]
         band = _until(summary.bands[comparison.axis], end)
         axes.plot(band.at, _finite(band.median), drawstyle="steps-post", color=colour, linestyle=dash, linewidth=1.8)
         if len(summary.studies) > 1:
@@ -115,9 +115,10 @@ def _draw_curves(axes: Axes, comparison: OptimizerComparison) -> None:
         axes.axhline(own.own.value, color=GREY, linewidth=1.2, linestyle=(0, (4, 3)))
         labels.append((own.own.value, str(own.own.baseline), GREY))
         drawn.append(own.own.value)
-    starts = [place for summary in comparison.optimizers for place in summary.bands[comparison.axis].at if place > 0]
-    if starts and end / min(starts) > WIDE:
-        axes.set_xscale("log")
+    start = _start([summary.bands[comparison.axis] for summary in comparison.optimizers])
+    if 0 < start < end:
+        axes.set_xscale("log" if end / start > WIDE else "linear")
+        axes.set_xlim(left=start)
     _finish(axes, drawn, comparison.value_name, comparison.direction)
     axes.set_xlim(right=end)
     several = any(len(summary.studies) > 1 for summary in comparison.optimizers)
@@ -129,6 +130,18 @@ def _draw_curves(axes: Axes, comparison: OptimizerComparison) -> None:
     _label_beside(axes, labels)
 
 
+def _start(bands: Sequence[Band]) -> float:
+    """The last place up to which all bands are the same, baselines say; else the first place of all."""
+    rows = [list(zip(band.at, band.median, band.low, band.high, strict=True)) for band in bands]
+    start = min(band.at[0] for band in bands)
+    if len(bands) > 1:
+        for places in zip(*rows, strict=False):
+            if len(set(places)) > 1:
+                break
+            start = places[0][0]
+    return start
+
+
 def _until(band: Band, end: float) -> Band:
     """The band with its last numbers held to the end of the longest study."""
     if band.at[-1] >= end:
@@ -138,7 +151,7 @@ def _until(band: Band, end: float) -> Band:
 
 def _draw_front(axes: Axes, comparison: StepsComparison) -> None:
     """A point a study, the front joined by steps; beside it what the pipeline's own schedules reach."""
-    scale = 1e9 if comparison.cost == "flops" else 1.0
+    scale, unit = unit_of(comparison.cost, max(study.cost(comparison.cost) for study in comparison.studies))
     front = [(study.cost(comparison.cost) / scale, study.value) for study in comparison.front]
     drawn = [study.value for study in comparison.studies]
     axes.plot(*zip(*front, strict=True), drawstyle="steps-post", color=COLOURS[0], linewidth=1.8)
@@ -149,7 +162,11 @@ def _draw_front(axes: Axes, comparison: StepsComparison) -> None:
         spread = 0.0 if study.rescored is None or math.isnan(study.rescored.std) else study.rescored.std
         face = colour if is_front else "white"
         axes.errorbar(*place, spread or None, fmt="o", color=colour, markerfacecolor=face, markersize=6, capsize=3)
-        axes.annotate(study.name, place, (5, 5), textcoords="offset points", fontsize=8, color=colour, parse_math=False)
+        above = {"textcoords": "offset points", "ha": "center", "va": "bottom" if is_front else "top"}
+        text = axes.annotate(
+            _cut(study.label), place, (0, 7 if is_front else -7), fontsize=8, color=colour, parse_math=False, **above
+        )
+        text.set_in_layout(False)  # a long name does not make the axes narrow
     own = sorted(
         {
             (study.own_cost(comparison.cost) / scale, study.own_value)
@@ -169,8 +186,8 @@ def _draw_front(axes: Axes, comparison: StepsComparison) -> None:
         else f"mean and std of {comparison.rescoring.repeats} × {comparison.rescoring.images:,} fresh images"
     )
     axes.set_title(f"{comparison.value_name} against cost: {measured}", **_TITLE)
-    axes.set_xlabel("GFLOPs an image" if scale > 1 else "calls of the denoiser an image (NFE)")
-    if scale == 1:
+    axes.set_xlabel(f"{unit} an image" if comparison.cost == "flops" else "calls of the denoiser an image (NFE)")
+    if comparison.cost == "nfe":
         axes.set_xticks(sorted({place for place, _ in (*front, *own)}))
     _label_beside(axes, labels)
 
@@ -222,19 +239,20 @@ def _label_beside(axes: Axes, labels: Sequence[tuple[float, str, str]]) -> None:
         )
 
 
-def _style(index: int) -> tuple[str, Any]:
-    return COLOURS[index % len(COLOURS)], DASHES[index // len(COLOURS) % len(DASHES)]
-
-
 def _finite(values: Iterable[float]) -> list[float]:
     """NaN, which is not drawn, in place of infinity."""
     return [value if math.isfinite(value) else math.nan for value in values]
+
+
+def _cut(label: str, length: int = 28) -> str:
+    return label if len(label) <= length else f"{label[: length - 1]}…"
 
 
 STYLE = """body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 72rem; padding: 0 1rem; }
 svg { height: auto; max-width: 100%; }
 div { overflow-x: auto; }
 table { border-collapse: collapse; margin: 1rem 0; font-variant-numeric: tabular-nums; }
+caption { caption-side: bottom; color: #666; text-align: left; }
 th, td { border-bottom: 1px solid #ddd; padding: 0.3rem 0.7rem; text-align: left; white-space: nowrap; }
 tr.bold { font-weight: 600; }"""
 
@@ -262,4 +280,5 @@ def _html_table(sheet: Sheet) -> str:
     for index, row in enumerate(sheet.rows):
         cells = "".join(f"<td>{html.escape(cell)}</td>" for cell in row)
         rows.append(f'<tr class="bold">{cells}</tr>' if index in sheet.bold else f"<tr>{cells}</tr>")
-    return f"<div><table>\n<tr>{head}</tr>\n" + "\n".join(rows) + "\n</table></div>"
+    caption = f"<caption>{html.escape(sheet.caption)}</caption>" if sheet.caption else ""
+    return f"<div><table>{caption}\n<tr>{head}</tr>\n" + "\n".join(rows) + "\n</table></div>"

@@ -157,12 +157,14 @@ def _shared(stored: StoredStudy, *, without_steps: bool = False) -> dict[str, An
 def _compared(stored: Sequence[StoredStudy], *, needs_winner: bool) -> list[ComparedStudy]:
     """What each study found. Raises UserError where one needs a winner and has none."""
     tables = [study.definition["optimizer"] for study in stored]
+    labels = _short([study.name for study in stored])
     compared = []
     for study, optimizer, table in zip(stored, _optimizer_names(tables), tables, strict=True):
         best = study.top(1)[0] if needs_winner else study.complete()[0]
         compared.append(
             ComparedStudy(
                 name=study.name,
+                label=labels[study.name],
                 optimizer=optimizer,
                 table=table,
                 seed=int(study.definition["seed"]),
@@ -172,6 +174,12 @@ def _compared(stored: Sequence[StoredStudy], *, needs_winner: bool) -> list[Comp
             )
         )
     return compared
+
+
+def _short(names: Sequence[str]) -> dict[str, str]:
+    """Names of changed studies (``digits-4+space.steps=6``) without the parts that all of them have."""
+    shared = set.intersection(*(set(name.split("+")) for name in names))
+    return {name: "+".join(part for part in name.split("+") if part not in shared) or name for name in names}
 
 
 def _optimizer_names(tables: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -43,6 +43,7 @@ class ComparedStudy:
 
     Attributes:
         name: of the study.
+        label: the name without what the names of all compared studies share.
         optimizer: what tables call its optimizer.
         table: of the optimizer.
         seed: of the optimizer.
@@ -54,6 +55,7 @@ class ComparedStudy:
     """
 
     name: str
+    label: str
     optimizer: str
     table: Mapping[str, Any]
     seed: int
@@ -295,7 +297,7 @@ def _winners_differ(summaries: Sequence[OptimizerSummary], direction: Direction)
         return []
     measured.sort(key=lambda pair: loss_of(pair[1].mean, sign_of(direction)))
     (first, first_scored), (second, second_scored) = measured[:2]
-    names = [f"{study.optimizer}'s winner ({study.name})" for study in (first, second)]
+    names = [f"{study.optimizer}'s winner ({study.label})" for study in (first, second)]
     if first_scored.candidate == second_scored.candidate:
         return [f"{names[0]} and {names[1]} are the same candidate"]
     gap = Difference.of(first_scored, second_scored)

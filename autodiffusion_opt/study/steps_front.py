@@ -21,7 +21,7 @@ class StepsComparison:
     Attributes:
         value_name: what is optimised.
         direction: whether less or more of it is better.
-        cost: ``flops`` of an image where all winners' are known, else ``nfe``.
+        cost: ``flops`` of an image where all winners' are known and not the same multiple of ``nfe``; else ``nfe``.
         studies: the cheapest first.
         dominated: study -> another whose winner costs no more, is no worse, and is cheaper or better; those that are
             not here are the front.
@@ -47,7 +47,9 @@ class StepsComparison:
     ) -> StepsComparison:
         """Of studies that have a winner each."""
         sign = sign_of(direction)
-        cost: Literal["nfe", "flops"] = "flops" if all(study.cost("flops") > 0 for study in studies) else "nfe"
+        of_a_call = {study.cost("flops") / study.cost("nfe") for study in studies}
+        has_flops = all(flops > 0 for flops in of_a_call)  # False for NaN
+        cost: Literal["nfe", "flops"] = "flops" if has_flops and len(of_a_call) > 1 else "nfe"
         losses = {study.name: (study.cost(cost), loss_of(study.value, sign)) for study in studies}
         ordered = sorted(studies, key=lambda study: losses[study.name])
         dominated: dict[str, str] = {}
@@ -82,8 +84,17 @@ class StepsComparison:
 
 
 def cost_text(cost: str, number: float) -> str:
-    """``6 NFE``, ``1.23 GFLOPs``: a cost of one image."""
-    return f"{number / 1e9:.4g} GFLOPs" if cost == "flops" else f"{number:g} NFE"
+    """``6 NFE``, ``1.23 TFLOPs``: a cost of one image."""
+    scale, unit = unit_of(cost, number)
+    return f"{number / scale:.4g} {unit}"
+
+
+def unit_of(cost: str, largest: float) -> tuple[float, str]:
+    """What a cost is divided by to be shown, and its unit then."""
+    if cost == "nfe":
+        return 1.0, "NFE"
+    scales = ((1e12, "TFLOPs"), (1e9, "GFLOPs"), (1e6, "MFLOPs"))
+    return next((pair for pair in scales if largest >= pair[0]), (1.0, "FLOPs"))
 
 
 def _more_steps(front: Sequence[ComparedStudy], cost: str, direction: Direction) -> list[str]:
@@ -95,7 +106,7 @@ def _more_steps(front: Sequence[ComparedStudy], cost: str, direction: Direction)
         assert cheaper.rescored is not None
         assert dearer.rescored is not None
         gap = Difference.of(dearer.rescored, cheaper.rescored)
-        names = [f"{study.name} ({cost_text(cost, study.cost(cost))})" for study in (dearer, cheaper)]
+        names = [f"{study.label} ({cost_text(cost, study.cost(cost))})" for study in (dearer, cheaper)]
         sentences.append(gap.sentence(*names, less_is_better=direction == "minimize"))
     return sentences
 
@@ -117,7 +128,7 @@ def _beyond_own(
             dearest = max(beaten, key=lambda dearer: dearer.own_cost(cost))
             assert dearest.own is not None
             sentences.append(
-                f"{study.name} with {cost_text(cost, study.cost(cost))} is better than {dearest.own.baseline} with "
+                f"{study.label} with {cost_text(cost, study.cost(cost))} is better than {dearest.own.baseline} with "
                 f"{cost_text(cost, dearest.own_cost(cost))}: {value_name} {study.value:.4g} against "
                 f"{dearest.own_value:.4g}"
             )

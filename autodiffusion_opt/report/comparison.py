@@ -152,4 +152,4 @@ def _caption(comparison: Comparison) -> str:
     """What is left out of names, where something is."""
     name, label = comparison.studies[0].name, comparison.studies[0].label
     shared = [part for part in name.split("+") if part not in label.split("+")]
-    return f"all names begin with {'+'.join(shared)}" if shared else ""
+    return f"names are without what all share: {'+'.join(shared)}" if shared else ""

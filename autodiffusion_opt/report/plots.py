@@ -153,6 +153,7 @@ def _draw_front(axes: Axes, comparison: StepsComparison) -> None:
     """A point a study, the front joined by steps; beside it what the pipeline's own schedules reach."""
     scale, unit = unit_of(comparison.cost, max(study.cost(comparison.cost) for study in comparison.studies))
     front = [(study.cost(comparison.cost) / scale, study.value) for study in comparison.front]
+    axes.margins(0.08, 0.12)
     drawn = [study.value for study in comparison.studies]
     axes.plot(*zip(*front, strict=True), drawstyle="steps-post", color=COLOURS[0], linewidth=1.8)
     for study in comparison.studies:
@@ -162,9 +163,10 @@ def _draw_front(axes: Axes, comparison: StepsComparison) -> None:
         spread = 0.0 if study.rescored is None or math.isnan(study.rescored.std) else study.rescored.std
         face = colour if is_front else "white"
         axes.errorbar(*place, spread or None, fmt="o", color=colour, markerfacecolor=face, markersize=6, capsize=3)
-        above = {"textcoords": "offset points", "ha": "center", "va": "bottom" if is_front else "top"}
+        below = is_front == (comparison.direction == "minimize")  # on the side where no other point can be
+        words: dict[str, Any] = {"textcoords": "offset points", "ha": "center", "va": "top" if below else "bottom"}
         text = axes.annotate(
-            _cut(study.label), place, (0, 7 if is_front else -7), fontsize=8, color=colour, parse_math=False, **above
+            _cut(study.label), place, (0, -7 if below else 7), fontsize=8, color=colour, parse_math=False, **words
         )
         text.set_in_layout(False)  # a long name does not make the axes narrow
     own = sorted(

@@ -137,14 +137,15 @@ def _front_sheet(comparison: StepsComparison) -> Sheet:
         std = () if study.rescored is None else (number(study.rescored.std),)
         flops = (f"{study.cost('flops') / scale:.4g}",) if has_flops else ()
         by = comparison.dominated.get(study.name)
+        place = "front" if study in comparison.front else "not measured" if by is None else f"dominated by {labels[by]}"
         return (
             *(study.label, study.optimizer, str(study.seed), str(len(study.winner.candidate.steps))),
             *(number(study.cost("nfe")), *flops, number(study.value), *std),
             *(number(study.own_value), _share(study.value, study.own_value)),
-            *("front" if by is None else f"dominated by {labels[by]}", str(study.winner.candidate)),
+            *(place, str(study.winner.candidate)),
         )
 
-    kept = frozenset(index for index, study in enumerate(comparison.studies) if study.name not in comparison.dominated)
+    kept = frozenset(index for index, study in enumerate(comparison.studies) if study in comparison.front)
     return Sheet(columns, tuple(map(row, comparison.studies)), kept, _caption(comparison))
 
 

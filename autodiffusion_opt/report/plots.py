@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from autodiffusion_opt.errors import UserError
 from autodiffusion_opt.files import write_whole
 from autodiffusion_opt.report.comparison import Comparison, Sheet, sheets
-from autodiffusion_opt.study.comparison import OptimizerComparison
+from autodiffusion_opt.study.comparison import ComparedStudy, OptimizerComparison
 from autodiffusion_opt.study.curves import Band
 from autodiffusion_opt.study.steps_front import StepsComparison, unit_of
 
@@ -151,47 +151,56 @@ def _until(band: Band, end: float) -> Band:
 
 def _draw_front(axes: Axes, comparison: StepsComparison) -> None:
     """A point a study, the front joined by steps; beside it what the pipeline's own schedules reach."""
-    scale, unit = unit_of(comparison.cost, max(study.cost(comparison.cost) for study in comparison.studies))
-    front = [(study.cost(comparison.cost) / scale, study.value) for study in comparison.front]
+    cost = comparison.cost
+    scale, unit = unit_of(cost, max(study.cost(cost) for study in comparison.studies))
+    front = [(study.cost(cost) / scale, study.value) for study in comparison.front]
+    own = {(study.own_cost(cost) / scale, study.own_value) for study in comparison.studies if study.own is not None}
     axes.margins(0.08, 0.12)
-    drawn = [study.value for study in comparison.studies]
-    axes.plot(*zip(*front, strict=True), drawstyle="steps-post", color=COLOURS[0], linewidth=1.8)
+    labels = []
+    for points, name, colour, style in (
+        (front, "front", COLOURS[0], {"drawstyle": "steps-post"}),
+        (sorted(own), "own", GREY, {"linestyle": (0, (4, 3)), "marker": "s", "markersize": 4}),
+    ):
+        if points:
+            axes.plot(*zip(*points, strict=True), color=colour, linewidth=1.5, **style)
+            labels.append((points[-1][1], name, colour))
     for study in comparison.studies:
-        is_front = study.name not in comparison.dominated
-        colour = COLOURS[0] if is_front else GREY
-        place = (study.cost(comparison.cost) / scale, study.value)
-        spread = 0.0 if study.rescored is None or math.isnan(study.rescored.std) else study.rescored.std
-        face = colour if is_front else "white"
-        axes.errorbar(*place, spread or None, fmt="o", color=colour, markerfacecolor=face, markersize=6, capsize=3)
-        below = is_front == (comparison.direction == "minimize")  # on the side where no other point can be
-        words: dict[str, Any] = {"textcoords": "offset points", "ha": "center", "va": "top" if below else "bottom"}
-        text = axes.annotate(
-            _cut(study.label), place, (0, -7 if below else 7), fontsize=8, color=colour, parse_math=False, **words
-        )
-        text.set_in_layout(False)  # a long name does not make the axes narrow
-    own = sorted(
-        {
-            (study.own_cost(comparison.cost) / scale, study.own_value)
-            for study in comparison.studies
-            if study.own is not None and study.own_cost(comparison.cost) > 0
-        }
-    )
-    labels = [(front[-1][1], "front", COLOURS[0])]
-    if own:
-        axes.plot(*zip(*own, strict=True), "s", linestyle=(0, (4, 3)), color=GREY, linewidth=1.2, markersize=4)
-        drawn += [value for _, value in own]
-        labels.append((own[-1][1], "own", GREY))
-    _finish(axes, drawn, comparison.value_name, comparison.direction)
+        if math.isfinite(study.value):
+            _draw_point(axes, study, study.cost(cost) / scale, comparison)
+    values = [value for _, value in own] + [study.value for study in comparison.studies]
+    _finish(axes, values, comparison.value_name, comparison.direction)
+    again = comparison.rescoring
     measured = (
-        "values of the search"
-        if comparison.rescoring is None
-        else f"mean and std of {comparison.rescoring.repeats} × {comparison.rescoring.images:,} fresh images"
+        "values of the search" if again is None else f"mean and std of {again.repeats} × {again.images:,} fresh images"
     )
     axes.set_title(f"{comparison.value_name} against cost: {measured}", **_TITLE)
-    axes.set_xlabel(f"{unit} an image" if comparison.cost == "flops" else "calls of the denoiser an image (NFE)")
-    if comparison.cost == "nfe":
+    axes.set_xlabel(f"{unit} an image" if cost == "flops" else "calls of the denoiser an image (NFE)")
+    if cost == "nfe":
         axes.set_xticks(sorted({place for place, _ in (*front, *own)}))
     _label_beside(axes, labels)
+
+
+def _draw_point(axes: Axes, study: ComparedStudy, place: float, comparison: StepsComparison) -> None:
+    """A study's winner with its spread and its name; hollow where another dominates it."""
+    is_front = study in comparison.front
+    colour = COLOURS[0] if is_front else GREY
+    std = math.nan if study.rescored is None else study.rescored.std
+    face = colour if is_front else "white"
+    spread = None if math.isnan(std) else std
+    axes.errorbar(place, study.value, spread, fmt="o", color=colour, markerfacecolor=face, markersize=6, capsize=3)
+    is_below = is_front == (comparison.direction == "minimize")  # on the side where no other point can be
+    text = axes.annotate(
+        _cut(study.label),
+        (place, study.value),
+        (0, -7 if is_below else 7),
+        textcoords="offset points",
+        ha="center",
+        va="top" if is_below else "bottom",
+        fontsize=8,
+        color=colour,
+        parse_math=False,
+    )
+    text.set_in_layout(False)  # a long name does not make the axes narrow
 
 
 _TITLE: dict[str, Any] = {"loc": "left", "fontsize": 10, "parse_math": False}

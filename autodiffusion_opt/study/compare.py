@@ -79,6 +79,8 @@ def compare(
         _check_comparable(study)
     is_front = _differ_in_steps(stored)
     compared = _compared(stored, needs_winner=is_front)
+    if is_front:
+        _check_costs(compared)
     rescoring = Rescoring(images, repeats) if verify else None
     if rescoring is not None:
         compared = _rescored(compared, stored, without_password(url), rescoring, device, progress)
@@ -203,6 +205,16 @@ def _check_repeats(compared: Sequence[ComparedStudy]) -> None:
                 f"the studies of an optimizer must differ in their seeds; {same!r} and {study.name!r} are both "
                 f"{study.optimizer} with seed {study.seed}: leave one of them out"
             )
+
+
+def _check_costs(compared: Sequence[ComparedStudy]) -> None:
+    """Raises UserError for studies of different numbers of steps whose candidates' costs are not known."""
+    unknown = [study.name for study in compared if not study.cost("nfe") > 0]
+    if unknown:
+        raise UserError(
+            f"studies with different numbers of steps are compared by their NFE; that of {', '.join(unknown)} is not "
+            "known: an objective of your own says it in its scores"
+        )
 
 
 def _rescored(

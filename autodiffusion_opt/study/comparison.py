@@ -265,7 +265,7 @@ def _fastest(summaries: Sequence[OptimizerSummary], axis: Axis, best: str) -> li
             ]
     widest = f"{max(summaries[0].within):g} % of " if summaries[0].within else ""
     return [
-        f"no optimizer comes within {widest}the best {best} in the median over its seeds; {summaries[0].name} "
+        f"no optimizer comes within {widest}the best {best}, in the median over its seeds; {summaries[0].name} "
         f"has the best median in the end, {summaries[0].final.median:.4g}"
     ]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
@@ -23,8 +24,7 @@ class StepsComparison:
         direction: whether less or more of it is better.
         cost: ``flops`` of an image where all winners' are known and not the same multiple of ``nfe``; else ``nfe``.
         studies: the cheapest first.
-        dominated: study -> another whose winner costs no more, is no worse, and is cheaper or better; those that are
-            not here are the front.
+        dominated: study -> another whose winner costs no more, is no worse, and is cheaper or better.
         rescoring: how winners were measured again; None: they were not.
         sentences: what the numbers say.
     """
@@ -56,7 +56,7 @@ class StepsComparison:
         for name, loss in losses.items():
             by = next((study.name for study in ordered if dominates(losses[study.name], loss)), None)
             dominated |= {} if by is None else {name: by}
-        front = [study for study in ordered if study.name not in dominated]
+        front = [study for study in ordered if study.name not in dominated and math.isfinite(study.value)]
         sentences = [
             *_more_steps(front, cost, direction),
             *_beyond_own(front, studies, cost, value_name, sign),
@@ -65,8 +65,9 @@ class StepsComparison:
 
     @property
     def front(self) -> tuple[ComparedStudy, ...]:
-        """The studies that no other dominates, the cheapest first."""
-        return tuple(study for study in self.studies if study.name not in self.dominated)
+        """The studies that no other dominates, the cheapest first; without those that could not be measured again."""
+        kept = (study for study in self.studies if study.name not in self.dominated)
+        return tuple(study for study in kept if math.isfinite(study.value))
 
     def to_dict(self) -> dict[str, Any]:
         """As ``compare --json`` prints it."""

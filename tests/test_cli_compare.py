@@ -21,6 +21,7 @@ import autodiffusion_opt as ado
 from autodiffusion_opt.objective import Score
 from autodiffusion_opt.report.comparison import sheets
 from autodiffusion_opt.report.plots import LABEL_GAP, _label_beside, draw, page
+from autodiffusion_opt.study.comparison import OptimizerComparison
 
 Call = Callable[..., tuple[int, str, str]]
 
@@ -37,12 +38,12 @@ def searched(tmp_path_factory: pytest.TempPathFactory, study_text: str) -> str:
     return url
 
 
-def plain(url: str, name: str, *, steps: int = 3, seed: int = 0, trials: int = 9, direction: Any = "minimize") -> None:
+def plain(url: str, name: str, *, steps: int = 3, seed: int = 0, trials: int = 9, **settings: Any) -> None:
     """A study without a pipeline: the value is the mean time."""
     ado.Study(
         name,
         space={"kind": "time-steps", "steps": steps},
-        objective=ado.CandidateMetric(mean_time, identity="mean", name="mean <b>$x$", direction=direction),
+        objective=ado.CandidateMetric(mean_time, identity="mean", name="mean <b>$x$", **settings),
         optimizer="random",
         model_info=ado.ModelInfo(train_steps=1000),
         trials=trials,
@@ -124,6 +125,23 @@ def test_what_cannot_be_measured_again_is_in_no_front(searched: str, monkeypatch
     (sheet,) = sheets(compared)
     assert ["not measured" in row for row in sheet.rows] == [True, False]
     draw(compared)
+
+
+def test_a_study_with_no_candidate_within_its_bounds_never_comes_near(url: str, call: Call) -> None:
+    for name, trials in (("baselines", 2), ("searched", 60)):
+        plain(url, name, seed=trials, trials=trials, at_most={"mean <b>$x$": 250})
+    compared = ado.compare("*", url)
+    assert isinstance(compared, OptimizerComparison)
+    (summary,) = compared.optimizers
+    assert (summary.final.low, summary.final.high) == (compared.best.searched, math.inf)
+    assert (summary.within[20.0].seeds, summary.within[20.0].of) == (1, 2)
+    assert summary.winner.name == "searched"
+    assert "to none" in call("compare", "*", "--storage", url)[1]
+    assert None in json.loads(call("compare", "*", "--storage", url, "--json")[1])["studies"][0]["curve"]["best"]
+    draw(compared)
+    code, _, err = call("compare", "baselines", "--storage", url)
+    assert code == 2
+    assert "none of the 2 complete trials of 'baselines' keeps to its bounds" in err
 
 
 def test_a_study_made_in_python_cannot_be_measured_again_from_here(url: str, call: Call) -> None:

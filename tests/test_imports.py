@@ -38,7 +38,17 @@ def test_rooms_that_know_no_model_import_neither_torch_nor_diffusers(tmp_path: P
 
 
 @pytest.mark.parametrize(
-    "words", [["--help"], ["--version"], ["ls"], ["ls", "--json"], ["show", "digits-4"], ["run", "--help"], ["status"]]
+    "words",
+    [
+        ["--help"],
+        ["--version"],
+        ["ls"],
+        ["ls", "--json"],
+        ["show", "digits-4"],
+        ["run", "--help"],
+        ["status"],
+        ["compare", "x"],
+    ],
 )
 def test_commands_that_make_no_images_import_neither_torch_nor_diffusers(words: list[str], tmp_path: Path) -> None:
     script = (

@@ -69,8 +69,10 @@ def _optimizers_sheet(comparison: OptimizerComparison) -> Sheet:
         share = () if own is None else (_share(final.median, own.own.value if own.own else math.nan),)
         near = (_reached_text(summary.within[percent], comparison.axis) for percent in percents)
         totals = (_spent_text(summary, axis) for axis in spent)
-        several = "" if len(summary.studies) == 1 else f"{number(final.low)} to {number(final.high)}"
-        return (summary.name, str(len(summary.studies)), number(final.median), several, *share, *near, *totals)
+        low, high = (number(value) if math.isfinite(value) else "none" for value in (final.low, final.high))
+        several = "" if len(summary.studies) == 1 else f"{low} to {high}"
+        median = number(final.median) if math.isfinite(final.median) else "none"
+        return (summary.name, str(len(summary.studies)), median, several, *share, *near, *totals)
 
     rows = [row(summary) for summary in comparison.optimizers]
     if own is not None and own.own is not None:

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
-import numpy as np
 import pytest
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState, create_trial
@@ -17,7 +16,7 @@ import autodiffusion_opt as ado
 from autodiffusion_opt.study.compare import percentages
 from autodiffusion_opt.study.comparison import OptimizerComparison
 from autodiffusion_opt.study.curves import band_of, curve_of
-from autodiffusion_opt.study.results import stored_study
+from autodiffusion_opt.study.results import Result, stored_study
 from autodiffusion_opt.study.steps_front import StepsComparison, cost_text
 from autodiffusion_opt.trials.attributes import (
     BASELINE,
@@ -29,8 +28,6 @@ from autodiffusion_opt.trials.attributes import (
     SPENT,
 )
 from autodiffusion_opt.trials.storage import create_study, open_storage, set_value_names
-
-INFO = ado.ModelInfo(train_steps=1000)
 
 
 def trial(
@@ -72,6 +69,21 @@ def store(
     study.set_user_attr(DEFINITION, {**parts, "optimizer": table, "seed": seed, **definition})
     for each in trials:
         study.add_trial(trial(each, steps=steps, nfe=steps) if isinstance(each, float | int) else each)
+
+
+def run(url: str, name: str, metric: ado.CandidateMetric, *, trials: int = 9, seed: int = 0) -> list[Result]:
+    """Run a study of two steps without a pipeline; its complete trials."""
+    study = ado.Study(
+        name,
+        space={"kind": "time-steps", "steps": 2},
+        objective=metric,
+        optimizer="random",
+        model_info=ado.ModelInfo(train_steps=1000),
+        trials=trials,
+        seed=seed,
+        storage=url,
+    )
+    return study.run(progress=False)
 
 
 def optimizers(*names: str, url: str, **settings: Any) -> OptimizerComparison:
@@ -141,20 +153,9 @@ def test_a_value_beyond_its_bounds_is_no_best(url: str) -> None:
         return {"loss": -candidate.times[0], "first": candidate.times[0]}
 
     metric = ado.CandidateMetric(loss, identity="loss", name="loss", at_most={"first": 500})
-    study = ado.Study(
-        "bounded",
-        space={"kind": "time-steps", "steps": 2},
-        objective=metric,
-        optimizer="random",
-        model_info=INFO,
-        trials=30,
-        storage=url,
-    )
-    study.run(progress=False)
-    found = curve(url, "bounded")
-    feasible = [result.value for result in study.run(progress=False) if not result.excess]
-    assert found.best[-1] == min(feasible) >= -500
-    assert min(result.value for result in study.run(progress=False)) < -500
+    results = run(url, "bounded", metric, trials=30)
+    assert curve(url, "bounded").best[-1] == min(result.value for result in results if not result.excess) >= -500
+    assert min(result.value for result in results) < -500
 
 
 def test_the_median_band_holds_the_last_value_of_a_study_that_ended(url: str) -> None:
@@ -253,16 +254,7 @@ def test_negative_values_have_shares_of_their_size(url: str) -> None:
 
 def test_studies_without_images_are_measured_by_trials(url: str) -> None:
     for seed in range(2):
-        ado.Study(
-            f"plain{seed}",
-            space={"kind": "time-steps", "steps": 3},
-            objective=ado.CandidateMetric(lambda candidate: float(np.mean(candidate.times)), identity="mean"),
-            optimizer="random",
-            model_info=INFO,
-            trials=10,
-            seed=seed,
-            storage=url,
-        ).run(progress=False)
+        run(url, f"plain{seed}", ado.CandidateMetric(lambda candidate: candidate.times[0], identity="x"), seed=seed)
     compared = optimizers("plain0", "plain1", url=url)
     assert compared.axis == "trials"
     (only,) = compared.optimizers
@@ -387,15 +379,7 @@ def test_several_values_are_refused(url: str) -> None:
     metric = ado.CandidateMetric(
         lambda candidate: {"x": candidate.times[0], "y": candidate.times[1]}, identity="xy", minimise=["x", "y"]
     )
-    ado.Study(
-        "two",
-        space={"kind": "time-steps", "steps": 2},
-        objective=metric,
-        optimizer="random",
-        model_info=INFO,
-        trials=2,
-        storage=url,
-    ).run(progress=False)
+    run(url, "two", metric)
     with pytest.raises(ado.UserError, match="'two' has x, y"):
         ado.compare(["two"], url)
 

@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from autodiffusion_opt.report.tables import number
-from autodiffusion_opt.study.comparison import ComparedStudy, OptimizerComparison, OptimizerSummary
+from autodiffusion_opt.study.comparison import ComparedStudy, OptimizerComparison, OptimizerSummary, baseline_of
 from autodiffusion_opt.study.curves import Axis, Reached, Spread
 from autodiffusion_opt.study.steps_front import StepsComparison, unit_of
 
@@ -57,16 +57,16 @@ def comparison_table(comparison: Comparison) -> Group:
 
 def _optimizers_sheet(comparison: OptimizerComparison) -> Sheet:
     """A row an optimizer, the soonest near the best value first; the last row is the baseline."""
-    own = next((study for study in comparison.studies if study.own is not None), None)
+    own = baseline_of(comparison.studies)
     percents = list(comparison.optimizers[0].within)
     columns = ("optimizer", "seeds", f"{comparison.value_name}, median", "range")
-    of_own = () if own is None or own.own is None else (f"of {own.own.baseline}",)
+    of_own = () if own is None else (f"of {own.baseline}",)
     until = tuple(f"{comparison.axis} to within {percent:g} %" for percent in percents)
     spent = tuple(dict.fromkeys((comparison.axis, "trials")))
 
     def row(summary: OptimizerSummary) -> tuple[str, ...]:
         final = summary.final
-        share = () if own is None else (_share(final.median, own.own.value if own.own else math.nan),)
+        share = () if own is None else (_share(final.median, own.value),)
         near = (_reached_text(summary.within[percent], comparison.axis) for percent in percents)
         totals = (_spent_text(summary, axis) for axis in spent)
         low, high = (number(value) if math.isfinite(value) else "none" for value in (final.low, final.high))
@@ -75,9 +75,9 @@ def _optimizers_sheet(comparison: OptimizerComparison) -> Sheet:
         return (summary.name, str(len(summary.studies)), median, several, *share, *near, *totals)
 
     rows = [row(summary) for summary in comparison.optimizers]
-    if own is not None and own.own is not None:
+    if own is not None:
         rest = ("",) * (len(until) + len(spent))
-        rows.append((own.own.label, "", number(own.own.value), "", "1.000", *rest))
+        rows.append((own.label, "", number(own.value), "", "1.000", *rest))
     return Sheet((*columns, *of_own, *until, *spent), tuple(rows), frozenset({0}))
 
 
@@ -114,11 +114,12 @@ def _winners_sheet(comparison: OptimizerComparison) -> Sheet:
             values = (number(study.searched), number(study.rescored.mean), number(study.rescored.std))
             share = _share(study.value, study.own_value)
             rows.append((study.label, study.optimizer, str(study.seed), *values, share, str(study.winner.candidate)))
-    own = next((study for study in comparison.studies if study.own_rescored is not None), None)
-    if own is not None and own.own is not None and own.own_rescored is not None:
-        values = (number(own.own.value), number(own.own_rescored.mean), number(own.own_rescored.std))
-        rows.append((own.own.label, "", "", *values, "1.000", str(own.own.candidate)))
-    share_of = "of own" if own is None or own.own is None else f"of {own.own.baseline}"
+    own = baseline_of(comparison.studies)
+    scored = next((study.own_rescored for study in comparison.studies if study.own_rescored is not None), None)
+    if own is not None and scored is not None:
+        values = (number(own.value), number(scored.mean), number(scored.std))
+        rows.append((own.label, "", "", *values, "1.000", str(own.candidate)))
+    share_of = "" if own is None else f"of {own.baseline}"
     values_of = (f"{comparison.value_name}, search", "fresh noise, mean", "std")
     return Sheet(
         ("study", "optimizer", "seed", *values_of, share_of, "time steps"), tuple(rows), caption=_caption(comparison)
@@ -132,7 +133,9 @@ def _front_sheet(comparison: StepsComparison) -> Sheet:
     scale, unit = unit_of("flops", max(study.cost("flops") for study in comparison.studies))
     costs_of = ("NFE", unit) if has_flops else ("NFE",)
     labels = {study.name: study.label for study in comparison.studies}
-    columns = ("study", "optimizer", "seed", "steps", *costs_of, *values_of, "own", "of own", "", "time steps")
+    own = baseline_of(comparison.studies)
+    of_own = ("", "") if own is None else (str(own.baseline), f"of {own.baseline}")
+    columns = ("study", "optimizer", "seed", "steps", *costs_of, *values_of, *of_own, "", "time steps")
 
     def row(study: ComparedStudy) -> tuple[str, ...]:
         assert study.winner is not None  # a front is of studies that have one

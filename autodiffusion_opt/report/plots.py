@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from autodiffusion_opt.errors import UserError
 from autodiffusion_opt.files import write_whole
 from autodiffusion_opt.report.comparison import Comparison, Sheet, sheets
-from autodiffusion_opt.study.comparison import ComparedStudy, OptimizerComparison
+from autodiffusion_opt.study.comparison import ComparedStudy, OptimizerComparison, baseline_of
 from autodiffusion_opt.study.curves import Band
 from autodiffusion_opt.study.steps_front import StepsComparison, unit_of
 
@@ -110,11 +110,11 @@ def _draw_curves(axes: Axes, comparison: OptimizerComparison) -> None:
         drawn += _finite(band.median)
         if math.isfinite(band.median[-1]):
             labels.append((band.median[-1], summary.name, colour))
-    own = next((study for study in comparison.studies if study.own is not None), None)
-    if own is not None and own.own is not None:
-        axes.axhline(own.own.value, color=GREY, linewidth=1.2, linestyle=(0, (4, 3)))
-        labels.append((own.own.value, str(own.own.baseline), GREY))
-        drawn.append(own.own.value)
+    own = baseline_of(comparison.studies)
+    if own is not None:
+        axes.axhline(own.value, color=GREY, linewidth=1.2, linestyle=(0, (4, 3)))
+        labels.append((own.value, str(own.baseline), GREY))
+        drawn.append(own.value)
     start = _start([summary.bands[comparison.axis] for summary in comparison.optimizers])
     if 0 < start < end:
         axes.set_xscale("log" if end / start > WIDE else "linear")
@@ -155,11 +155,17 @@ def _draw_front(axes: Axes, comparison: StepsComparison) -> None:
     scale, unit = unit_of(cost, max(study.cost(cost) for study in comparison.studies))
     front = [(study.cost(cost) / scale, study.value) for study in comparison.front]
     own = {(study.own_cost(cost) / scale, study.own_value) for study in comparison.studies if study.own is not None}
+    baseline = baseline_of(comparison.studies)
     axes.margins(0.08, 0.12)
     labels = []
     for points, name, colour, style in (
         (front, "front", COLOURS[0], {"drawstyle": "steps-post"}),
-        (sorted(own), "own", GREY, {"linestyle": (0, (4, 3)), "marker": "s", "markersize": 4}),
+        (
+            sorted(own),
+            "" if baseline is None else str(baseline.baseline),
+            GREY,
+            {"linestyle": (0, (4, 3)), "marker": "s", "markersize": 4},
+        ),
     ):
         if points:
             axes.plot(*zip(*points, strict=True), color=colour, linewidth=1.5, **style)

@@ -110,6 +110,11 @@ class ComparedStudy:
         }
 
 
+def baseline_of(studies: Sequence[ComparedStudy]) -> Result | None:
+    """The first study's baseline that is complete; studies of the same space have the same."""
+    return next((study.own for study in studies if study.own is not None), None)
+
+
 def _cost(result: Result | None, name: str) -> float:
     cost = None if result is None else result.costs[name]
     return math.nan if cost is None else float(cost)

@@ -260,13 +260,17 @@ def _fastest(summaries: Sequence[OptimizerSummary], axis: Axis, best: str) -> li
     if len(summaries) == 1:
         return []
     for percent in summaries[0].within:
-        ranked = sorted(summaries, key=lambda summary: summary.within[percent].spent[axis].median)
-        first, second = (summary.within[percent].spent[axis].median for summary in ranked[:2])
-        if math.isfinite(first):
-            next_one = f"{ranked[1].name} {second:,.0f}" if math.isfinite(second) else "no other does in the median"
+        medians = {summary.name: summary.within[percent].spent[axis].median for summary in summaries}
+        least = min(medians.values())
+        if math.isfinite(least):
+            first = [name for name, median in medians.items() if median == least]
+            later = {name: median for name, median in medians.items() if least < median < math.inf}
+            name = min(later, key=lambda name: later[name], default="")
+            next_one = f"; then {name}, after {later[name]:,.0f}" if later else "; no other does in the median"
+            next_one = "" if len(first) == len(medians) else next_one
             return [
-                f"{ranked[0].name} is first to come within {percent:g} % of the best {best}: after {first:,.0f} {axis} "
-                f"in the median over seeds; {next_one}"
+                f"{' and '.join(first)} {'is' if len(first) == 1 else 'are'} first to come within {percent:g} % of the "
+                f"best {best}: after {least:,.0f} {axis} in the median over seeds{next_one}"
             ]
     widest = f"{max(summaries[0].within):g} % of " if summaries[0].within else ""
     return [

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from autodiffusion_opt.sampling.load import load_pipeline
     from autodiffusion_opt.space import ModelInfo, Space, SpaceConfig
     from autodiffusion_opt.study.callback import Callback
+    from autodiffusion_opt.study.compare import compare
     from autodiffusion_opt.study.run import Study
 
 __version__ = "0.2.0"
@@ -50,6 +51,7 @@ _LATER = {
     "Study": "study.run",
     "applied": "sampling.apply",
     "apply": "sampling.apply",
+    "compare": "study.compare",
     "compile_layers": "sampling.compile",
     "install": "sampling.apply",
     "load_pipeline": "sampling.load",
@@ -81,6 +83,7 @@ __all__ = [
     "UserError",
     "applied",
     "apply",
+    "compare",
     "compile_layers",
     "install",
     "load_pipeline",

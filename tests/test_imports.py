@@ -32,13 +32,23 @@ def heavy_modules(script: str, folder: Path) -> list[str]:
 def test_rooms_that_know_no_model_import_neither_torch_nor_diffusers(tmp_path: Path) -> None:
     rooms = ["candidate", "config", "errors", "progress", "catalogue", "space", "optimizer", "trials.storage"]
     rooms += ["trials.claims", "trials.history", "objective", "plugins", "sampling.config", "study.config", "zoo"]
-    rooms += ["study.problem", "study.results", "study.run", "study.verify", "study.callback"]
+    rooms += ["study.problem", "study.results", "study.run", "study.verify", "study.callback", "study.compare"]
     script = "; ".join(f"import autodiffusion_opt.{room}" for room in rooms)
     assert heavy_modules(script, tmp_path) == []
 
 
 @pytest.mark.parametrize(
-    "words", [["--help"], ["--version"], ["ls"], ["ls", "--json"], ["show", "digits-4"], ["run", "--help"], ["status"]]
+    "words",
+    [
+        ["--help"],
+        ["--version"],
+        ["ls"],
+        ["ls", "--json"],
+        ["show", "digits-4"],
+        ["run", "--help"],
+        ["status"],
+        ["compare", "x"],
+    ],
 )
 def test_commands_that_make_no_images_import_neither_torch_nor_diffusers(words: list[str], tmp_path: Path) -> None:
     script = (
@@ -63,7 +73,7 @@ def test_the_probe_sees_torch_where_it_is_imported(tmp_path: Path) -> None:
 def test_public_names_are_these_and_each_is_what_it_is_called() -> None:
     classes = "Callback Candidate CandidateMetric CandidateSampler EvaluationError Features ImageMetric Metric"
     classes += " MetricConfig ModelInfo OptimizerConfig Proposal Space SpaceConfig Step Study UserError"
-    functions = "applied apply compile_layers install load_pipeline register_features register_layer_kind"
+    functions = "applied apply compare compile_layers install load_pipeline register_features register_layer_kind"
     functions += " register_metric register_optimizer register_space remove"
     assert sorted(ado.__all__) == sorted(f"{classes} {functions}".split())
     assert sorted(dir(ado)) == sorted([*ado.__all__, "__version__"])

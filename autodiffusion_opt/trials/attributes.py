@@ -32,6 +32,7 @@ SPENT = "spent"  # what warm starts cost: a list of name, images, NFE of each, s
 WANTED = "trials"  # how many trials the study's file asks for
 FILE = "file"  # the study's: relative paths in its tables start from its folder
 FOLDERS = "folders"  # of the files that hold other parts, by the part's name: relative paths in those start there
+SPENT = "spent"  # cost of warm starts before the first trial: a list of {"name", "images", "nfe" an image, "seconds"}
 
 # Of a trial that died, a retry takes over what says which candidate it is and where it came from.
 INHERITED = (CANDIDATE, BASELINE, START, LABEL, OPTIMIZER, ORIGIN, STAGE)

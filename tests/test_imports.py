@@ -90,6 +90,7 @@ def test_public_names_are_these_and_each_is_what_it_is_called() -> None:
 FLOORS = (
     {"errors", "paths", "progress"},
     {"config", "candidate", "catalogue", "files", "process", "zoo"},
+    {"cache"},
     {"space"},
     {"trials", "sampling"},
     {"optimizer", "objective"},

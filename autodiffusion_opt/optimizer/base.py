@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 import numpy as np
 import optuna
 from optuna.distributions import BaseDistribution
+from optuna.pruners import BasePruner
 from optuna.samplers import BaseSampler
 from optuna.trial import FrozenTrial
 
@@ -47,6 +48,11 @@ class OptimizerConfig(Config):
     @abstractmethod
     def sampler(self, space: Space, seed: int) -> BaseSampler:
         """The Optuna sampler that searches ``space``. Raises UserError for a space that it cannot search."""
+
+
+def kind_of(optimizer: OptimizerConfig | BaseSampler) -> str:
+    """What an optimizer is called: its kind, or the class of a sampler made in Python."""
+    return optimizer.kind if isinstance(optimizer, OptimizerConfig) else type(optimizer).__name__
 
 
 def require_fully_parametric(space: Space, name: str) -> None:
@@ -94,6 +100,10 @@ class CandidateSampler(BaseSampler):
         self.seed = seed
         self.history: History | None = None
         self._candidate: Candidate | None = None  # of the trial that is being asked for
+
+    def pruner(self) -> BasePruner | None:
+        """What stops candidates where the objective has rungs and names no pruner; None: nothing does."""
+        return None
 
     @abstractmethod
     def propose(self, past: Past, rng: np.random.Generator) -> Proposal:

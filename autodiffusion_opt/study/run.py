@@ -10,23 +10,26 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import optuna
-from optuna.pruners import BasePruner, NopPruner
 from optuna.samplers import BaseSampler
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from autodiffusion_opt.errors import UserError
-from autodiffusion_opt.objective.pruners import make_pruner
-from autodiffusion_opt.optimizer import DEFAULT, CandidateSampler, OptimizerConfig, ParameterSampler
-from autodiffusion_opt.optimizer.base import require_fully_parametric
-from autodiffusion_opt.optimizer.local import LocalSearch
+from autodiffusion_opt.optimizer import DEFAULT
+from autodiffusion_opt.optimizer.base import kind_of
 from autodiffusion_opt.space import OWN, ModelInfo
 from autodiffusion_opt.study import results
 from autodiffusion_opt.study.callback import Callback
-from autodiffusion_opt.study.config import StudyConfig, check_version, differences, load_study_config
+from autodiffusion_opt.study.config import (
+    StudyConfig,
+    check_version,
+    differences,
+    load_study_config,
+)
 from autodiffusion_opt.study.from_python import python_study_config
 from autodiffusion_opt.study.problem import Problem, load_problem
 from autodiffusion_opt.study.progress_bar import shown
+from autodiffusion_opt.study.sampler import named_optimizer, pruner_of, sampler_of
 from autodiffusion_opt.study.trial import run_trial
 from autodiffusion_opt.study.verify import Rescored, rescore
 from autodiffusion_opt.study.warm_starts import warm_starts
@@ -40,7 +43,6 @@ from autodiffusion_opt.trials.attributes import (
     SPENT,
     START,
     WANTED,
-    numbers_of,
 )
 from autodiffusion_opt.trials.claims import Claims
 from autodiffusion_opt.trials.history import History
@@ -58,8 +60,6 @@ if TYPE_CHECKING:
     import pandas
 
 DIRECTIONS = {"minimize": StudyDirection.MINIMIZE, "maximize": StudyDirection.MAXIMIZE}
-# Optimizers that search with several values at once.
-SEVERAL_VALUES = ("optuna:nsga2", "optuna:tpe", "random")
 # So many evaluations in a row that fail are no accident: the study stops.
 MOST_FAILURES = 5
 
@@ -110,6 +110,7 @@ class Study:
         )
         self.url = storage_url(storage)
         self._callback = Callback()
+        self._optimizer = self.config.optimizer  # of the present run
 
     @classmethod
     def load(
@@ -142,6 +143,7 @@ class Study:
         """The study of a resolved configuration."""
         study = object.__new__(cls)
         study.config, study.url, study._callback = config, storage_url(storage), Callback()
+        study._optimizer = config.optimizer
         return study
 
     def __repr__(self) -> str:
@@ -169,7 +171,11 @@ class Study:
         return load_problem(self.config, ranking, self._callback.progress)
 
     def run(
-        self, trials: int | None = None, timeout: float | None = None, progress: bool | Callback | None = None
+        self,
+        trials: int | None = None,
+        timeout: float | None = None,
+        progress: bool | Callback | None = None,
+        optimizer: str | Mapping[str, Any] | BaseSampler | None = None,
     ) -> list[results.Result]:
         """Run until the study has ``trials`` finished ones, and return the complete ones, best first.
 
@@ -181,18 +187,21 @@ class Study:
             trials: the total wanted; None: what the study says.
             timeout: seconds after which no further trial is started.
             progress: whether a bar is shown; None: in a terminal or a notebook. Or a :class:`Callback` that is told.
+            optimizer: another than the study's to go on with: it knows all trials before, and each trial says who
+                proposed it. The name of a kind, a table, or an Optuna sampler.
 
         Raises:
             UserError: for a definition or model that differs from that in SQL, a device that is not there, or
                 evaluations that fail again and again.
         """
         wanted = self.config.trials if trials is None else trials
+        self._optimizer = self.config.optimizer if optimizer is None else named_optimizer(optimizer, self.config.path)
         deadline = None if timeout is None else time.monotonic() + timeout
         with shown(progress) as self._callback:
             study = self._open()
             history = History(study).refresh()
-            study.sampler = self._sampler(history)
-            study.pruner = self._pruner(study.sampler)
+            study.sampler = sampler_of(self.config, self._optimizer, self.problem, history)
+            study.pruner = pruner_of(self.config, study.sampler, self.problem.objective)
             claims = Claims(history, self.problem.parameters)
             claims.recover(wanted)
             claims.retry_failures_in_a_row(MOST_FAILURES)
@@ -205,7 +214,7 @@ class Study:
                     claim = claims.take(wanted)
                     if claim is None:
                         break
-                    trial = run_trial(self.config, self.problem, claim, history, self._callback)
+                    trial = run_trial(kind_of(self._optimizer), self.problem, claim, history, self._callback)
                     self._callback.finished(trial, history.refresh())
                     failures = failures + 1 if trial.state == TrialState.FAIL else 0
                     if failures == MOST_FAILURES:
@@ -221,7 +230,8 @@ class Study:
         stored = find_study(self.storage, self.config.name)
         if stored is not None and DEFINITION in stored.user_attrs:  # before a model is loaded in vain
             check_version(self.config.path, stored.user_attrs[DEFINITION])
-        self._sampler(None)  # an optimizer that cannot search the space leaves no study behind
+        # An optimizer that cannot search the space leaves no study behind.
+        sampler_of(self.config, self._optimizer, self.problem)
         directions = {name: DIRECTIONS[way] for name, way in self.problem.objective.directions.items()}
         study = create_study(self.storage, self.config.name, directions)
         definition = self.config.definition() | {FINGERPRINT: self.problem.fingerprint}
@@ -253,65 +263,17 @@ class Study:
             f"another definition:\n"
             f"{lines}\n"
             "Its trials would not be comparable. Put the definition back, give the study another name (copy its "
-            "file), or use another storage."
+            "file), or use another storage. To go on with another optimizer alone: run --optimizer NAME."
         )
-
-    def _sampler(self, history: History | None) -> CandidateSampler | ParameterSampler | BaseSampler:
-        """The study's Optuna sampler. Raises UserError for a space that it cannot search."""
-        optimizer, space = self.config.optimizer, self.problem.space
-        if isinstance(optimizer, OptimizerConfig):
-            if not optimizer.proposes_candidates:
-                require_fully_parametric(space, optimizer.kind)
-            sampler = optimizer.sampler(space, self.config.seed)
-        elif isinstance(optimizer, CandidateSampler | ParameterSampler):
-            sampler = optimizer
-        else:
-            require_fully_parametric(space, type(optimizer).__name__)
-            sampler = ParameterSampler(optimizer, self.config.seed)
-        if isinstance(sampler, CandidateSampler | ParameterSampler):
-            self._check_values(sampler)
-            sampler.history = history
-        return sampler
-
-    def _check_values(self, sampler: CandidateSampler | ParameterSampler) -> None:
-        """Raises UserError for several values, or bounds, with an optimizer that cannot search with them."""
-        name = getattr(self.config.optimizer, "kind", type(sampler).__name__)
-        values, bounds = list(self.problem.objective.directions), self.problem.bounds
-        if len(values) > 1 and not sampler.several_values:
-            raise UserError(
-                f"{self.config.path}: optimizer {name} searches with one value; this study has {', '.join(values)}: "
-                f"use {', '.join(SEVERAL_VALUES)}, or bounds (at_most, at_least) in place of all but one"
-            )
-        if bounds and not sampler.keeps_bounds:
-            raise UserError(
-                f"{self.config.path}: optimizer {name} does not look at bounds; this study has "
-                f"{', '.join(map(str, bounds))}: use evolution, {', '.join(SEVERAL_VALUES)}"
-            )
 
     def _enqueue_starts(self, claims: Claims, history: History) -> None:
         """The optimizer's warm starts that are not in SQL yet, and what they cost."""
-        names = getattr(self.config.optimizer, "start_from", ())
-        new = [name for name in names if name not in history.given_names(START)]
-        starts = warm_starts(self.config, self.problem, self.storage, new, self._callback.progress)
+        known = history.given_names(START)
+        starts = warm_starts(self.config, self._optimizer, self.problem, self.storage, known, self._callback.progress)
         spent = [start.spent for start in starts.values() if start.spent is not None]
         if spent:
             history.study.set_user_attr(SPENT, [*history.study.user_attrs.get(SPENT, ()), *spent])
         claims.enqueue({name: start.candidate for name, start in starts.items()}, kind=START)
-
-    def _pruner(self, sampler: BaseSampler) -> BasePruner:
-        """What stops candidates after a rung: the objective's, else the optimizer's own.
-
-        Raises:
-            UserError: for a pruner in a study with several values.
-        """
-        setting = getattr(self.config.objective, "pruner", None)
-        if setting is None:
-            return sampler.pruner() if isinstance(sampler, LocalSearch) else NopPruner()
-        directions = self.problem.objective.directions
-        if len(directions) > 1:
-            raise UserError(f"pruner: Optuna's pruners compare one value; this study has {', '.join(directions)}")
-        rungs = self.problem.objective.rungs  # type: ignore[attr-defined]  # those with a pruner
-        return make_pruner(setting, rungs, numbers_of)
 
     @contextmanager
     def _released_on_error(self, claims: Claims, wanted: int) -> Iterator[None]:

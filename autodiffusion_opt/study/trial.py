@@ -10,7 +10,6 @@ from autodiffusion_opt.errors import EvaluationError
 from autodiffusion_opt.objective import Score
 from autodiffusion_opt.objective.pruners import AtEachImage
 from autodiffusion_opt.study.callback import Callback
-from autodiffusion_opt.study.config import StudyConfig
 from autodiffusion_opt.study.problem import Problem
 from autodiffusion_opt.trials.attributes import (
     CANDIDATE,
@@ -18,7 +17,9 @@ from autodiffusion_opt.trials.attributes import (
     EVALUATION_FAILED,
     FIXED_PARAMETERS,
     OF_IMAGES,
+    OPTIMIZER,
     ORIGIN,
+    RETRY_OF,
     REUSED_FROM,
     SCORE,
     candidate_of,
@@ -30,12 +31,12 @@ from autodiffusion_opt.trials.history import History
 from autodiffusion_opt.trials.storage import begin_trial, set_constraints
 
 
-def run_trial(config: StudyConfig, problem: Problem, claim: Claim, history: History, callback: Callback) -> FrozenTrial:
+def run_trial(optimizer: str, problem: Problem, claim: Claim, history: History, callback: Callback) -> FrozenTrial:
     """Run the trial that a worker has claimed; the trial as SQL then holds it.
 
     Args:
-        config: the study.
-        problem: its model, space and objective.
+        optimizer: the kind of the optimizer that is asked.
+        problem: the study's model, space and objective.
         claim: the trial.
         history: of the study.
         callback: is told of the candidate and its images.
@@ -47,9 +48,11 @@ def run_trial(config: StudyConfig, problem: Problem, claim: Claim, history: Hist
         candidate = candidate_of(stored)
         if candidate is None:  # chosen by its parameters alone
             candidate = problem.space.decode(trial.params)
-            optimizer = getattr(config.optimizer, "kind", type(config.optimizer).__name__)
             trial.set_user_attr(ORIGIN, "enqueued" if stored.system_attrs.get(FIXED_PARAMETERS) else optimizer)
             trial.set_user_attr(CANDIDATE, candidate.to_json())
+        # A retry keeps the name of who proposed what it retries; what was given or enqueued has none.
+        if not {OPTIMIZER, RETRY_OF} & set(stored.user_attrs) and not stored.system_attrs.get(FIXED_PARAMETERS):
+            trial.set_user_attr(OPTIMIZER, optimizer)
         callback.proposed(trial.number, candidate)
         is_given = given_name(stored) is not None  # never stopped: what comes after is compared with it
         earlier = history.measured_with(candidate)

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import optuna
+from optuna.samplers import BaseSampler
 
 from autodiffusion_opt.candidate import Candidate
 from autodiffusion_opt.errors import UserError, unknown_text
+from autodiffusion_opt.optimizer import OptimizerConfig
 from autodiffusion_opt.paths import absolute
 from autodiffusion_opt.progress import Progress, silent
 from autodiffusion_opt.study.config import StudyConfig
@@ -37,15 +39,22 @@ class WarmStart:
 
 
 def warm_starts(
-    config: StudyConfig, problem: Problem, storage: Storage, names: Sequence[str], progress: Progress = silent
+    config: StudyConfig,
+    optimizer: OptimizerConfig | BaseSampler,
+    problem: Problem,
+    storage: Storage,
+    known: Container[str] = (),
+    progress: Progress = silent,
 ) -> dict[str, WarmStart]:
-    """The warm starts of a study, by name; the baselines among ``names`` are measured anyway, and not among these.
+    """The warm starts of an optimizer, by name; the baselines among them are measured anyway, and not among these.
 
     Args:
         config: the study.
-        problem: its model and space.
+        optimizer: its ``start_from`` names ``dp``, studies, or candidates' files, whose paths start from the folder
+            that the optimizer's table is in.
+        problem: the study's model and space.
         storage: in which other studies are.
-        names: ``dp``, studies, or paths of candidates' files, which start from the optimizer's folder.
+        known: names that the study has already.
         progress: is told of images that are sampled.
 
     Raises:
@@ -53,18 +62,22 @@ def warm_starts(
             dynamic programming cannot be had: not for a ``dp`` that is there by default, which is left out.
     """
     starts: dict[str, WarmStart] = {}
-    for name in names:
+    for name in getattr(optimizer, "start_from", ()):
+        if name in known or name in problem.baselines:
+            continue
         if name == DYNAMIC_PROGRAMMING:
-            start = _dynamic_programming(config, problem, progress)
+            is_asked_for = "start_from" in getattr(optimizer, "model_fields_set", ())
+            start = _dynamic_programming(config, problem, progress, is_asked_for=is_asked_for)
             starts |= {} if start is None else {name: start}
-        elif name not in problem.baselines:
+        else:
             starts[name] = WarmStart(problem.space.nearest(_known(config, storage, name)))
     return starts
 
 
-def _dynamic_programming(config: StudyConfig, problem: Problem, progress: Progress) -> WarmStart | None:
-    """The times of least local errors, as many as the uniform baseline has."""
-    is_asked_for = "start_from" in getattr(config.optimizer, "model_fields_set", ())
+def _dynamic_programming(
+    config: StudyConfig, problem: Problem, progress: Progress, *, is_asked_for: bool
+) -> WarmStart | None:
+    """The times of least local errors, as many as the uniform baseline has; None where there are none by default."""
     if problem.sampler is None:
         if is_asked_for:
             raise UserError(f"{config.path}: start_from: {DYNAMIC_PROGRAMMING} needs a pipeline to sample with")

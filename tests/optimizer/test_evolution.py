@@ -238,6 +238,7 @@ def test_the_defaults_are_those_of_the_authors_scripts() -> None:
     defaults = EvolutionConfig().model_dump()
     assert defaults == {
         "kind": "evolution",
+        "start_from": (),
         "population": 50,
         "parents": 10,
         "mutations": 25,

@@ -11,13 +11,16 @@ from __future__ import annotations
 from autodiffusion_opt.config import Registry
 from autodiffusion_opt.optimizer.base import CandidateSampler, OptimizerConfig, Proposal
 from autodiffusion_opt.optimizer.evolution import EvolutionConfig
-from autodiffusion_opt.optimizer.parameters import PREFIX, SAMPLERS, OptunaConfig, ParameterSampler
+from autodiffusion_opt.optimizer.optuna_samplers import PREFIX, SAMPLERS, CatCmaConfig, GridConfig, OptunaConfig
+from autodiffusion_opt.optimizer.parameters import ParameterSampler
 from autodiffusion_opt.optimizer.random_search import RandomSearchConfig
 
 _BUILTIN: dict[str, type[OptimizerConfig]] = {
     "evolution": EvolutionConfig,
     "random": RandomSearchConfig,
     **{PREFIX + name: OptunaConfig for name in SAMPLERS},
+    PREFIX + "grid": GridConfig,
+    PREFIX + "catcma": CatCmaConfig,
 }
 OPTIMIZERS: Registry[type[OptimizerConfig]] = Registry("optimizer", "optimizers", _BUILTIN, OptimizerConfig)
 

@@ -14,6 +14,9 @@ BASELINE = "baseline"  # the name of the baseline that this is: own, or a usual 
 LABEL = "label"  # what tables call a baseline, where it is more than its name
 ORIGIN = "origin"  # how the optimizer made it: random, mutation, crossover ...
 STAGE = "stage"  # of a search in stages
+# Of a trial that Nevergrad is asked for: its turn; once it was asked, the point, what was told just before, versions.
+NEVERGRAD = "nevergrad"
+CATCMA = "catcma"  # the generation and the point of CatCMA's own that the parameters were made from
 RETRY_OF = "retry_of"  # the position of the trial whose worker died
 WORKER = "worker"  # host, process and start of the process that runs it
 REUSED_FROM = "reused_from"  # the number of the trial whose values were taken over

@@ -86,6 +86,11 @@ def test_the_sampler_is_another_one_for_each_kind(kind: str) -> None:
         "optuna:cmaes": "CmaEsSampler",
         "optuna:nsga2": "NSGAIISampler",
         "optuna:random": "RandomSampler",
+        "optuna:gp": "GPSampler",
+        "optuna:qmc": "PositionalQMC",
+        "optuna:nsga3": "NSGAIIISampler",
+        "optuna:grid": "GridSearch",
+        "optuna:catcma": "CatCmaSampler",
     }
     space: Any = build_space(SPACES["time steps"], "here").space(INFO)
     sampler = build_optimizer({"kind": kind}, "here").sampler(space, 0)

@@ -11,6 +11,8 @@ from __future__ import annotations
 from autodiffusion_opt.config import Registry
 from autodiffusion_opt.optimizer.base import CandidateSampler, OptimizerConfig, Proposal
 from autodiffusion_opt.optimizer.evolution import EvolutionConfig
+from autodiffusion_opt.optimizer.nevergrad import NevergradConfig
+from autodiffusion_opt.optimizer.nevergrad_names import PREFIX as NEVERGRAD_PREFIX
 from autodiffusion_opt.optimizer.optuna_samplers import PREFIX, SAMPLERS, CatCmaConfig, GridConfig, OptunaConfig
 from autodiffusion_opt.optimizer.parameters import ParameterSampler
 from autodiffusion_opt.optimizer.random_search import RandomSearchConfig
@@ -22,7 +24,9 @@ _BUILTIN: dict[str, type[OptimizerConfig]] = {
     PREFIX + "grid": GridConfig,
     PREFIX + "catcma": CatCmaConfig,
 }
-OPTIMIZERS: Registry[type[OptimizerConfig]] = Registry("optimizer", "optimizers", _BUILTIN, OptimizerConfig)
+OPTIMIZERS: Registry[type[OptimizerConfig]] = Registry(
+    "optimizer", "optimizers", _BUILTIN, OptimizerConfig, families={NEVERGRAD_PREFIX: NevergradConfig}
+)
 
 __all__ = [
     "OPTIMIZERS",

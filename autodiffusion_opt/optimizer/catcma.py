@@ -1,4 +1,4 @@
-"""CatCMA with margin (Hamano et al., 2025, https://arxiv.org/abs/2504.07884), of the package cmaes, as an Optuna sampler.
+"""CatCMA with margin (Hamano et al., 2025, https://arxiv.org/abs/2504.07884) of the package cmaes: an Optuna sampler.
 
 It keeps nothing but its random generator. A trial's attribute holds the generation it is of and the point that its
 parameters were made from; the distribution of a generation follows from the points and the losses of those before, so

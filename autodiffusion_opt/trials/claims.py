@@ -67,6 +67,14 @@ def is_alive(study: optuna.Study, trial: FrozenTrial) -> bool:
     )
 
 
+def fail_if_dead(study: optuna.Study, trial: FrozenTrial) -> bool:
+    """Mark a running trial as failed if its worker died, so that it cannot publish anything later; whether it did."""
+    is_dead = not is_alive(study, trial)
+    if is_dead:
+        fail(study, trial._trial_id, "its worker died")
+    return is_dead
+
+
 class Claims:
     """Takes positions of a study for this worker.
 
@@ -133,9 +141,7 @@ class Claims:
         A trial that is finished already is left alone, and a position that another worker retried first is retried by
         that worker.
         """
-        lost = [trial for trial in self._running() if not is_alive(self._study, trial)]
-        for trial in lost:
-            fail(self._study, trial._trial_id, "its worker died")
+        lost = [trial for trial in self._running() if fail_if_dead(self._study, trial)]
         self._retry_open(wanted)
         return len(lost)
 

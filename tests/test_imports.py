@@ -85,7 +85,7 @@ FLOORS = (
     {"optimizer", "objective"},
     {"plugins"},
     {"study"},
-    {"report", ""},
+    {"report", "testing", ""},
     {"cli"},
     {"__main__"},
 )

@@ -23,7 +23,13 @@ TABLES: dict[str, Any] = {
     "optuna:catcma": {"kind": "optuna:catcma", "population": 4},
     **{f"nevergrad:{name}": {"kind": f"nevergrad:{name}", "budget": 16} for name in RECOMMENDED},
 }
-NAMES = [*OPTIMIZERS, *(f"nevergrad:{name}" for name in RECOMMENDED)]
+# One of each nature: a model of the values, a population, points drawn at once. The others with -m slow.
+QUICK = ("CMA", "TwoPointsDE", "ScrHammersleySearch")
+NAMES: list[Any] = [
+    *OPTIMIZERS,
+    *(f"nevergrad:{name}" for name in QUICK),
+    *(pytest.param(f"nevergrad:{name}", marks=pytest.mark.slow) for name in RECOMMENDED if name not in QUICK),
+]
 every_optimizer = pytest.mark.parametrize("kind", NAMES)
 
 
@@ -51,7 +57,7 @@ def test_failed_and_stopped_trials_do_not_stop_a_study(kind: str) -> None:
 
 
 def test_every_check_is_run_for_a_sampler_of_optunas() -> None:
-    testing.check_optimizer(optuna.samplers.RandomSampler, trials=10)
+    testing.check_optimizer(optuna.samplers.RandomSampler, trials=8)
 
 
 class Restarts(optuna.samplers.RandomSampler):

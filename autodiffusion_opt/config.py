@@ -34,10 +34,20 @@ class Registry(Mapping[str, Entry], Generic[Entry]):
         group: the last part of the entry points' group: ``"metrics"``.
         builtin: the entries that are always there.
         base: the class that every entry must be a subclass of; None: entries are functions.
+        families: entries for many names: ``nevergrad:`` stands for every name that begins with it. What is behind the
+            prefix is for the entry to check; such names are not listed one by one.
     """
 
-    def __init__(self, what: str, group: str, builtin: Mapping[str, Entry], base: type | None = None) -> None:
+    def __init__(
+        self,
+        what: str,
+        group: str,
+        builtin: Mapping[str, Entry],
+        base: type | None = None,
+        families: Mapping[str, Entry] | None = None,
+    ) -> None:
         self.what = what
+        self.families = dict(families or {})
         self._base = base
         self.group = f"autodiffusion_opt.{group}"
         self._entries = dict(builtin)
@@ -57,6 +67,9 @@ class Registry(Mapping[str, Entry], Generic[Entry]):
 
     def __getitem__(self, name: str) -> Entry:
         if name not in self._entries:
+            family = self._family(name)
+            if family is not None:
+                return family
             plugin = self._plugins().get(name)
             if plugin is None:
                 raise KeyError(name)
@@ -68,7 +81,7 @@ class Registry(Mapping[str, Entry], Generic[Entry]):
 
     def __contains__(self, name: object) -> bool:
         """Whether there is such a name; a plug-in is not imported for it."""
-        return name in self._entries or name in self._plugins()
+        return name in self._entries or self._family(name) is not None or name in self._plugins()
 
     def __iter__(self) -> Iterator[str]:
         return iter(dict.fromkeys([*self._entries, *self._plugins()]))
@@ -79,8 +92,15 @@ class Registry(Mapping[str, Entry], Generic[Entry]):
     def get_kind(self, name: object, where: str = "") -> Entry:
         """The entry of a name. Raises UserError, after ``where``, with those there are and the nearest match."""
         if not isinstance(name, str) or name not in self:
-            raise UserError(f"{where}{unknown_text(f'the kind of {self.what}', str(name), self)}")
+            raise UserError(f"{where}{unknown_text(f'the kind of {self.what}', str(name), self.names())}")
         return self[name]
+
+    def names(self) -> list[str]:
+        """Every name, sorted, a family as ``nevergrad:NAME``: what messages list."""
+        return sorted([*self, *(f"{prefix}NAME" for prefix in self.families)])
+
+    def _family(self, name: object) -> Entry | None:
+        return next((self.families[prefix] for prefix in self.families if str(name).startswith(prefix)), None)
 
     def _plugins(self) -> dict[str, EntryPoint]:
         return {plugin.name: plugin for plugin in entry_points(group=self.group)}
@@ -111,7 +131,7 @@ def kind_in(table: object, registry: Registry[Any], where: str) -> Any:
     if not isinstance(table, Mapping):
         raise UserError(f"{where}: must be a table; got {table!r}")
     if "kind" not in table:
-        raise UserError(f"{where}: kind is missing; it must be one of: {', '.join(sorted(registry))}")
+        raise UserError(f"{where}: kind is missing; it must be one of: {', '.join(registry.names())}")
     return registry.get_kind(table["kind"], f"{where}: ")
 
 

@@ -62,8 +62,9 @@ def _sections() -> Iterator[str]:
 def _kinds(registry: Registry[Any]) -> dict[type[Config], list[str]]:
     """The tables of the kinds that this package brings, each with its names."""
     kinds: dict[type[Config], list[str]] = {}
-    for name in registry:
-        entry = registry[name]
+    entries = {name: registry[name] for name in registry}
+    entries |= {f"{prefix}NAME": entry for prefix, entry in registry.families.items()}
+    for name, entry in entries.items():
         if entry.__module__.startswith("autodiffusion_opt."):
             kinds.setdefault(getattr(entry, "Config", entry), []).append(name)
     return kinds

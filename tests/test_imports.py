@@ -96,7 +96,7 @@ FLOORS = (
     {"optimizer", "objective"},
     {"plugins"},
     {"study"},
-    {"report", ""},
+    {"report", "testing", ""},
     {"cli"},
     {"__main__"},
 )
@@ -189,6 +189,7 @@ ALLOWED = {
     ("trials.history", "_trial_id"),  # the key by which only new trials are read
     ("trials.claims", "_trial_id"),
     ("optimizer.parameters", "_trial_id"),
+    ("optimizer.catcma", "_v_raw"),  # of cmaes: the point that its solution was made from
     ("optimizer.parameters", "_get_trials"),  # a view of a study: what Optuna's samplers call to read trials
 }
 

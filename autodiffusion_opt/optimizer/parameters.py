@@ -3,12 +3,16 @@
 A stock sampler starts its random numbers anew in every process, and sees trials by their numbers, retries included.
 Here every trial gets a fresh copy of the sampler whose random numbers follow from (study seed, position), and which
 sees the trials before it one a position, numbered by position: what an uninterrupted study would show it.
+
+A sampler that models the values sees their logarithms, where all of them are positive: of a FID from 22 to 1,000 a
+Gaussian process learns little else than the few worst.
 """
 
 from __future__ import annotations
 
 import copy
 import inspect
+import math
 from collections.abc import Container, Iterable, Mapping
 from typing import Any
 
@@ -17,62 +21,14 @@ import optuna
 from optuna.distributions import BaseDistribution
 from optuna.samplers import BaseSampler
 from optuna.trial import FrozenTrial, TrialState
-from pydantic import ConfigDict, model_validator
 
-from autodiffusion_opt.errors import UserError, unknown_text
-from autodiffusion_opt.optimizer.base import OptimizerConfig, require_fully_parametric
-from autodiffusion_opt.space import Space
+from autodiffusion_opt.optimizer.catcma import CatCmaSampler
 from autodiffusion_opt.trials.history import History
 
-PREFIX = "optuna:"
-SAMPLERS = {"tpe": "TPESampler", "cmaes": "CmaEsSampler", "nsga2": "NSGAIISampler", "random": "RandomSampler"}
 # Samplers that take a single value, and look at no bounds.
-SINGLE_VALUE = (optuna.samplers.CmaEsSampler,)
-# Packages that a sampler imports only when it is asked.
-NEEDS = {"cmaes": "cmaes"}
-
-
-class OptunaConfig(OptimizerConfig):
-    """``kind = "optuna:tpe"``, ``cmaes``, ``nsga2`` or ``random`` likewise: Optuna's sampler, with its own arguments.
-
-    Every other key is an argument of the sampler: ``n_startup_trials = 20``.
-    """
-
-    model_config = ConfigDict(extra="allow", frozen=True)
-
-    @model_validator(mode="after")
-    def _arguments_exist(self) -> OptunaConfig:
-        sampler = _sampler_class(self.kind)
-        allowed = [name for name in inspect.signature(sampler).parameters if name != "seed"]
-        for name in self.__pydantic_extra__ or {}:
-            if name == "seed":
-                raise ValueError("seed is the study's: set it beside trials")
-            if name not in allowed:
-                raise ValueError(unknown_text(f"an argument of {sampler.__name__}", name, allowed))
-        return self
-
-    def sampler(self, space: Space, seed: int) -> BaseSampler:
-        """The sampler. Raises UserError for arguments that it refuses, or a package that is not installed."""
-        require_fully_parametric(space, self.kind)
-        sampler_class = _sampler_class(self.kind)
-        package = NEEDS.get(self.kind.removeprefix(PREFIX))
-        if package is not None:
-            try:
-                __import__(package)
-            except ImportError:
-                raise UserError(f"optimizer {self.kind} needs the package {package}: pip install {package}") from None
-        try:
-            return ParameterSampler(sampler_class(**(self.__pydantic_extra__ or {})), seed)
-        except (TypeError, ValueError) as error:
-            raise UserError(f"optimizer {self.kind}: {error}") from None
-
-
-def _sampler_class(kind: str) -> type[BaseSampler]:
-    name = kind.removeprefix(PREFIX)
-    if name not in SAMPLERS:
-        raise ValueError(unknown_text("a sampler of Optuna", kind, [PREFIX + known for known in SAMPLERS]))
-    sampler: type[BaseSampler] = getattr(optuna.samplers, SAMPLERS[name])
-    return sampler
+SINGLE_VALUE = (optuna.samplers.CmaEsSampler, CatCmaSampler)
+# Samplers that model the values themselves, and not their order alone.
+MODELS_VALUES = (optuna.samplers.GPSampler,)
 
 
 class ParameterSampler(BaseSampler):
@@ -89,19 +45,22 @@ class ParameterSampler(BaseSampler):
         self.seed = seed
         self.history: History | None = None
         self.several_values = self.keeps_bounds = not isinstance(sampler, SINGLE_VALUE)
-        self._trial_id: int | None = None
         self._sampler = sampler
+        self._trial_id: int | None = None  # of the trial that the sampler was made for
         self._settled: list[FrozenTrial] = []  # as the sampler sees them: positions from 0 on that will not change
 
     def before_trial(self, study: optuna.Study, trial: FrozenTrial) -> None:
         """A fresh copy of the sampler for this trial, its random numbers set."""
+        self._start(study, trial)
+        self._sampler.before_trial(*self._seen_at(study, trial))
+
+    def _start(self, study: optuna.Study, trial: FrozenTrial) -> None:
         if self.history is None or self.history.study.study_name != study.study_name:
             self.history, self._settled = History(study), []
         position = self.history.refresh().position(trial.number)
         self._sampler = copy.deepcopy(self.original)
         _seed(self._sampler, np.random.default_rng([self.seed, position]))
         self._trial_id = trial._trial_id
-        self._sampler.before_trial(*self._seen_at(study, trial))
 
     def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
         """As the sampler has it."""
@@ -125,13 +84,18 @@ class ParameterSampler(BaseSampler):
 
     def _seen_at(self, study: optuna.Study, trial: FrozenTrial) -> tuple[Any, FrozenTrial]:
         """The study and the trial as the sampler sees them."""
-        assert self.history is not None  # before_trial comes first
+        if self._trial_id != trial._trial_id:  # somebody samples without a trial that was begun
+            self._start(study, trial)
+        assert self.history is not None
         position = self.history.position(trial.number)
         settled = self.history.settled
         while len(self._settled) < position and len(self._settled) in settled:
             self._settled += self._numbered(self.history.sequence(len(self._settled), len(self._settled) + 1))
         rest = self._numbered(self.history.sequence(len(self._settled), position))
-        return _StudyView(study, [*self._settled[:position], *rest]), _with_number(trial, position)
+        trials = [*self._settled[:position], *rest]
+        if isinstance(self.original, MODELS_VALUES):
+            trials = _with_modelled_values(trials)
+        return _StudyView(study, trials), _with_number(trial, position)
 
     def _numbered(self, trials: Iterable[FrozenTrial]) -> list[FrozenTrial]:
         assert self.history is not None
@@ -144,6 +108,30 @@ def _with_number(trial: FrozenTrial, number: int) -> FrozenTrial:
     renumbered = copy.copy(trial)
     renumbered.number = number
     return renumbered
+
+
+def _with_modelled_values(trials: list[FrozenTrial]) -> list[FrozenTrial]:
+    """The trials with values that a model can be fitted to, in the same order from best to worst.
+
+    Each of the study's values is its logarithm where it is positive in every trial, and itself elsewhere. An infinite
+    one is the greatest, or least, finite one.
+    """
+    complete = [trial for trial in trials if trial.state == TrialState.COMPLETE]
+    columns = [_modelled(column) for column in zip(*(trial.values for trial in complete), strict=True)]
+    modelled = dict(zip((trial.number for trial in complete), zip(*columns, strict=True), strict=True))
+    return [_with_values(trial, modelled[trial.number]) if trial.number in modelled else trial for trial in trials]
+
+
+def _modelled(values: tuple[float, ...]) -> list[float]:
+    finite = [value for value in values if math.isfinite(value)] or [0.0]
+    clipped = [min(max(value, min(finite)), max(finite)) for value in values]
+    return [math.log(value) for value in clipped] if min(clipped) > 0 else clipped
+
+
+def _with_values(trial: FrozenTrial, values: tuple[float, ...]) -> FrozenTrial:
+    changed = copy.copy(trial)
+    changed.values = list(values)
+    return changed
 
 
 class _StudyView:

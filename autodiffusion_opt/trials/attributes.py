@@ -16,6 +16,9 @@ OPTIMIZER = "optimizer"  # the kind of the optimizer that proposed it
 START = "start"  # the warm start that this is: dp, the name of a study, a file
 ORIGIN = "origin"  # how the optimizer made it: random, mutation, crossover ...
 STAGE = "stage"  # of a search in stages
+# Of a trial that Nevergrad is asked for: its turn; once it was asked, the point, what was told just before, versions.
+NEVERGRAD = "nevergrad"
+CATCMA = "catcma"  # the generation and the point of CatCMA's own that the parameters were made from
 RETRY_OF = "retry_of"  # the position of the trial whose worker died
 WORKER = "worker"  # host, process and start of the process that runs it
 REUSED_FROM = "reused_from"  # the number of the trial whose values were taken over

@@ -52,6 +52,30 @@ class Claim:
         return workers.heartbeat(lambda: record_heartbeat(self.study, self.trial_id))
 
 
+def is_alive(study: optuna.Study, trial: FrozenTrial) -> bool:
+    """Whether the worker of a running trial is at work, as far as can be told."""
+    worker = trial.user_attrs.get(WORKER)
+    if worker == workers.this_worker():
+        return True
+    if worker is not None and workers.worker_died(str(worker)):
+        return False
+    if trial._trial_id in stale_trial_ids(study):
+        return False
+    started = trial.datetime_start
+    # A trial without a worker: its process may be about to write its name.
+    return worker is not None or (
+        started is None or (datetime.now() - started).total_seconds() <= workers.GRACE_SECONDS
+    )
+
+
+def fail_if_dead(study: optuna.Study, trial: FrozenTrial) -> bool:
+    """Mark a running trial as failed if its worker died, so that it cannot publish anything later; whether it did."""
+    is_dead = not is_alive(study, trial)
+    if is_dead:
+        fail(study, trial._trial_id, "its worker died")
+    return is_dead
+
+
 class Claims:
     """Takes positions of a study for this worker.
 
@@ -121,9 +145,7 @@ class Claims:
         A trial that is finished already is left alone, and a position that another worker retried first is retried by
         that worker.
         """
-        lost = [trial for trial in self._running() if not self._is_alive(trial)]
-        for trial in lost:
-            fail(self._study, trial._trial_id, "its worker died")
+        lost = [trial for trial in self._running() if fail_if_dead(self._study, trial)]
         self._retry_open(wanted)
         return len(lost)
 
@@ -146,7 +168,7 @@ class Claims:
 
     def has_live_workers(self) -> bool:
         """Whether anybody works at a trial, as far as can be told."""
-        return any(self._is_alive(trial) for trial in self._running())
+        return any(is_alive(self._study, trial) for trial in self._running())
 
     def _running(self) -> list[FrozenTrial]:
         return self._history.refresh().unfinished(TrialState.RUNNING)
@@ -154,7 +176,7 @@ class Claims:
     def _taken(self) -> set[int]:
         """Positions that are settled, or at which a live worker works."""
         running = self._history.unfinished(TrialState.RUNNING)
-        live = {self._history.position(trial.number) for trial in running if self._is_alive(trial)}
+        live = {self._history.position(trial.number) for trial in running if is_alive(self._study, trial)}
         return self._history.settled | live
 
     def _retry_open(self, wanted: int) -> None:
@@ -174,17 +196,3 @@ class Claims:
             candidate = candidate_of(trial)
             parameters = parameters if candidate is None else self._encode(candidate)
         self._study.enqueue_trial(parameters, user_attrs=attributes)
-
-    def _is_alive(self, trial: FrozenTrial) -> bool:
-        worker = trial.user_attrs.get(WORKER)
-        if worker == workers.this_worker():
-            return True
-        if worker is not None and workers.worker_died(str(worker)):
-            return False
-        if trial._trial_id in stale_trial_ids(self._study):
-            return False
-        started = trial.datetime_start
-        # A trial without a worker: its process may be about to write its name.
-        return worker is not None or (
-            started is None or (datetime.now() - started).total_seconds() <= workers.GRACE_SECONDS
-        )

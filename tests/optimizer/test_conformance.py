@@ -4,67 +4,83 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
+import optuna
 import pytest
 
-import autodiffusion_opt as ado
+from autodiffusion_opt import testing
+from autodiffusion_opt.errors import UserError
 from autodiffusion_opt.optimizer import OPTIMIZERS, OptimizerConfig
+from autodiffusion_opt.optimizer.nevergrad_names import RECOMMENDED
 from autodiffusion_opt.study.config import build_optimizer, build_space
 
-INFO = ado.ModelInfo(1000, layers=10, removable=tuple(range(10)), ranking=(tuple(range(10)),) * 3)
-SPACES = {
-    "time steps": {"kind": "time-steps", "steps": 3},
-    "joint ranked": {"kind": "joint", "n_max": 40, "steps_min": 3, "steps_max": 5, "layers": "ranked"},
-    "joint any": {"kind": "joint", "n_max": 40, "steps_min": 3, "steps_max": 5, "layers": "any"},
+# Where the default would not leave the random start within the few trials of a check.
+TABLES: dict[str, Any] = {
+    "evolution": {"kind": "evolution", "population": 5, "parents": 3, "mutations": 2, "crossovers": 2},
+    "optuna:tpe": {"kind": "optuna:tpe", "n_startup_trials": 5},
+    "optuna:gp": {"kind": "optuna:gp", "n_startup_trials": 10},
+    "optuna:nsga2": {"kind": "optuna:nsga2", "population_size": 4},
+    "optuna:nsga3": {"kind": "optuna:nsga3", "population_size": 4},
+    "optuna:catcma": {"kind": "optuna:catcma", "population": 4},
+    **{f"nevergrad:{name}": {"kind": f"nevergrad:{name}", "budget": 16} for name in RECOMMENDED},
 }
-every_optimizer = pytest.mark.parametrize("kind", OPTIMIZERS)
-quiet = pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
+# One of each nature: a model of the values, a population, points drawn at once. The others with -m slow.
+QUICK = ("CMA", "TwoPointsDE", "ScrHammersleySearch")
+NAMES: list[Any] = [
+    *OPTIMIZERS,
+    *(f"nevergrad:{name}" for name in QUICK),
+    *(pytest.param(f"nevergrad:{name}", marks=pytest.mark.slow) for name in RECOMMENDED if name not in QUICK),
+]
+every_optimizer = pytest.mark.parametrize("kind", NAMES)
 
 
-def cost(candidate: ado.Candidate) -> float:
-    return float(np.mean(candidate.times))
-
-
-def study_of(kind: str, space: str, url: str) -> ado.Study:
-    return ado.Study(
-        "s",
-        space=SPACES[space],
-        objective=ado.CandidateMetric(cost, identity="cost"),
-        optimizer=kind,
-        trials=18,
-        storage=url,
-        model_info=INFO,
-    )
-
-
-@quiet
 @every_optimizer
-@pytest.mark.parametrize("space", SPACES)
-def test_candidates_are_in_the_space_and_the_parameters_are_theirs(kind: str, space: str, url: str) -> None:
-    if space == "joint any" and not OPTIMIZERS[kind].proposes_candidates:
+@pytest.mark.parametrize("space", testing.SPACES)
+def test_candidates_are_in_the_space_and_the_parameters_are_theirs(kind: str, space: str) -> None:
+    if not testing.claims(kind, space):
         pytest.skip("parameters do not tell which layers; the refusal is tested elsewhere")
-    study = study_of(kind, space, url)
-    study.run(progress=False)
-    assert len(study.trials()) == 18
-    for trial in study.trials():
-        candidate = ado.Candidate.from_json(trial.user_attrs["candidate"])
-        study.problem.space.check(candidate)
-        assert set(trial.params) == set(study.problem.space.distributions())
-        if study.problem.space.fully_parametric:
-            assert study.problem.space.decode(trial.params) == candidate
+    testing.check_candidates(TABLES.get(kind, kind), space)
 
 
-@quiet
 @every_optimizer
-def test_the_same_seed_proposes_the_same_in_parts_and_another_proposes_others(kind: str, url: str) -> None:
-    whole = study_of(kind, "time steps", url)
-    whole.run(progress=False)
-    parts_url = url.replace("studies.db", "parts.db")
-    for wanted in (9, 13, 18):
-        parts = study_of(kind, "time steps", parts_url)
-        parts.run(wanted, progress=False)
-    texts = [[trial.user_attrs["candidate"] for trial in study.trials()] for study in (whole, parts)]
-    assert texts[0] == texts[1]
+def test_a_study_run_in_parts_with_a_dead_worker_equals_a_single_run(kind: str) -> None:
+    testing.check_resumed(TABLES.get(kind, kind), "time steps")
+
+
+@every_optimizer
+def test_two_workers_measure_each_position_once(kind: str) -> None:
+    testing.check_two_workers(TABLES.get(kind, kind), "time steps")
+
+
+@every_optimizer
+def test_failed_and_stopped_trials_do_not_stop_a_study(kind: str) -> None:
+    testing.check_failures(TABLES.get(kind, kind), "time steps")
+
+
+def test_every_check_is_run_for_a_sampler_of_optunas() -> None:
+    testing.check_optimizer(optuna.samplers.RandomSampler, trials=8)
+
+
+class Restarts(optuna.samplers.RandomSampler):
+    """Its random numbers start anew in every process, where the study cannot reach them."""
+
+    def sample_independent(self, study: Any, trial: Any, param_name: str, param_distribution: Any) -> Any:
+        return optuna.samplers.RandomSampler().sample_independent(study, trial, param_name, param_distribution)
+
+
+class Stuck(optuna.samplers.RandomSampler):
+    """Proposes the same for ever."""
+
+    def sample_independent(self, study: Any, trial: Any, param_name: str, param_distribution: Any) -> Any:
+        return param_distribution.low
+
+
+@pytest.mark.parametrize(
+    ("sampler", "check", "message"),
+    [(Restarts, testing.check_resumed, "position .* must be"), (Stuck, testing.check_candidates, "may be repeats")],
+)
+def test_a_check_tells_an_optimizer_that_does_not_conform(sampler: Any, check: Any, message: str) -> None:
+    with pytest.raises(AssertionError, match=message):
+        check(sampler, "time steps", 10)
 
 
 @every_optimizer
@@ -75,8 +91,7 @@ def test_a_kind_is_a_documented_table_whose_kind_is_its_name(kind: str) -> None:
     assert build_optimizer({"kind": kind}, "here").kind == kind
 
 
-@quiet
-@every_optimizer
+@pytest.mark.parametrize("kind", OPTIMIZERS)
 def test_the_sampler_is_another_one_for_each_kind(kind: str) -> None:
     """A kind wired to another kind's sampler would pass all else."""
     wanted = {
@@ -84,9 +99,21 @@ def test_the_sampler_is_another_one_for_each_kind(kind: str) -> None:
         "random": "RandomSearch",
         "optuna:tpe": "TPESampler",
         "optuna:cmaes": "CmaEsSampler",
-        "optuna:nsga2": "NSGAIISampler",
+        "optuna:gp": "GPSampler",
+        "optuna:qmc": "PositionalQMC",
         "optuna:random": "RandomSampler",
+        "optuna:nsga2": "NSGAIISampler",
+        "optuna:nsga3": "NSGAIIISampler",
+        "optuna:grid": "GridSearch",
+        "optuna:catcma": "CatCmaSampler",
     }
-    space: Any = build_space(SPACES["time steps"], "here").space(INFO)
+    space: Any = build_space(testing.SPACES["time steps"], "here").space(testing.INFO)
     sampler = build_optimizer({"kind": kind}, "here").sampler(space, 0)
     assert type(getattr(sampler, "original", sampler)).__name__ == wanted[kind]
+
+
+def test_an_unknown_kind_lists_a_family_once() -> None:
+    with pytest.raises(UserError, match=r"nevergrad:NAME, optuna:catcma.*Did you mean 'optuna:tpe'\?"):
+        build_optimizer({"kind": "optuna:tpee"}, "here")
+    assert "nevergrad:CMA" in OPTIMIZERS
+    assert not any(kind.startswith("nevergrad") for kind in OPTIMIZERS)

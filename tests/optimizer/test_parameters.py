@@ -14,7 +14,9 @@ from trials.test_workers import dead_worker
 
 import autodiffusion_opt as ado
 from autodiffusion_opt.errors import UserError
-from autodiffusion_opt.optimizer import OPTIMIZERS, ParameterSampler
+from autodiffusion_opt.optimizer import ParameterSampler
+from autodiffusion_opt.optimizer.optuna_samplers import PREFIX
+from autodiffusion_opt.optimizer.optuna_samplers import SAMPLERS as OPTUNA_SAMPLERS
 from autodiffusion_opt.optimizer.parameters import _seed, describe_sampler
 from autodiffusion_opt.study.config import build_optimizer, build_space
 from autodiffusion_opt.trials.attributes import BASELINE, WORKER, candidate_of
@@ -184,7 +186,7 @@ def test_another_sampler_under_the_same_name_is_refused(url: str) -> None:
         study_of(optuna.samplers.TPESampler(n_startup_trials=3), url).run(progress=False)
 
 
-@pytest.mark.parametrize("kind", [kind for kind in OPTIMIZERS if kind.startswith("optuna:")])
+@pytest.mark.parametrize("kind", [PREFIX + name for name in OPTUNA_SAMPLERS])
 def test_a_table_names_a_sampler_and_its_arguments(kind: str) -> None:
     space = build_space({"kind": "time-steps", "steps": 4}, "here").space(INFO)
     arguments = {"n_startup_trials": 3} if kind in ("optuna:tpe", "optuna:cmaes") else {}

@@ -29,8 +29,8 @@ from autodiffusion_opt.optimizer import OPTIMIZERS
 from autodiffusion_opt.progress import Progress, silent
 from autodiffusion_opt.space import ModelInfo
 from autodiffusion_opt.study.run import Study
-from autodiffusion_opt.trials.attributes import BASELINE, WORKER, candidate_of
-from autodiffusion_opt.trials.claims import Claims
+from autodiffusion_opt.trials.attributes import BASELINE, ERROR, WORKER, candidate_of
+from autodiffusion_opt.trials.claims import NOT_WANTED, Claims
 from autodiffusion_opt.trials.history import History
 from autodiffusion_opt.trials.storage import need_study
 from autodiffusion_opt.trials.workers import this_worker
@@ -126,7 +126,8 @@ def check_two_workers(optimizer: Optimizer, space: str, trials: int = 16) -> Non
         if errors:
             raise AssertionError(f"two workers must not disturb each other; got {errors[0]!r}") from errors[0]
         study = _study(optimizer, space, url, trials)
-        states = [trial.state for trial in study.trials()]
+        # A worker that began a trial too many, since the last ones were begun meanwhile, gives it up unmeasured.
+        states = [trial.state for trial in study.trials() if trial.user_attrs.get(ERROR) != NOT_WANTED]
         _must(states == [TrialState.COMPLETE] * trials, "every trial must complete, and none be measured twice", states)
         _must(sorted(_by_position(study)) == list(range(trials)), "every position must be measured", states)
         _check_repeats(study.trials())

@@ -18,6 +18,7 @@ import pytest
 from PIL import Image
 
 from autodiffusion_opt import Candidate, cli
+from autodiffusion_opt.cli import options
 from autodiffusion_opt.trials.storage import without_password
 
 Write = Callable[..., Path]
@@ -214,14 +215,16 @@ def test_verify_makes_5000_images_three_times_unless_told() -> None:
 
 
 def test_continue_with_says_all_that_was_given() -> None:
-    words = cli._again("my.toml", "sqlite:///x.db", 4, ("space.steps=6", 'pipeline.model="a b"'))
+    words = cli._again(
+        "my.toml", "sqlite:///x.db", {"seed": 4, "repeats": None}, ("space.steps=6", 'pipeline.model="a b"')
+    )
     assert words == (
         "autodiffusion-opt run my.toml --seed 4 --set space.steps=6 --set 'pipeline.model=\"a b\"' --storage sqlite:///x.db"
     )
 
 
 def test_json_has_no_infinity(capsys: pytest.CaptureFixture[str]) -> None:
-    cli._print(True, {"a": [math.inf, 1.5, {"b": -math.inf, "c": math.nan}]}, None)
+    options.print_result(True, {"a": [math.inf, 1.5, {"b": -math.inf, "c": math.nan}]}, None)
     assert json.loads(capsys.readouterr().out) == {"a": [None, 1.5, {"b": None, "c": None}]}
 
 
@@ -234,7 +237,7 @@ def test_status_names_the_best_baseline(ran: tuple[Path, str], call: Call) -> No
 
 
 def test_a_password_does_not_go_to_a_log() -> None:
-    assert cli._storage_words("postgresql://me:secret@host/name") == " --storage postgresql://me:***@host/name"
+    assert options.storage_words("postgresql://me:secret@host/name") == " --storage postgresql://me:***@host/name"
 
 
 # What is wrong with the study's file -> part of the message.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -13,10 +14,11 @@ from rich.console import Console
 from rich.table import Table
 
 from autodiffusion_opt.space.baselines import OWN, UNIFORM, compared_with
+from autodiffusion_opt.study.curves import images_of
 from autodiffusion_opt.study.progress_bar import WIDE
 from autodiffusion_opt.study.results import Result, StoredStudy, stored_study
 from autodiffusion_opt.study.verify import Rescored
-from autodiffusion_opt.trials.attributes import DEFINITION, STAGE, WANTED
+from autodiffusion_opt.trials.attributes import DEFINITION, OPTIMIZER, STAGE, WANTED
 from autodiffusion_opt.trials.storage import Storage
 
 if TYPE_CHECKING:
@@ -43,6 +45,7 @@ def run_summary(stored: StoredStudy) -> dict[str, Any]:
         "best": {**_values(best), "trial": best.trial, "candidate": best.candidate.to_dict()},
         **described,
         "baselines": {name: _first(result) for name, result in baselines.items()},
+        "images": round(images_of(stored)),
         "factor": _first(best) / _first(base) if base is not None and _first(base) else None,
         "factor_of": None if base is None else base.baseline,
     }
@@ -132,6 +135,8 @@ def _status_row(stored: StoredStudy) -> dict[str, Any]:
         "front": len(stored.top()) if results and not results[0].excess and stored.has_front else None,
         "best_baseline": {"name": baselines[0].baseline, "value": _first(baselines[0])} if baselines else None,
         "optimizer": attributes.get(DEFINITION, {}).get("optimizer", {}).get("kind"),
+        "proposed": proposed_by(stored.trials),
+        "images": round(images_of(stored)),
         "stage": last_stage(stored.trials),
         "last_activity": _last_activity(stored.trials),
     }
@@ -144,7 +149,9 @@ def _last_activity(trials: Sequence[FrozenTrial]) -> str | None:
 
 def status_table(rows: Sequence[Mapping[str, Any]]) -> Table:
     """The same for a person."""
-    table = Table("study", "complete", "other", "best", "best baseline", "optimizer", "stage", "last activity")
+    table = Table(
+        "study", "complete", "other", "images", "best", "best baseline", "optimizer", "stage", "last activity"
+    )
     for row in rows:
         counts = dict(row["trials"])
         complete = f"{counts.pop('complete')}/{row['wanted'] or '?'}"
@@ -153,14 +160,22 @@ def status_table(rows: Sequence[Mapping[str, Any]]) -> Table:
         text = "" if baseline is None else f"{baseline['name']} {number(baseline['value'])}"
         last = (row["last_activity"] or "").replace("T", " ")
         optimizer, stage = row["optimizer"] or "", row["stage"] or ""
+        if set(row["proposed"]) - {optimizer}:  # it went on with others
+            optimizer = ", ".join(f"{kind} {count}" for kind, count in row["proposed"].items())
         best = number(row["best"]) if row["front"] is None else f"front of {row['front']}"
-        table.add_row(row["study"], complete, rest, best, text, optimizer, stage, last)
+        table.add_row(row["study"], complete, rest, f"{row['images']:,}", best, text, optimizer, stage, last)
     return table
 
 
 def states(trials: Sequence[FrozenTrial]) -> dict[str, int]:
     """How many trials there are in each state, retried ones (failed) included."""
     return {state.name.lower(): sum(trial.state == state for trial in trials) for state in TrialState}
+
+
+def proposed_by(trials: Sequence[FrozenTrial]) -> dict[str, int]:
+    """How many trials each optimizer proposed, in the order in which they began."""
+    kinds = [trial.user_attrs[OPTIMIZER] for trial in trials if OPTIMIZER in trial.user_attrs]
+    return dict(Counter(kinds))
 
 
 def last_stage(trials: Sequence[FrozenTrial]) -> str | None:

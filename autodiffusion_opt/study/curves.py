@@ -131,6 +131,11 @@ def curve_of(stored: StoredStudy) -> Curve:
     return Curve(dict(zip(AXES, spent, strict=True)), tuple(values_so_far))
 
 
+def images_of(stored: StoredStudy) -> float:
+    """The images that a study has generated, with those of its warm starts, counted as in :func:`curve_of`."""
+    return _warm_starts(stored)[0] + sum(_cost(trial)[0] for trial in stored.trials if trial.state.is_finished())
+
+
 def _cost(trial: FrozenTrial) -> tuple[float, float]:
     """Images and seconds of a finished trial; of one that failed, what is known."""
     if REUSED_FROM in trial.user_attrs:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
@@ -137,6 +137,31 @@ class Study:
         config = load_study_config(str(name), overrides)
         config = config if seed is None else config.with_seed(seed)
         return cls.from_config(config.on_device(device), storage)
+
+    @classmethod
+    def several(
+        cls, name: str | Path, optimizers: Sequence[str], repeats: int, *, seed: int | None = None, **where: Any
+    ) -> list[Study]:
+        """A study for each of several optimizers and seeds, which differ in nothing else: to be compared.
+
+        Args:
+            name: a name in ``studies/``, or a path.
+            optimizers: names of kinds, or of TOML files; none: the study's own.
+            repeats: how many seeds of each, from ``seed`` on.
+            seed: the first; None: the study's own.
+            where: ``storage``, ``device`` and ``overrides``, as for :meth:`load`.
+
+        Raises:
+            UserError: all that is wrong with the files, at once.
+        """
+        overrides = tuple(where.pop("overrides", ()))
+        first = cls.load(name, seed=seed, overrides=overrides, **where).config.seed
+        changes = [[f"optimizer={optimizer.strip()}"] for optimizer in optimizers] or [[]]
+        return [
+            cls.load(name, seed=first + repeat, overrides=(*overrides, *change), **where)
+            for change in changes
+            for repeat in range(repeats)
+        ]
 
     @classmethod
     def from_config(cls, config: StudyConfig, storage: str | None = None) -> Study:

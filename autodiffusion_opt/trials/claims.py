@@ -29,6 +29,8 @@ from autodiffusion_opt.trials.history import History
 from autodiffusion_opt.trials.storage import fail, record_heartbeat, stale_trial_ids, start_trial
 
 Encode = Callable[[Candidate], dict[str, Any]]
+# Why a worker fails a trial that it began for a position beyond those that are wanted.
+NOT_WANTED = "not wanted: other workers began the last trials"
 
 
 @dataclass(frozen=True)
@@ -135,7 +137,7 @@ class Claims:
             number = next(trial.number for trial in reversed(trials) if trial._trial_id == trial_id)
             position = self._history.position(number)
             if sum(taken < position for taken in self._taken()) >= wanted:
-                fail(self._study, trial_id, "not wanted: other workers began the last trials")
+                fail(self._study, trial_id, NOT_WANTED)
                 continue
             return Claim(self._study, trial_id, number, position)
 

@@ -32,7 +32,7 @@ COPIED = ("autodiffusion_opt", "tests", "spaces", "objectives", "studies", "pypr
 TESTS = {
     "candidate.py": ["tests/test_candidate.py"],
     "catalogue.py": ["tests/test_catalogue.py"],
-    "cli.py": ["tests/test_cli.py"],
+    "cli": ["tests/test_cli*.py"],
     "config.py": ["tests/study/test_config.py", "tests/test_plugins.py"],
     "paths.py": ["tests/test_paths.py", "tests/study/test_paths.py"],
     "plugins.py": ["tests/test_plugins.py"],

@@ -95,6 +95,7 @@ def test_a_kind_is_a_documented_table_whose_kind_is_its_name(kind: str) -> None:
 def test_the_sampler_is_another_one_for_each_kind(kind: str) -> None:
     """A kind wired to another kind's sampler would pass all else."""
     wanted = {
+        "local": "LocalSearch",
         "evolution": "Evolution",
         "random": "RandomSearch",
         "optuna:tpe": "TPESampler",

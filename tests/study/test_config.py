@@ -23,7 +23,7 @@ def refusal(path: Path | str) -> str:
 def test_names_paths_and_tables(study_file: Write, tmp_path: Path) -> None:
     config = load_study_config(str(study_file()))
     assert (config.name, config.trials, config.seed) == ("small", 14, 0)
-    assert (config.space.kind, config.objective.images, config.optimizer.kind) == ("time-steps", 20, "local")
+    assert (config.space.kind, config.objective.images, config.optimizer.kind) == ("time-steps", 20, "evolution")
     assert config.pipeline.model == "digits"
     # The same by name, from the catalogue beside the file, and by path.
     for folder in ("spaces", "objectives", "studies", "other"):
@@ -45,7 +45,7 @@ def test_names_paths_and_tables(study_file: Write, tmp_path: Path) -> None:
     assert load_study_config(str(path)).optimizer.kind == "random"
     path.write_text('pipeline = "digits"\nspace = "own"\nobjective = "../other/own.toml"\ntrials = 2\n')
     named = load_study_config(str(path))
-    assert named.optimizer.kind == "evolution"
+    assert named.optimizer.kind == "local"
 
 
 def test_the_definition_comes_back(study_file: Write) -> None:

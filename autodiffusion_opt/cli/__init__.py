@@ -3,28 +3,28 @@
 from __future__ import annotations
 
 import json
-import math
 import shlex
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
 import click
 
 from autodiffusion_opt import __version__
+from autodiffusion_opt.cli.options import (
+    device_option,
+    json_option,
+    pick_option,
+    positive,
+    print_result,
+    storage_option,
+    storage_words,
+    study_option,
+    write_text,
+)
+from autodiffusion_opt.cli.reference import reference
 from autodiffusion_opt.errors import UserError
 from autodiffusion_opt.process import run_and_leave, say
-
-storage_option = click.option(
-    "--storage", metavar="URL", help="SQL database.  [default: $AUTODIFFUSION_STORAGE or sqlite:///studies/studies.db]"
-)
-json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-device_option = click.option("--device", metavar="D", help="auto, cpu, cuda, cuda:1 ...")
-weights_option = click.option("--weights", metavar="FILE", help="The extractor's weights, instead of the download.")
-study_option = click.option("--study", metavar="STUDY", help="Whose model and metric, for a candidate file.")
-positive = click.IntRange(min=1)
-pick_option = click.option(
-    "--pick", type=positive, default=1, show_default=True, help="The rank in `best`, 1 the first."
-)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -49,6 +49,12 @@ def app() -> None:
     metavar="KEY=VALUE",
     help="Another value for any key of the study, space.steps=6 say; the study is then called STUDY+KEY=VALUE.",
 )
+@click.option(
+    "--optimizer",
+    metavar="NAME[,NAME...]",
+    help="Go on with another optimizer; of several names, run a study of each and compare them.",
+)
+@click.option("--repeats", type=positive, help="Seeds of each optimizer, for a comparison.  [default: 1]")
 @json_option
 def run(
     study: str,
@@ -58,6 +64,8 @@ def run(
     device: str | None,
     seed: int | None,
     overrides: tuple[str, ...],
+    optimizer: str | None,
+    repeats: int | None,
     as_json: bool,
 ) -> None:
     """Run STUDY (a name in the catalogue, or a TOML file) until it has all its trials.
@@ -68,20 +76,32 @@ def run(
     from autodiffusion_opt.study.results import open_study
     from autodiffusion_opt.study.run import Study
 
-    loaded = Study.load(study, storage=storage, seed=seed, device=device, overrides=overrides)
-    name = loaded.config.name
+    names = [] if optimizer is None else optimizer.split(",")
+    is_comparison = repeats is not None or len(names) > 1
+    settings: dict[str, Any] = {"storage": storage, "seed": seed, "device": device, "overrides": overrides}
+    if is_comparison:
+        studies = Study.several(study, names, repeats or 1, **settings)
+    else:
+        studies = [Study.load(study, **settings)]
     try:
-        complete = loaded.run(trials, timeout, progress=True)
+        for each in studies:
+            if is_comparison:
+                say(f"study {each.config.name}")
+            complete = each.run(trials, timeout, progress=True, optimizer=None if is_comparison else optimizer)
     except KeyboardInterrupt:
-        again = _again(study, storage, seed, overrides)
-        say(f"interrupted; all finished trials are kept. Continue with: {again}")
+        options = {"seed": seed, "optimizer": optimizer, "repeats": repeats}
+        say(f"interrupted; all finished trials are kept. Continue with: {_again(study, storage, options, overrides)}")
         raise
+    name = studies[0].config.name
+    if is_comparison:
+        print_comparison([each.config.name for each in studies], as_json, storage=storage)
+        return
     if not complete:
         raise UserError(f"the study {name!r} has no complete trial after the timeout; give it more time")
     stored = open_study(name, storage)
-    _print(as_json, tables.run_summary(stored), tables.run_table(stored))
+    print_result(as_json, tables.run_summary(stored), tables.run_table(stored))
     if not as_json:
-        click.echo(f"next: autodiffusion-opt verify {shlex.quote(name)}{_storage_words(storage)}")
+        click.echo(f"next: autodiffusion-opt verify {shlex.quote(name)}{storage_words(storage)}")
 
 
 @app.command(name="ls")
@@ -129,7 +149,7 @@ def layers(model: str, as_json: bool) -> None:
     from autodiffusion_opt.study.results import listed_layers
 
     rows = layer_rows(*listed_layers(model))
-    _print(as_json, rows, layer_table(rows))
+    print_result(as_json, rows, layer_table(rows))
 
 
 @app.command()
@@ -145,7 +165,7 @@ def status(storage: str | None, as_json: bool) -> None:
     if not rows and not as_json:
         click.echo(f"no study in {without_password(url)} yet; start with: autodiffusion-opt run digits-4", err=True)
         return
-    _print(as_json, rows, status_table(rows))
+    print_result(as_json, rows, status_table(rows))
 
 
 @app.command()
@@ -166,9 +186,11 @@ def best(study: str, count: int | None, output: Path | None, pick: int, storage:
     stored = open_study(study, storage)
     top = stored.top(count)
     if output is not None:
-        _write(output, json.dumps(candidate_file(stored.pick(pick), stored.name, stored.definition), indent=2) + "\n")
+        write_text(
+            output, json.dumps(candidate_file(stored.pick(pick), stored.name, stored.definition), indent=2) + "\n"
+        )
         say(f"wrote {output}")
-    _print(as_json, best_rows(top), best_table(top))
+    print_result(as_json, best_rows(top), best_table(top))
 
 
 @app.command()
@@ -265,7 +287,7 @@ def verify(
         problem = load_problem(config, progress=bar)
         searched = None if model else chosen.searched
         result = verified(problem, chosen.candidates, searched, images, repeats, extrapolate, bar)
-    _print(as_json, result.to_dict(), rescored_table(result.rescored))
+    print_result(as_json, result.to_dict(), rescored_table(result.rescored))
     if not as_json:
         click.echo("\n".join(result.sentences))
 
@@ -287,6 +309,16 @@ def compare(studies: tuple[str, ...], within: str, as_json: bool, output: Path |
 
     They have one pipeline, space and objective, and differ in optimizer and seed; or in the number of steps too.
     """
+    print_comparison(studies, as_json, output, within, **settings)
+
+
+app.add_command(reference)
+
+
+def print_comparison(
+    studies: Sequence[str], as_json: bool, output: Path | None = None, within: str = "5,20", **settings: Any
+) -> None:
+    """Compare studies: the table and its sentences, or JSON; and a picture where ``output`` is given."""
     from autodiffusion_opt.report import plots
     from autodiffusion_opt.report.comparison import comparison_table
     from autodiffusion_opt.study.compare import compare as compare_studies
@@ -300,97 +332,15 @@ def compare(studies: tuple[str, ...], within: str, as_json: bool, output: Path |
     if output is not None:
         plots.save_picture(compared, output)
         say(f"wrote {output}")
-    _print(as_json, compared.to_dict(), comparison_table(compared))
+    print_result(as_json, compared.to_dict(), comparison_table(compared))
     if not as_json:
         click.echo("\n".join(compared.sentences))
 
 
-@app.group()
-def reference() -> None:
-    """Real images as a reference: make a file of their statistics, or show what a source holds."""
-
-
-@reference.command(name="make")
-@click.argument("source")
-@click.option("--features", metavar="NAME", required=True, help="The extractor, as in an objective.")
-@click.option(
-    "-o",
-    "--output",
-    type=click.Path(dir_okay=False, path_type=Path),
-    default=Path("reference.npz"),
-    show_default=True,
-)
-@weights_option
-@device_option
-@json_option
-def make_reference(
-    source: str, features: str, output: Path, weights: str | None, device: str | None, as_json: bool
-) -> None:
-    """Statistics of SOURCE's images (a folder, a data set, an .npz of images or features) as an .npz file."""
-    from autodiffusion_opt.report import references
-    from autodiffusion_opt.study.progress_bar import Bar
-
-    with Bar() as bar:
-        made = references.make_reference(source, features, output, bar, weights, device)
-    _print(as_json, made, references.reference_table(made))
-
-
-@reference.command(name="show")
-@click.argument("source")
-@click.option("--features", metavar="NAME", help="Measure it with this extractor too.")
-@click.option("-o", "--output", type=click.Path(dir_okay=False, path_type=Path), help="Write a PNG of its images here.")
-@weights_option
-@device_option
-@json_option
-def show_reference(
-    source: str, features: str | None, output: Path | None, weights: str | None, device: str | None, as_json: bool
-) -> None:
-    """What SOURCE (a folder, a data set, an .npz file, an embedded model) holds."""
-    from autodiffusion_opt.report import references
-    from autodiffusion_opt.study.progress_bar import Bar
-
-    with Bar() as bar:
-        shown = references.show_reference(source, bar, features, output, weights, device)
-    _print(as_json, shown, references.reference_table(shown))
-
-
-def _again(study: str, storage: str | None, seed: int | None, overrides: tuple[str, ...]) -> str:
-    seeded = "" if seed is None else f" --seed {seed}"
+def _again(study: str, storage: str | None, options: Mapping[str, Any], overrides: tuple[str, ...]) -> str:
+    given = "".join(f" --{key} {value}" for key, value in options.items() if value is not None)
     changed = "".join(f" --set {shlex.quote(text)}" for text in overrides)
-    return f"autodiffusion-opt run {study}{seeded}{changed}{_storage_words(storage)}"
-
-
-def _storage_words(storage: str | None) -> str:
-    """As given, but a password does not go to a log."""
-    from autodiffusion_opt.trials.storage import without_password
-
-    return "" if storage is None else f" --storage {without_password(storage)}"
-
-
-def _write(path: Path, text: str) -> None:
-    try:
-        path.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"-o: {path} cannot be written: {error.strerror}") from None
-
-
-def _print(as_json: bool, value: Any, table: Any) -> None:
-    """The result on stdout: JSON, or a table."""
-    if as_json:
-        click.echo(json.dumps(_finite(value), allow_nan=False))
-        return
-    from autodiffusion_opt.report.tables import out
-
-    out().print(table)
-
-
-def _finite(value: Any) -> Any:
-    """JSON has no infinity: null."""
-    if isinstance(value, dict):
-        return {key: _finite(inner) for key, inner in value.items()}
-    if isinstance(value, list):
-        return [_finite(inner) for inner in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    return f"autodiffusion-opt run {study}{given}{changed}{storage_words(storage)}"
 
 
 def main() -> NoReturn:

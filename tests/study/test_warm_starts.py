@@ -1,0 +1,194 @@
+"""Candidates that a search begins with: where they come from, what they cost, and that they are measured once."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+from optuna.trial import TrialState
+
+import autodiffusion_opt as ado
+from autodiffusion_opt import Candidate, Study, UserError
+from autodiffusion_opt.sampling.load import load_pipeline
+from autodiffusion_opt.study.curves import images_of
+from autodiffusion_opt.study.results import open_study
+from autodiffusion_opt.trials.attributes import BASELINE, CANDIDATE, OPTIMIZER, SPENT, START
+from autodiffusion_opt.trials.claims import Claims
+from autodiffusion_opt.trials.history import History
+
+pytestmark = pytest.mark.usefixtures("cache")
+
+
+def study_of(digits: Any, url: str, *, name: str = "s", optimizer: Any = "local", steps: int = 3, **more: Any) -> Study:
+    given: dict[str, Any] = {
+        "pipeline": {"model": digits, "batch_size": 20, "micro_batch": 20},
+        "space": {"kind": "time-steps", "steps": steps},
+        "objective": {"kind": "fid", "images": [20, 40], "features": "pixels", "reference": "digits"},
+        "trials": 14,
+    }
+    return Study(name, optimizer=optimizer, storage=url, **given | more)
+
+
+def starts(study: Study) -> dict[str, Candidate]:
+    return {
+        trial.user_attrs[START]: Candidate.from_json(trial.user_attrs[CANDIDATE])
+        for trial in study.trials()
+        if START in trial.user_attrs
+    }
+
+
+def spent(study: Study) -> list[dict[str, Any]]:
+    attributes = optuna.load_study(study_name=study.config.name, storage=study.storage).user_attrs
+    return list(attributes.get(SPENT, []))
+
+
+def test_dynamic_programming_comes_after_the_baselines_and_its_images_count(digits: Any, url: str) -> None:
+    study = study_of(digits, url)
+    study.run(progress=False)
+    kinds = [next((key for key in (BASELINE, START) if key in trial.user_attrs), None) for trial in study.trials()]
+    first = kinds.index(START)
+    assert kinds == [BASELINE] * first + [START] + [None] * (len(kinds) - first - 1)
+    (entry,) = spent(study)
+    assert {key: entry[key] for key in ("name", "images", "nfe")} == {"name": "dp", "images": 64, "nfe": 46}
+    images = sum(max(trial.intermediate_values) for trial in study.trials())
+    assert images_of(open_study("s", url)) == images + 64 * 46 / 3
+    values = {trial.user_attrs.get(BASELINE, START): trial.value for trial in study.trials()[: first + 1]}
+    assert values[START] == min(value for value in values.values() if value is not None)
+
+
+def test_a_resumed_study_neither_computes_nor_measures_it_again(digits: Any, url: str, monkeypatch: Any) -> None:
+    whole = study_of(digits, url, name="whole")
+    whole.run(progress=False)
+    study_of(digits, url).run(10, progress=False)
+    monkeypatch.setattr("autodiffusion_opt.sampling.trajectory.local_errors", None)
+    parts = study_of(digits, url)
+    parts.run(progress=False)
+    assert [trial.values for trial in parts.trials()] == [trial.values for trial in whole.trials()]
+    assert len(spent(parts)) == 1
+
+
+@pytest.mark.parametrize("optimizer", ["evolution", "random", "optuna:tpe"])
+def test_every_optimizer_may_start_from_it(optimizer: str, digits: Any, url: str) -> None:
+    study = study_of(digits, url, optimizer={"kind": optimizer, "start_from": ["dp", "own"]}, trials=11)
+    study.run(progress=False)
+    assert list(starts(study)) == ["dp"]
+    assert {trial.user_attrs.get(OPTIMIZER) for trial in study.trials()} == {None, optimizer}
+
+
+def test_none_is_started_from_where_none_is_named(digits: Any, url: str) -> None:
+    study = study_of(digits, url, optimizer={"kind": "local", "start_from": []}, trials=9)
+    study.run(progress=False)
+    assert starts(study) == {}
+    assert spent(study) == []
+
+
+def test_it_starts_from_a_file_and_from_another_studys_winner_respaced(digits: Any, url: str, tmp_path: Path) -> None:
+    three = study_of(digits, url, name="three", optimizer="random", trials=10)
+    three.run(progress=False)
+    path = tmp_path / "good.json"
+    path.write_text(Candidate.from_time_steps([900, 400, 200, 50]).to_json())
+    table = {"kind": "local", "start_from": ["three", str(path)]}
+    four = study_of(digits, url, name="four", steps=4, optimizer=table, trials=12)
+    four.run(progress=False)
+    given = starts(four)
+    assert list(given) == ["three", str(path)]
+    assert given[str(path)].times == (900, 400, 200, 50)
+    best = three.best().candidate
+    assert given["three"] == four.problem.space.nearest(best)
+    assert len(given["three"].steps) == 4
+    assert given["three"].times[0] > best.times[0]
+    assert given["three"].times[-1] <= best.times[-1]
+    assert spent(four) == []
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (["dpp"], "start_from: a warm start must be one of: dp, there; got 'dpp'. Did you mean 'dp'"),
+        (["none.json"], "start_from: there is no file none.json"),
+    ],
+)
+def test_what_is_not_there_is_refused_with_what_is(names: list[str], message: str, digits: Any, url: str) -> None:
+    study_of(digits, url, name="there", optimizer="random", trials=1).run(progress=False)
+    with pytest.raises(UserError, match=message):
+        study_of(digits, url, optimizer={"kind": "local", "start_from": names}).run(progress=False)
+
+
+def plain(url: str, **table: Any) -> Study:
+    return Study(
+        "plain",
+        space={"kind": "time-steps", "steps": 3},
+        objective=ado.CandidateMetric(lambda candidate: candidate.times[0], identity="first"),
+        optimizer={"kind": "local"} | table,
+        trials=12,
+        storage=url,
+        model_info=ado.ModelInfo(1000),
+    )
+
+
+def test_without_a_pipeline_there_is_none_unless_it_was_asked_for(url: str) -> None:
+    study = plain(url)
+    study.run(progress=False)
+    assert starts(study) == {}
+    with pytest.raises(UserError, match="start_from: dp needs a pipeline to sample with"):
+        plain(url.replace("studies.db", "other.db"), start_from=["dp"]).run(progress=False)
+
+
+def test_a_distilled_model_goes_without_it_and_says_so(url: str) -> None:
+    digits = load_pipeline("digits", scheduler="lcm", device="cpu")
+    with pytest.warns(UserWarning, match="there is no warm start 'dp': .* LCMScheduler is distilled to few"):
+        study_of(digits, url, trials=9).run(progress=False)
+    with pytest.raises(UserError, match=r"start_from: dp: .* LCMScheduler is distilled to few"):
+        study_of(digits, url, name="asked", optimizer={"kind": "local", "start_from": ["dp"]}).run(progress=False)
+
+
+def test_two_workers_that_both_computed_it_measure_it_once(url: str, digits: Any) -> None:
+    """Where neither saw the other's, the second that was enqueued is dropped."""
+    study = study_of(digits, url, trials=9)
+    study.run(1, progress=False)  # all that comes before the optimizer is enqueued
+    loaded = optuna.load_study(study_name="s", storage=study.storage)
+    claims = Claims(History(loaded).refresh(), study.problem.parameters)
+    candidate = Candidate.from_time_steps([600, 300, 100])
+    attributes = {START: "dp", CANDIDATE: candidate.to_json()}
+    loaded.enqueue_trial(study.problem.parameters(candidate), user_attrs=attributes)
+    claims.enqueue({"dp": candidate}, kind=START)
+    study.run(10, progress=False)
+    states = [trial.state for trial in study.trials() if START in trial.user_attrs]
+    assert states == [TrialState.COMPLETE, TrialState.FAIL]
+    assert study.trials()[-1].user_attrs[OPTIMIZER] == "local"
+
+
+def test_a_study_goes_on_with_other_optimizers_and_status_says_who_proposed_what(url: str, call: Any) -> None:
+    study = plain(url)
+    study.run(9, progress=False)
+    before = [(trial.user_attrs[CANDIDATE], trial.values) for trial in study.trials()]
+    plain(url).run(11, progress=False, optimizer="optuna:tpe")
+    plain(url).run(
+        13, progress=False, optimizer={"kind": "evolution", "population": 4, "mutations": 2, "crossovers": 1}
+    )
+    plain(url).run(15, progress=False, optimizer=optuna.samplers.RandomSampler())
+    after = plain(url).trials()
+    assert [(trial.user_attrs[CANDIDATE], trial.values) for trial in after][:9] == before
+    kinds = [trial.user_attrs.get(OPTIMIZER) for trial in after]
+    baselines = kinds.count(None)
+    assert (
+        kinds[baselines:]
+        == ["local"] * (9 - baselines) + ["optuna:tpe"] * 2 + ["evolution"] * 2 + ["RandomSampler"] * 2
+    )
+    code, text, _ = call("status", "--json", "--storage", url)
+    (row,) = json.loads(text)
+    assert code == 0
+    assert row["proposed"] == {"local": 9 - baselines, "optuna:tpe": 2, "evolution": 2, "RandomSampler": 2}
+    # The study's own goes on from what the others found.
+    plain(url).run(16, progress=False)
+    assert plain(url).trials()[-1].user_attrs[OPTIMIZER] == "local"
+
+
+def test_another_optimizer_that_is_none_is_refused_and_leaves_the_study_alone(url: str) -> None:
+    plain(url).run(9, progress=False)
+    with pytest.raises(UserError, match=r"optimizer: .*'evolutoin'\. Did you mean 'evolution'"):
+        plain(url).run(optimizer="evolutoin", progress=False)
+    assert len(plain(url).trials()) == 9

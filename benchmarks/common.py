@@ -78,3 +78,10 @@ def adm(pixels: int, width: int, groups: int = 32, head: int | None = None) -> A
         attn_norm_num_groups=groups,
         attention_head_dim=head or groups,
     ).eval()
+
+
+def by_evolution(study: str) -> tuple[str, ...]:
+    """Overrides with which ``digits-4`` or ``dit-4`` is searched as in the paper: 150 trials of 500 images each."""
+    objective = {"digits-4": "digits-fid", "dit-4": "digits-dit-fid"}[study]
+    sizes = ("pipeline.batch_size=250", "pipeline.micro_batch=250")
+    return (f"objective={objective}", "optimizer=evolution", "trials=150", *sizes)

@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from common import machine, parser, say
+from common import by_evolution, machine, parser, say
 
 from autodiffusion_opt import Study
 from autodiffusion_opt.study.verify import Difference, Rescored, rescore
@@ -40,7 +40,8 @@ def front_of(optimizer: str, trials: int, seed: int, folder: str) -> Study:
 
 def winner_of(steps: int, trials: int, seed: int, folder: str) -> Study:
     """The study of one value with so many steps of the whole network, run."""
-    overrides = (f"space={toml({'kind': 'time-steps', 'steps': steps})}", f"optimizer={toml(OPTIMIZERS['tpe'])}")
+    changes = (f"space={toml({'kind': 'time-steps', 'steps': steps})}", f"optimizer={toml(OPTIMIZERS['tpe'])}")
+    overrides = (*by_evolution("digits-4"), *changes)
     study = Study.load("digits-4", storage=f"sqlite:///{folder}/{steps}.db", seed=seed, overrides=overrides)
     study.run(trials, progress=False)
     return study

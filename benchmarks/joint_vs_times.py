@@ -13,7 +13,7 @@ import tempfile
 from typing import Any
 
 import torch
-from common import machine, parser, say
+from common import by_evolution, machine, parser, say
 
 from autodiffusion_opt import Candidate, Study
 from autodiffusion_opt.study.verify import rescore
@@ -23,7 +23,8 @@ STUDIES = ("digits-4", "digits-joint", "digits-joint-ranked")
 
 def search(name: str, seed: int, trials: int, images: int, folder: str) -> dict[str, Any]:
     """Run one study; its best candidate, re-scored three times."""
-    study = Study.load(name, storage=f"sqlite:///{folder}/{name}-{seed}.db", seed=seed)
+    overrides = by_evolution(name) if name == "digits-4" else ()
+    study = Study.load(name, storage=f"sqlite:///{folder}/{name}-{seed}.db", seed=seed, overrides=overrides)
     study.run(trials, progress=False)
     best = study.best()
     candidate = best.candidate

@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from common import machine, parser, say
+from common import by_evolution, machine, parser, say
 from scipy.stats import kendalltau
 
 from autodiffusion_opt import Candidate, Study, UserError
@@ -147,7 +147,7 @@ def meters(problem: Problem, sampler: RememberingSampler, counts: Sequence[int],
 
 def good_candidate(study: str, trials: int, folder: Path) -> Candidate:
     """The best of a short search on 250 images of other noise."""
-    overrides = ("objective.images=250", f"objective.seed={SEARCH_SEED}")
+    overrides = (*by_evolution(study), "objective.images=250", f"objective.seed={SEARCH_SEED}")
     search = Study.load(study, storage=f"sqlite:///{folder}/{study}.db", overrides=overrides)
     search.run(trials, progress=False)
     return search.best().candidate
@@ -189,7 +189,8 @@ class Kept:
 def model_results(model: str, effort: Effort, kept: Kept) -> dict[str, Any]:
     """``tau``, ``tau_better_half`` and ``refused`` of a model."""
     with tempfile.TemporaryDirectory() as folder:
-        problem = Study.load(STUDIES[model], storage=f"sqlite:///{folder}/problem.db").problem
+        study = STUDIES[model]
+        problem = Study.load(study, storage=f"sqlite:///{folder}/problem.db", overrides=by_evolution(study)).problem
         same = {"model": model, "fingerprint": problem.fingerprint}
         sought = same | {"search": effort.trials}
         found = kept.of(sought, lambda: good_candidate(STUDIES[model], effort.trials, Path(folder)).to_dict())

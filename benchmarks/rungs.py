@@ -1,8 +1,8 @@
 """Rungs of images with a pruner against all images for every trial: ``python benchmarks/rungs.py [--quick]``.
 
-Each study is run twice with the same seed and number of trials: as shipped, 500 images a trial, and with ``--rungs``
-and ``--pruner``. Both winners are then measured again with the same fresh noise, and their difference is paired over
-repeats. Several seeds, both embedded models. Images that were taken over from an earlier trial do not count.
+Each study is run twice with the same optimizer, seed and number of trials: with 500 images a trial, and with
+``--rungs`` and ``--pruner``. Both winners are then measured again with the same fresh noise, and their difference is
+paired over repeats. Several seeds, both embedded models. Images taken over from an earlier trial do not count.
 
 With rungs ``micro_batch`` is the largest number that divides all of them: a call always makes ``micro_batch`` images,
 so a rung of 50 images would cost 250 with the files' own. ``seconds_share`` is of the time of making and measuring
@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from common import machine, parser, say
+from common import by_evolution, machine, parser, say
 
 from autodiffusion_opt import Candidate, Study
 from autodiffusion_opt.study.problem import Problem
@@ -59,13 +59,12 @@ def search(name: str, seed: int, trials: int | None, folder: str, overrides: tup
 def compare(model: str, seed: int, options: Any, folder: str) -> dict[str, Any]:
     """Both searches of a model and a seed, and their winners on fresh noise."""
     micro_batch = math.gcd(*options.rungs)
-    rungs = (
-        f"objective.images={options.rungs}",
-        f"objective.pruner={options.pruner}",
-        f"pipeline.micro_batch={micro_batch}",
-    )
-    full = search(STUDIES[model], seed, options.trials, folder)
-    pruned = search(STUDIES[model], seed, options.trials, folder, rungs)
+    rungs = (f"objective.images={options.rungs}", f"pipeline.micro_batch={micro_batch}")
+    if options.optimizer != "local":  # which has a pruner of its own
+        rungs += (f"objective.pruner={options.pruner}",)
+    base = (*by_evolution(STUDIES[model]), f"optimizer={options.optimizer}")
+    full = search(STUDIES[model], seed, options.trials, folder, base)
+    pruned = search(STUDIES[model], seed, options.trials, folder, (*base, *rungs))
     winners = {"full": full.best, "rungs": pruned.best}
     rescored = rescore(full.problem, winners, images=options.images, repeats=options.repeats)
     difference = Difference.of(rescored["rungs"], rescored["full"])
@@ -115,6 +114,7 @@ def main() -> None:
     """Search, re-score, print."""
     arguments = parser(__doc__, threads=2)
     arguments.add_argument("--models", nargs="+", default=list(STUDIES), choices=list(STUDIES))
+    arguments.add_argument("--optimizer", default="evolution", help="local prunes by itself")
     arguments.add_argument("--rungs", nargs="+", type=int, default=[50, 500], help="numbers of images")
     arguments.add_argument("--pruner", default="successive-halving", help="a kind, or a TOML table")
     arguments.add_argument("--seeds", type=int, default=3)

@@ -13,7 +13,7 @@ import time
 from typing import Any
 
 import torch
-from common import machine, parser, say
+from common import by_evolution, machine, parser, say
 
 import autodiffusion_opt as ado
 from autodiffusion_opt.sampling.generate import ImageSampler, noise_generator
@@ -85,7 +85,7 @@ def main() -> None:
     arguments.add_argument("--images", type=int, default=1000)
     options = arguments.parse_args()
     torch.set_num_threads(options.threads)
-    problem = load_problem(load_study_config("digits-4"))
+    problem = load_problem(load_study_config("digits-4", by_evolution("digits-4")))
     seconds, share = time_trials(problem, options.images, rounds=3 if options.quick else 15)
     overhead = time_install(problem, steps=50, rounds=10 if options.quick else 50)
     measured = {

@@ -154,7 +154,8 @@ def status_table(rows: Sequence[Mapping[str, Any]]) -> Table:
     )
     for row in rows:
         counts = dict(row["trials"])
-        complete = f"{counts.pop('complete')}/{row['wanted'] or '?'}"
+        # What was stopped early is measured too, as far as was worth while.
+        done = f"{counts.pop('complete') + counts['pruned']}/{row['wanted'] or '?'}"
         rest = ", ".join(f"{count} {state}" for state, count in counts.items() if count)
         baseline = row["best_baseline"]
         text = "" if baseline is None else f"{baseline['name']} {number(baseline['value'])}"
@@ -163,7 +164,7 @@ def status_table(rows: Sequence[Mapping[str, Any]]) -> Table:
         if set(row["proposed"]) - {optimizer}:  # it went on with others
             optimizer = ", ".join(f"{kind} {count}" for kind, count in row["proposed"].items())
         best = number(row["best"]) if row["front"] is None else f"front of {row['front']}"
-        table.add_row(row["study"], complete, rest, f"{row['images']:,}", best, text, optimizer, stage, last)
+        table.add_row(row["study"], done, rest, f"{row['images']:,}", best, text, optimizer, stage, last)
     return table
 
 

@@ -331,7 +331,7 @@ def test_memory_is_the_same_for_any_number_of_images() -> None:
         "from autodiffusion_opt import Candidate\n"
         "from autodiffusion_opt.study.config import load_study_config\n"
         "from autodiffusion_opt.study.problem import load_problem\n"
-        "problem = load_problem(load_study_config('digits-4'))\n"
+        "problem = load_problem(load_study_config('digits-4', ['objective=digits-fid']))\n"
         "list(problem.objective.measure(Candidate.from_time_steps([926, 153]), images=int(sys.argv[1])))\n"
         "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
     )

@@ -37,7 +37,8 @@ from autodiffusion_opt.study.config import build_optimizer
 from autodiffusion_opt.study.curves import spent_until
 
 NEAR = {"images_to_5_percent": 0.05, "images_to_20_percent": 0.2}
-QUICK = Effort(rungs=(50, 100), images=1500, fresh=200)
+OVER_DEFAULT = {"original_over_default": ORIGINAL, "evolution_over_default": EVOLUTION}
+QUICK = Effort(rungs=(50, 100), images=2400, fresh=200)
 
 # A model, an optimizer and a number of steps, and the runs of its seeds; and what is said of them.
 Key = tuple[str, str, str]
@@ -71,7 +72,7 @@ def ratios(
     return found, at_least
 
 
-def nested(rows: Mapping[tuple[str, ...], Any]) -> dict[str, Any]:
+def nested(rows: Mapping[Any, Any]) -> dict[str, Any]:
     """A table in a table for each part of the keys."""
     tables: dict[str, Any] = {}
     for (*outer, last), value in rows.items():
@@ -97,7 +98,7 @@ def summary(runs: Runs, rescored: Mapping[Key, Mapping[str, Any]]) -> dict[str, 
     }
     found = {name: nested(rows) for name, rows in reached.items()}
     at_least = {}
-    for name, optimizer in (("original_over_default", ORIGINAL), ("evolution_over_default", EVOLUTION)):
+    for name, optimizer in OVER_DEFAULT.items():
         over, is_bound = ratios(reached["images_to_5_percent"], runs, optimizer)
         found[name], at_least[name] = nested(over), nested(is_bound)
     return {
@@ -127,6 +128,11 @@ def print_tables(found: Mapping[str, Any]) -> None:
                 near = "".join(f"{'-' if images is None else format(images, ','):>9}" for images in (to_20, to_5))
                 again = "" if fresh is None else f"{fresh['mean']:.2f} ± {fresh['std']:.2f}"
                 print(f"{name:<24}{len(spent):>6}{median(spent):>9,.0f}{near}{final:>9.2f}{again:>16}")
+            for name in OVER_DEFAULT:
+                ratio = found[name].get(model, {}).get(steps)
+                if ratio is not None:
+                    bound = "at least " if found["at_least"][name][model][steps] else ""
+                    print(f"images to 5 %, {name.replace('_', ' ')}: {bound}{ratio:g}")
 
 
 def known_optimizers(names: Sequence[str]) -> list[str]:
@@ -158,6 +164,7 @@ def run_all(searches: Searches, options: Namespace) -> dict[Key, list[Run]]:
                 continue
             runs.setdefault((model, name, steps), []).append(run)
             spent = f"{run.curve.total('images'):,.0f} images, {run.curve.total('trials'):,.0f} trials"
+            spent += ", not finished" if searches.trials_left(run.curve) else ""
             say(f"{model}, {steps}, {name}, seed {seed}: {run.final:.2f}, {spent}, {time.perf_counter() - begun:.0f} s")
     return runs
 
@@ -207,7 +214,8 @@ def main() -> None:
         folder.mkdir(parents=True, exist_ok=True)
         searches = Searches(folder, effort, options.report)
         runs = run_all(searches, options)
-        again = {} if options.no_rescore else {key: searches.rescored(key, seeds) for key, seeds in runs.items()}
+        winners = {} if options.no_rescore else runs
+        again = {key: searches.rescored(key[0], key[2], seeds) for key, seeds in winners.items()}
     found = summary(runs, {key: scored for key, scored in again.items() if scored is not None})
     print_tables(found)
     result = found | asdict(effort) | {"seconds": round(time.perf_counter() - begun), "machine": machine()}

@@ -23,7 +23,7 @@ TRIES = 10
 Times = tuple[int, ...]
 
 
-class Ended(Exception):  # noqa: N818  (no error)
+class Ended(Exception):
     """The images that a search may spend are spent."""
 
 

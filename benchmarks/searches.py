@@ -1,4 +1,4 @@
-"""The searches that ``optimizers.py`` compares: what they measure, each kept in a database of its own, to go on from."""
+"""The searches that ``optimizers.py`` compares, each kept in a database of its own to go on from there."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ class Effort:
     repeats: int = 2
 
 
-class NotMeasured(Exception):  # noqa: N818  (no error)
+class NotMeasured(Exception):
     """What is not kept may not be measured now."""
 
 
@@ -181,9 +181,9 @@ class Searches:
         definition = config.definition() | {FINGERPRINT: problem.fingerprint, "torch": torch.__version__}
         same = {key: definition[key] for key in ("pipeline", FINGERPRINT, "torch")}
         digest = hashlib.sha256(json.dumps(same, sort_keys=True).encode()).hexdigest()[:16]
-        given = {field.name: getattr(objective, field.name) for field in fields(ImageObjective)}
-        more = {"memo": self.memo, "problem": digest, "is_read_only": self.is_read_only}
-        return replace(problem, objective=RememberingObjective(**given, **more))
+        given: dict[str, Any] = {field.name: getattr(objective, field.name) for field in fields(ImageObjective)}
+        remembering = RememberingObjective(**given, memo=self.memo, problem=digest, is_read_only=self.is_read_only)
+        return replace(problem, objective=remembering)
 
     def refusal(self, model: str, steps: str, optimizer: str) -> str | None:
         """Why an optimizer does not search a space; None where it does."""
@@ -220,20 +220,23 @@ class Searches:
         return run
 
     def _go_on(self, study: Study) -> None:
-        """Run a study while there are images for one more trial of all its rungs.
-
-        A search that proposes again and again what it measured before costs nothing: its trials end it.
-        """
-        effort = self.effort
-        least, most = effort.rungs[0], effort.rungs[-1]
+        """Run a study while there are images for one more trial."""
         study.run(1, progress=False)
         while True:
             curve = curve_of(stored_study(study.config.name, study.storage))
-            affordable = int((effort.images - curve.total("images")) // most)
-            trials = min(int(curve.total("trials")) + affordable, effort.images // least)
-            if trials <= curve.total("trials"):
+            more = self.trials_left(curve)
+            if not more:
                 return
-            study.run(trials, progress=False)
+            study.run(int(curve.total("trials")) + more, progress=False)
+
+    def trials_left(self, curve: Curve) -> int:
+        """How many trials of all their rungs a search can have yet; 0: it is finished.
+
+        One that proposes again and again what it measured before spends nothing: the number of trials ends it.
+        """
+        least, most = self.effort.rungs[0], self.effort.rungs[-1]
+        affordable = int((self.effort.images - curve.total("images")) // most)
+        return max(0, min(affordable, self.effort.images // least - int(curve.total("trials"))))
 
     def _original(self, model: str, steps: str, seed: int) -> Run | None:
         """The authors' search, from its beginning: what it measured before is in the memo."""
@@ -257,23 +260,19 @@ class Searches:
                 held, winner = value, candidate
             return value
 
-        try:
+        with contextlib.suppress(Ended, NotMeasured):
             original_search(problem.info.train_steps, int(steps), np.random.default_rng(seed), measure)
-        except (Ended, NotMeasured):
-            pass
         if winner is None:
             return None
         trials = range(1, len(best) + 1)
-        spent = {
-            "images": [images * trial for trial in trials],
-            "trials": trials,
-            "seconds": [math.nan for _ in trials],
+        spent: dict[Axis, tuple[float, ...]] = {
+            "images": tuple(float(images * trial) for trial in trials),
+            "trials": tuple(map(float, trials)),
         }
-        return Run(seed, Curve({axis: tuple(map(float, row)) for axis, row in spent.items()}, tuple(best)), winner)  # type: ignore[misc]
+        return Run(seed, Curve(spent, tuple(best)), winner)
 
-    def rescored(self, key: Key, runs: Sequence[Run]) -> dict[str, Any] | None:
+    def rescored(self, model: str, steps: str, runs: Sequence[Run]) -> dict[str, Any] | None:
         """The winner of the median seed on fresh noise; None where it is not kept and may not be measured."""
-        model, _, steps = key
         run = sorted(runs, key=lambda run: run.final)[(len(runs) - 1) // 2]
         try:
             scored = rescore(

@@ -5,7 +5,8 @@ them. ``images_to_5_percent`` is what a search had spent once its best value was
 of that model and number of steps found: the median over seeds, null where fewer than half of them came so near. Images
 of baselines, warm starts and pruned trials count. ``local``, the default, measures in rungs; all others measure the
 same number of images in every trial. ``original`` is the authors' search (``original_search.py``), with noise of its
-own for each trial; its value is that of the candidate which it holds best, on the noise of all others.
+own for each trial; its value is that of the candidate which it holds best, on the noise of all others. It may rise
+again: what counts is when it was first near.
 
 A search ends before it would spend more than ``--images``. With ``--keep FOLDER`` all that is measured is kept there: a
 search that was interrupted goes on, one that was run with fewer images too, and what one search measured no other
@@ -38,7 +39,7 @@ from autodiffusion_opt.study.curves import spent_until
 
 NEAR = {"images_to_5_percent": 0.05, "images_to_20_percent": 0.2}
 OVER_DEFAULT = {"original_over_default": ORIGINAL, "evolution_over_default": EVOLUTION}
-QUICK = Effort(rungs=(50, 100), images=2400, fresh=200)
+QUICK = Effort(rungs=(50, 100), images=2000, fresh=200)
 
 # A model, an optimizer and a number of steps, and the runs of its seeds; and what is said of them.
 Key = tuple[str, str, str]
@@ -118,7 +119,7 @@ def print_tables(found: Mapping[str, Any]) -> None:
         for steps, value in best.items():
             print(f"\n{model}, {steps}{'' if steps == JOINT else ' steps'}: the best value known is {value:.2f}")
             print(f"{'optimizer':<24}{'seeds':>6}{'spent':>9}{'to 20 %':>9}{'to 5 %':>9}{'final':>9}{'re-scored':>16}")
-            columns = [found[name][model] for name in (*reversed(NEAR), "final", "rescored", "spent")]
+            columns = [found[name].get(model, {}) for name in (*reversed(NEAR), "final", "rescored", "spent")]
             rows = [
                 (name, *(column.get(name, {}).get(steps) for column in columns))
                 for name in found["final"][model]
@@ -156,7 +157,7 @@ def run_all(searches: Searches, options: Namespace) -> dict[Key, list[Run]]:
     for model, steps in ((model, steps) for model in options.models for steps in options.steps):
         refused = {name: reason for name in optimizers if (reason := searches.refusal(model, steps, name))}
         for name, reason in refused.items():
-            say(f"{model}, {steps}: {name} is left out: {reason}")
+            say(f"{model}, {steps}: {name} is left out: {reason.splitlines()[0]}")
         for seed, name in ((seed, name) for seed in options.seeds for name in optimizers if name not in refused):
             begun = time.perf_counter()
             run = searches.run(model, steps, name, seed)
@@ -218,7 +219,13 @@ def main() -> None:
         again = {key: searches.rescored(key[0], key[2], seeds) for key, seeds in winners.items()}
     found = summary(runs, {key: scored for key, scored in again.items() if scored is not None})
     print_tables(found)
-    result = found | asdict(effort) | {"seconds": round(time.perf_counter() - begun), "machine": machine()}
+    unfinished = [[*key, run.seed] for key, seeds in runs.items() for run in seeds if searches.trials_left(run.curve)]
+    result = (
+        found
+        | {"unfinished": unfinished}
+        | asdict(effort)
+        | {"seconds": round(time.perf_counter() - begun), "machine": machine()}
+    )
     if options.results is not None:
         options.results.parent.mkdir(parents=True, exist_ok=True)
         options.results.write_text(json.dumps(result, indent=1) + "\n")

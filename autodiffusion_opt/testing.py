@@ -127,10 +127,11 @@ def check_two_workers(optimizer: Optimizer, space: str, trials: int = 16) -> Non
             raise AssertionError(f"two workers must not disturb each other; got {errors[0]!r}") from errors[0]
         study = _study(optimizer, space, url, trials)
         # A worker that began a trial too many, since the last ones were begun meanwhile, gives it up unmeasured.
-        states = [trial.state for trial in study.trials() if trial.user_attrs.get(ERROR) != NOT_WANTED]
+        ran = [trial for trial in study.trials() if trial.user_attrs.get(ERROR) != NOT_WANTED]
+        states = [trial.state for trial in ran]
         _must(states == [TrialState.COMPLETE] * trials, "every trial must complete, and none be measured twice", states)
         _must(sorted(_by_position(study)) == list(range(trials)), "every position must be measured", states)
-        _check_repeats(study.trials())
+        _check_repeats(ran)
 
 
 def check_failures(optimizer: Optimizer, space: str, trials: int = 16) -> None:

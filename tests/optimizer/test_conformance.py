@@ -23,13 +23,22 @@ TABLES: dict[str, Any] = {
     "optuna:catcma": {"kind": "optuna:catcma", "population": 4},
     **{f"nevergrad:{name}": {"kind": f"nevergrad:{name}", "budget": 16} for name in RECOMMENDED},
 }
-# One of each nature: a model of the values, a population, points drawn at once. The others with -m slow.
-QUICK = ("CMA", "TwoPointsDE", "ScrHammersleySearch")
-NAMES: list[Any] = [
-    *OPTIMIZERS,
-    *(f"nevergrad:{name}" for name in QUICK),
-    *(pytest.param(f"nevergrad:{name}", marks=pytest.mark.slow) for name in RECOMMENDED if name not in QUICK),
-]
+# One of each nature has all checks: models of the values, populations, points drawn at once. The others, and whatever
+# takes seconds an ask, have them with -m slow.
+QUICK = (
+    "local",
+    "evolution",
+    "random",
+    "optuna:tpe",
+    "optuna:cmaes",
+    "optuna:qmc",
+    "optuna:grid",
+    "optuna:catcma",
+    "nevergrad:CMA",
+    "nevergrad:ScrHammersleySearch",
+)
+EVERY = [*OPTIMIZERS, *(f"nevergrad:{name}" for name in RECOMMENDED)]
+NAMES: list[Any] = [kind if kind in QUICK else pytest.param(kind, marks=pytest.mark.slow) for kind in EVERY]
 every_optimizer = pytest.mark.parametrize("kind", NAMES)
 
 
@@ -56,6 +65,7 @@ def test_failed_and_stopped_trials_do_not_stop_a_study(kind: str) -> None:
     testing.check_failures(TABLES.get(kind, kind), "time steps")
 
 
+@pytest.mark.slow
 def test_every_check_is_run_for_a_sampler_of_optunas() -> None:
     testing.check_optimizer(optuna.samplers.RandomSampler, trials=8)
 

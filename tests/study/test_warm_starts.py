@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +14,12 @@ from optuna.trial import TrialState
 
 import autodiffusion_opt as ado
 from autodiffusion_opt import Candidate, Study, UserError
+from autodiffusion_opt.report.tables import proposed_by
 from autodiffusion_opt.sampling.load import load_pipeline
 from autodiffusion_opt.study.curves import images_of
 from autodiffusion_opt.study.results import open_study
-from autodiffusion_opt.trials.attributes import BASELINE, CANDIDATE, OPTIMIZER, SPENT, START
-from autodiffusion_opt.trials.claims import Claims
+from autodiffusion_opt.trials.attributes import BASELINE, CANDIDATE, ERROR, OPTIMIZER, SPENT, START
+from autodiffusion_opt.trials.claims import NOT_WANTED, Claims
 from autodiffusion_opt.trials.history import History
 
 pytestmark = pytest.mark.usefixtures("cache")
@@ -192,3 +195,37 @@ def test_another_optimizer_that_is_none_is_refused_and_leaves_the_study_alone(ur
     with pytest.raises(UserError, match=r"optimizer: .*'evolutoin'\. Did you mean 'evolution'"):
         plain(url).run(optimizer="evolutoin", progress=False)
     assert len(plain(url).trials()) == 9
+
+
+THREE = """
+import sys
+import autodiffusion_opt as ado
+url, optimizer = sys.argv[1:]
+study = ado.Study(
+    "shared",
+    space={"kind": "time-steps", "steps": 3},
+    objective=ado.CandidateMetric(lambda candidate: abs(candidate.times[0] - 700), identity="first"),
+    trials=60,
+    storage=url,
+    model_info=ado.ModelInfo(1000),
+)
+study.run(progress=False, optimizer=optimizer)
+"""
+
+
+@pytest.mark.slow
+def test_three_processes_with_three_optimizers_share_one_history(url: str) -> None:
+    kinds = ("local", "optuna:tpe", "nevergrad:CMA")
+    processes = [subprocess.Popen([sys.executable, "-c", THREE, url, kind]) for kind in kinds]
+    assert [process.wait(timeout=300) for process in processes] == [0, 0, 0]
+    stored = open_study("shared", url)
+    ran = [trial for trial in stored.trials if trial.state == TrialState.COMPLETE]
+    # What is not complete was never begun: all three enqueued the baselines, or began a trial too many.
+    reasons = {trial.user_attrs[ERROR] for trial in stored.trials if trial.state != TrialState.COMPLETE}
+    assert reasons <= {NOT_WANTED, "another worker enqueued it first"}
+    history = History(stored.study).refresh()
+    assert sorted(history.position(trial.number) for trial in ran) == list(range(60))
+    proposed = proposed_by(ran)
+    assert set(proposed) == set(kinds)
+    baselines = sum(BASELINE in trial.user_attrs for trial in ran)
+    assert sum(proposed.values()) == 60 - baselines

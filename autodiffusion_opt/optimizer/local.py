@@ -26,7 +26,7 @@ from pydantic import Field
 
 from autodiffusion_opt.candidate import Candidate
 from autodiffusion_opt.errors import UserError
-from autodiffusion_opt.optimizer.base import CandidateSampler, OptimizerConfig, Proposal
+from autodiffusion_opt.optimizer.base import TRIES, CandidateSampler, OptimizerConfig, Proposal
 from autodiffusion_opt.space import Space, Walkable
 from autodiffusion_opt.space.baselines import UNIFORM
 from autodiffusion_opt.trials.history import Observation, Past
@@ -164,9 +164,6 @@ class LocalSearch(CandidateSampler):
                 break
             spread *= 1.1
         return near
-
-
-TRIES = 100
 
 
 def _descents(past: Past) -> dict[int, list[Observation]]:

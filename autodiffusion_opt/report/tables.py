@@ -149,9 +149,7 @@ def _last_activity(trials: Sequence[FrozenTrial]) -> str | None:
 
 def status_table(rows: Sequence[Mapping[str, Any]]) -> Table:
     """The same for a person."""
-    table = Table(
-        "study", "complete", "other", "images", "best", "best baseline", "optimizer", "stage", "last activity"
-    )
+    table = Table("study", "done", "other", "images", "best", "best baseline", "optimizer", "stage", "last activity")
     for row in rows:
         counts = dict(row["trials"])
         # What was stopped early is measured too, as far as was worth while.

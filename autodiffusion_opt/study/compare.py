@@ -189,8 +189,9 @@ def _optimizer_names(tables: Sequence[Mapping[str, Any]]) -> list[str]:
     names = []
     for table in tables:
         kind = table.get("kind")
-        alike = [other for other in tables if other.get("kind") == kind]
-        keys = sorted({key for other in alike for key in other if any(other.get(key) != one.get(key) for one in alike)})
+        alike = [given for given in tables if given.get("kind") == kind]
+        everywhere = {key for given in alike for key in given}
+        keys = sorted(key for key in everywhere if any(given.get(key) != table.get(key) for given in alike))
         names.append(" ".join([str(kind), *(f"{key}={table.get(key)}" for key in keys)]))
     return names
 

@@ -295,9 +295,10 @@ class Study:
         """The optimizer's warm starts that are not in SQL yet, and what they cost."""
         known = history.given_names(START)
         starts = warm_starts(self.config, self._optimizer, self.problem, self.storage, known, self._callback.progress)
-        spent = [start.spent for start in starts.values() if start.spent is not None]
-        if spent:
-            history.study.set_user_attr(SPENT, [*history.study.user_attrs.get(SPENT, ()), *spent])
+        spent = {str(start.spent["name"]): start.spent for start in starts.values() if start.spent is not None}
+        if spent:  # by name, since a run that ended here computes them again
+            before = {entry["name"]: entry for entry in history.study.user_attrs.get(SPENT, ())}
+            history.study.set_user_attr(SPENT, list((before | spent).values()))
         claims.enqueue({name: start.candidate for name, start in starts.items()}, kind=START)
 
     @contextmanager

@@ -82,12 +82,13 @@ def _dynamic_programming(
         if is_asked_for:
             raise UserError(f"{config.path}: start_from: {DYNAMIC_PROGRAMMING} needs a pipeline to sample with")
         return None
-    from autodiffusion_opt.sampling.trajectory import local_errors
+    from autodiffusion_opt.sampling.trajectory import POINTS, local_errors
 
     began = time.perf_counter()
     steps = len(next(iter(problem.space.baselines().values())).steps)
     try:
-        measured = local_errors(problem.sampler, problem.info, progress=progress)
+        points = max(POINTS, 2 * steps)  # enough to choose from
+        measured = local_errors(problem.sampler, problem.info, points=points, progress=progress)
         times = measured.errors.best_times(steps)
     except UserError as error:
         if is_asked_for:

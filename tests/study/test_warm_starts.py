@@ -73,6 +73,26 @@ def test_a_resumed_study_neither_computes_nor_measures_it_again(digits: Any, url
     assert len(spent(parts)) == 1
 
 
+def test_what_it_cost_is_kept_once_where_a_run_ended_before_it_was_enqueued(digits: Any, url: str) -> None:
+    study = study_of(digits, url)
+    study.run(1, progress=False)
+    loaded = optuna.load_study(study_name="s", storage=study.storage)
+    other = {"name": "earlier", "images": 5, "nfe": 2, "seconds": 0.1}
+    loaded.set_user_attr(SPENT, [other, *spent(study)])
+    for trial in loaded.get_trials():
+        if START in trial.user_attrs:  # as if it had not come to that
+            study.storage.set_trial_user_attr(trial._trial_id, START, "other")
+    study_of(digits, url).run(2, progress=False)
+    assert [entry["name"] for entry in spent(study)] == ["earlier", "dp"]
+
+
+def test_as_many_steps_as_the_trajectory_has_points_are_chosen_from_twice_as_many(digits: Any, url: str) -> None:
+    study = study_of(digits, url, steps=50, trials=1)
+    study.run(progress=False)
+    assert len(starts(study)["dp"].steps) == 50
+    assert [entry["nfe"] for entry in spent(study)] == [100]
+
+
 @pytest.mark.parametrize("optimizer", ["evolution", "random", "optuna:tpe"])
 def test_every_optimizer_may_start_from_it(optimizer: str, digits: Any, url: str) -> None:
     study = study_of(digits, url, optimizer={"kind": optimizer, "start_from": ["dp", "own"]}, trials=11)

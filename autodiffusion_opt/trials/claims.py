@@ -104,7 +104,11 @@ class Claims:
         known = self._history.refresh().given_names(kind)
         for name, candidate in given.items():
             if name not in known:
-                attributes = {kind: name, CANDIDATE: candidate.to_json(), ORIGIN: kind}
+                attributes = {
+                    kind: name,
+                    CANDIDATE: candidate.to_json(),
+                    ORIGIN: kind if kind == BASELINE else f"{kind} {name}",
+                }
                 if labels and name in labels:
                     attributes[LABEL] = labels[name]
                 self._study.enqueue_trial(self._encode(candidate), user_attrs=attributes)

@@ -18,7 +18,7 @@ from autodiffusion_opt.report.tables import proposed_by
 from autodiffusion_opt.sampling.load import load_pipeline
 from autodiffusion_opt.study.curves import images_of
 from autodiffusion_opt.study.results import open_study
-from autodiffusion_opt.trials.attributes import BASELINE, CANDIDATE, ERROR, OPTIMIZER, SPENT, START
+from autodiffusion_opt.trials.attributes import BASELINE, CANDIDATE, ERROR, OPTIMIZER, ORIGIN, SPENT, START
 from autodiffusion_opt.trials.claims import NOT_WANTED, Claims
 from autodiffusion_opt.trials.history import History
 
@@ -54,6 +54,7 @@ def test_dynamic_programming_comes_after_the_baselines_and_its_images_count(digi
     kinds = [next((key for key in (BASELINE, START) if key in trial.user_attrs), None) for trial in study.trials()]
     first = kinds.index(START)
     assert kinds == [BASELINE] * first + [START] + [None] * (len(kinds) - first - 1)
+    assert study.trials()[first].user_attrs[ORIGIN] == "start dp"
     (entry,) = spent(study)
     assert {key: entry[key] for key in ("name", "images", "nfe")} == {"name": "dp", "images": 64, "nfe": 46}
     images = sum(max(trial.intermediate_values) for trial in study.trials())

@@ -103,7 +103,7 @@ def test_optimizers_look_at_bounds(optimizer: str, url: str) -> None:
     [
         ("evolution", BOTH, "optimizer evolution searches with one value; this study has mean, distance: use optuna"),
         ("optuna:cmaes", BOTH, "optimizer optuna:cmaes searches with one value"),
-        (optuna.samplers.CmaEsSampler(), BOTH, "optimizer ParameterSampler searches with one value"),
+        (optuna.samplers.CmaEsSampler(), BOTH, "optimizer CmaEsSampler searches with one value"),
         (
             "optuna:cmaes",
             {"minimise": ("mean",), "at_most": {"first": 900}},

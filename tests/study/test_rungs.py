@@ -154,7 +154,7 @@ def test_evolution_takes_no_parents_from_what_was_stopped(digits: Any, url: str)
 @pytest.mark.parametrize("kind", sorted(set(PRUNERS) - {"wilcoxon"}))  # tested below
 def test_every_pruner_runs(kind: str, digits: Any, url: str) -> None:
     needed = {"percentile": {"percentile": 25.0}, "threshold": {"upper": 30.0}}.get(kind, {})
-    study = study_of(digits, url, pruner={"kind": kind, **needed}, trials=24, images=(10, 20, 40))
+    study = study_of(digits, url, pruner={"kind": kind, **needed}, trials=14, images=(10, 20, 40))
     study.run(progress=False)
     assert {trial.state for trial in study.trials()} <= {TrialState.COMPLETE, TrialState.PRUNED}
 

@@ -151,6 +151,16 @@ def test_what_other_optimizers_found_is_gone_on_from() -> None:
     assert near.stage == "descent 1, step 0.4"
 
 
+def test_what_others_found_in_a_later_descent_counts_to_that_descent() -> None:
+    best = Observation(0, Candidate.from_time_steps([800, 500, 300, 100]), (1.0,))
+    near = Candidate.from_time_steps([810, 520, 310, 110])
+    beginning = Observation(1, near, (3.0,), stage="descent 2, beginning")
+    foreign = Observation(2, Candidate.from_time_steps([604, 422, 238, 61]), (2.0,))
+    proposal = propose(search_of("times", beginnings=1), [best, beginning, foreign], 3)
+    assert sum(a != b for a, b in zip(proposal.candidate.times, foreign.candidate.times, strict=True)) == 1
+    assert proposal.stage == "descent 2, step 0.4"
+
+
 def test_workers_that_ask_before_anything_is_measured_get_different_candidates_of_one_sweep() -> None:
     search = search_of("times")
     past = [Observation(0, Candidate.from_time_steps([800, 500, 300, 100]), (5.0,))]

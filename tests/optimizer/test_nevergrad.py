@@ -18,7 +18,7 @@ from trials.test_workers import dead_worker
 import autodiffusion_opt as ado
 from autodiffusion_opt import testing
 from autodiffusion_opt.errors import UserError
-from autodiffusion_opt.optimizer.nevergrad_names import RECOMMENDED, REFUSALS
+from autodiffusion_opt.optimizer.nevergrad_names import RECOMMENDED, REFUSALS, check_not_refused
 from autodiffusion_opt.study.config import build_optimizer
 from autodiffusion_opt.trials.attributes import NEVERGRAD, WORKER, candidate_of
 from autodiffusion_opt.trials.history import History
@@ -45,8 +45,6 @@ def history_of(study: ado.Study) -> History:
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("NGOpt", r"fails with NumPy .* use NgIohTuned"),
-        ("MetaModel", r"fails with NumPy"),
         ("Cobyla", r"keeps a process from exiting"),
         ("LognormalDiscreteOnePlusOne", r"no seed determines"),
         ("EDA", r"takes no points that it did not ask for"),
@@ -57,6 +55,15 @@ def history_of(study: ado.Study) -> History:
 def test_names_that_cannot_be_used_are_refused_with_the_reason(name: str, message: str) -> None:
     with pytest.raises(UserError, match=message):
         build_optimizer({"kind": f"nevergrad:{name}"}, "here")
+
+
+@pytest.mark.parametrize("name", ["NGOpt", "MetaModel"])
+def test_names_that_fail_with_new_numpy_alone_are_refused_there(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(np, "__version__", "2.3.5")
+    check_not_refused(name)
+    monkeypatch.setattr(np, "__version__", "2.4.0")
+    with pytest.raises(ValueError, match=r"fails with NumPy .* use NgIohTuned"):
+        check_not_refused(name)
 
 
 def test_no_recommended_name_is_refused() -> None:

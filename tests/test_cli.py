@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from marks import slow_but
 from PIL import Image
 
 from autodiffusion_opt import Candidate, cli
@@ -154,7 +155,7 @@ def test_sample(ran: tuple[Path, str], call: Call, best_file: Path, tmp_path: Pa
     assert by_study == by_file == named != reseeded
 
 
-@pytest.mark.parametrize("how", ["study", "file"])
+@pytest.mark.parametrize("how", slow_but(["study", "file"], "study"))
 def test_verify(how: str, ran: tuple[Path, str], call: Call, best_file: Path) -> None:
     given = "small" if how == "study" else best_file
     words = ("verify", given, "--storage", ran[1], "--images", 20, "--repeats", 2)
@@ -188,6 +189,7 @@ def test_a_relative_reference_is_found_again(tmp_path: Path, study_text: str, ur
     assert (code, err) == (0, "")
 
 
+@pytest.mark.slow
 def test_verify_of_several_of_another_model_and_for_infinitely_many_images(
     ran: tuple[Path, str], call: Call, best_file: Path
 ) -> None:
@@ -357,7 +359,8 @@ def complete(url: str) -> int:
 
 
 @pytest.mark.parametrize(
-    ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 128 + signal.SIGTERM)], ids=["ctrl-c", "sigterm"]
+    ("number", "code"),
+    [(signal.SIGINT, 130), pytest.param(signal.SIGTERM, 128 + signal.SIGTERM, marks=pytest.mark.slow)],
 )
 def test_an_interrupted_run_keeps_its_trials_and_leaves_none_running(
     number: int, code: int, study_file: Write, url: str, call: Call

@@ -87,6 +87,7 @@ def errors_of_pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     return errors
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", with_blocks("python", "test"), ids=lambda page: page.name)
 def test_marked_python_blocks_run(page: Path, errors_of_pages: dict[str, str]) -> None:
     assert page.name not in errors_of_pages, errors_of_pages[page.name]

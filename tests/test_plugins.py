@@ -12,6 +12,7 @@ import numpy as np
 import optuna
 import pytest
 import torch
+from marks import slow_but
 
 import autodiffusion_opt as ado
 from autodiffusion_opt import Study, UserError, config
@@ -146,7 +147,7 @@ KEYS = {"metrics": "metric", "features": "features", "optimizers": "optimizer", 
 
 
 @pytest.mark.parametrize("group", list(ENTRIES))
-@pytest.mark.parametrize("way", ["registered", "entry point"])
+@pytest.mark.parametrize("way", slow_but(["registered", "entry point"], "registered"))
 def test_a_study_that_names_a_third_partys_kind_runs(
     group: str, way: str, tmp_path: Path, url: str, plugins: list[EntryPoint], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -87,6 +87,7 @@ def test_the_thread_ends_with_the_measurement() -> None:
     assert not thread.is_alive()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["fid", "kid", "psnr", "paired", "rfid"])
 def test_values_are_those_of_measuring_in_turn(kind: str, digits: Any) -> None:
     table = {"kind": kind, "images": [100, 120]}

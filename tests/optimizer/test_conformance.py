@@ -6,6 +6,7 @@ from typing import Any
 
 import optuna
 import pytest
+from marks import slow_but
 
 from autodiffusion_opt import testing
 from autodiffusion_opt.errors import UserError
@@ -23,8 +24,8 @@ TABLES: dict[str, Any] = {
     "optuna:catcma": {"kind": "optuna:catcma", "population": 4},
     **{f"nevergrad:{name}": {"kind": f"nevergrad:{name}", "budget": 16} for name in RECOMMENDED},
 }
-# One of each nature has all checks: models of the values, populations, points drawn at once. The others, and whatever
-# takes seconds an ask, have them with -m slow.
+# One of each nature proposes in every space: models of the values, populations, points drawn at once. A few of these
+# have all checks; the others, and whatever takes seconds an ask, have them with -m slow.
 QUICK = (
     "local",
     "evolution",
@@ -38,8 +39,8 @@ QUICK = (
     "nevergrad:ScrHammersleySearch",
 )
 EVERY = [*OPTIMIZERS, *(f"nevergrad:{name}" for name in RECOMMENDED)]
-NAMES: list[Any] = [kind if kind in QUICK else pytest.param(kind, marks=pytest.mark.slow) for kind in EVERY]
-every_optimizer = pytest.mark.parametrize("kind", NAMES)
+every_optimizer = pytest.mark.parametrize("kind", slow_but(EVERY, *QUICK))
+every_optimizer_slowly = pytest.mark.parametrize("kind", slow_but(EVERY, "local", "optuna:tpe", "nevergrad:CMA"))
 
 
 @every_optimizer
@@ -50,17 +51,17 @@ def test_candidates_are_in_the_space_and_the_parameters_are_theirs(kind: str, sp
     testing.check_candidates(TABLES.get(kind, kind), space)
 
 
-@every_optimizer
+@every_optimizer_slowly
 def test_a_study_run_in_parts_with_a_dead_worker_equals_a_single_run(kind: str) -> None:
     testing.check_resumed(TABLES.get(kind, kind), "time steps")
 
 
-@every_optimizer
+@every_optimizer_slowly
 def test_two_workers_measure_each_position_once(kind: str) -> None:
     testing.check_two_workers(TABLES.get(kind, kind), "time steps")
 
 
-@every_optimizer
+@every_optimizer_slowly
 def test_failed_and_stopped_trials_do_not_stop_a_study(kind: str) -> None:
     testing.check_failures(TABLES.get(kind, kind), "time steps")
 

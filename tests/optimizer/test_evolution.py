@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from marks import slow_but
 
 import autodiffusion_opt as ado
 from autodiffusion_opt.candidate import Candidate
@@ -275,7 +276,7 @@ def study_of(space: dict[str, Any], kind: str, url: str) -> ado.Study:
     )
 
 
-@pytest.mark.parametrize("kind", ["evolution", "random"])
+@pytest.mark.parametrize("kind", slow_but(["evolution", "random"], "evolution"))
 @pytest.mark.parametrize("space", [{"kind": "time-steps", "steps": 4}, {"kind": "joint", "n_max": 40, "steps_min": 2}])
 def test_what_is_measured_is_what_was_proposed_for_the_position(space: dict[str, Any], kind: str, url: str) -> None:
     """Also where the parameters do not tell which layers: those of the proposal are removed, not others."""

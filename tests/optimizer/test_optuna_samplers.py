@@ -102,6 +102,7 @@ def test_a_model_sees_logarithms_of_values_that_are_all_positive_and_no_infinite
     assert seen[3].state == TrialState.FAIL
 
 
+@pytest.mark.slow
 def test_gp_searches_within_bounds(url: str) -> None:
     def values(candidate: ado.Candidate) -> dict[str, float]:
         return {"value": testing.cost(candidate), "first": candidate.times[0]}

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import numpy as np
 import optuna
 import pytest
+from marks import slow_but
 from optuna.samplers import BaseSampler
 from optuna.trial import TrialState
 from trials.test_workers import dead_worker
@@ -31,7 +33,7 @@ SAMPLERS: dict[str, Callable[[], BaseSampler]] = {
     "cmaes": lambda: optuna.samplers.CmaEsSampler(n_startup_trials=4),
     "random": optuna.samplers.RandomSampler,
 }
-every_sampler = pytest.mark.parametrize("name", SAMPLERS)
+every_sampler = pytest.mark.parametrize("name", slow_but(SAMPLERS, "tpe"))
 quiet = pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
 
 
@@ -63,31 +65,33 @@ def sequence(study: ado.Study) -> list[Any]:
 
 
 @pytest.fixture(scope="module")
-def single_runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Any]]:
-    """What each sampler proposes in one run of 24 trials."""
-    proposed = {}
-    for name, make in SAMPLERS.items():
-        study = study_of(make(), f"sqlite:///{tmp_path_factory.mktemp('single')}/s.db")
+def single_run(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], list[Any]]:
+    """What a sampler proposes in one run of 24 trials, run once."""
+
+    @cache
+    def proposed(name: str) -> list[Any]:
+        study = study_of(SAMPLERS[name](), f"sqlite:///{tmp_path_factory.mktemp('single')}/s.db")
         study.run(progress=False)
-        proposed[name] = sequence(study)
+        return sequence(study)
+
     return proposed
 
 
 @quiet
 @every_sampler
 def test_a_study_run_in_parts_proposes_what_a_single_run_does(
-    name: str, url: str, single_runs: dict[str, list[Any]]
+    name: str, url: str, single_run: Callable[[str], list[Any]]
 ) -> None:
     for wanted in (3, 9, 10, 17, 24):
         study = study_of(SAMPLERS[name](), url)
         study.run(wanted, progress=False)
-    assert sequence(study) == single_runs[name]
+    assert sequence(study) == single_run(name)
 
 
 @quiet
 @every_sampler
 def test_two_workers_in_turn_and_a_killed_trial_change_nothing(
-    name: str, url: str, single_runs: dict[str, list[Any]]
+    name: str, url: str, single_run: Callable[[str], list[Any]]
 ) -> None:
     """A trial that was lost is retried by a new trial, with another number: the sampler sees it at its position."""
     dead = dead_worker()
@@ -100,16 +104,16 @@ def test_two_workers_in_turn_and_a_killed_trial_change_nothing(
             assert lost is not None
             study.storage.set_trial_user_attr(lost.trial_id, WORKER, dead)
     assert len(study.trials()) == 24 + 3
-    assert sequence(study) == single_runs[name]
+    assert sequence(study) == single_run(name)
 
 
 @quiet
-def test_another_seed_proposes_others(url: str, single_runs: dict[str, list[Any]]) -> None:
+def test_another_seed_proposes_others(url: str, single_run: Callable[[str], list[Any]]) -> None:
     study = study_of(optuna.samplers.RandomSampler(), url, seed=1)
     study.run(progress=False)
     baselines = len([trial for trial in study.trials() if BASELINE in trial.user_attrs])
-    assert sequence(study)[:baselines] == single_runs["random"][:baselines]
-    assert not set(sequence(study)[baselines:]) & set(single_runs["random"][baselines:])
+    assert sequence(study)[:baselines] == single_run("random")[:baselines]
+    assert not set(sequence(study)[baselines:]) & set(single_run("random")[baselines:])
 
 
 @pytest.mark.slow

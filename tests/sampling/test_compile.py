@@ -288,6 +288,7 @@ def test_layers_of_a_denoiser_that_is_not_its_configs_are_listed_without_the_com
     assert backend.runs == 3
 
 
+@pytest.mark.slow
 def test_layers_are_ranked_as_without_the_compiler(backend: Counting) -> None:
     found = []
     for is_compiled in (False, True):

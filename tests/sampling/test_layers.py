@@ -9,6 +9,7 @@ import diffusers
 import pytest
 import torch
 from diffusers.models.attention_processor import Attention
+from marks import slow_but
 from torch.utils.flop_counter import FlopCounterMode
 
 from autodiffusion_opt.errors import UserError
@@ -112,7 +113,7 @@ def on_meta(kind: type, config: dict[str, Any]) -> torch.nn.Module:
         return kind(**config)
 
 
-@pytest.mark.parametrize("name", KNOWN)
+@pytest.mark.parametrize("name", slow_but(KNOWN, "ADM ImageNet 64", "SD 1.5", "DiT-XL/2", "SD3-medium"))
 def test_the_known_models_have_their_known_layers(name: str) -> None:
     kind, config, counts = KNOWN[name]
     denoiser = on_meta(kind, config)

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from marks import slow_but
 from peers import pipelines
 from peers.samples import BATCH, IMAGES, SEED, UNEVEN, call_by_hand, load
 from PIL import Image
@@ -90,7 +91,7 @@ class Recorder(Callback):
         self._now = self.seen.setdefault(candidate, [])
 
 
-@pytest.mark.parametrize("name", tuple(pipelines.BUILDERS))
+@pytest.mark.parametrize("name", slow_but(pipelines.BUILDERS, "ddpm", "stable_diffusion", "flux"))
 def test_a_study_runs_is_resumed_and_its_best_candidate_deploys(
     name: str, reference: Path, tmp_path: Path, url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -118,7 +119,7 @@ def test_a_changed_file_of_prompts_is_another_study(reference: Path, tmp_path: P
         Study.load(path, storage=url).run(2)
 
 
-@pytest.mark.parametrize("name", ["stable_diffusion", "flux", "adm"])
+@pytest.mark.parametrize("name", slow_but(["stable_diffusion", "flux", "adm"], "flux"))
 def test_a_joint_study_ranks_the_layers_under_the_same_conditions(
     name: str, reference: Path, tmp_path: Path, url: str
 ) -> None:

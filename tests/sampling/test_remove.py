@@ -12,6 +12,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as some
+from marks import slow_but
 from peers import pipelines
 from peers.samples import call_by_hand, load
 
@@ -128,7 +129,7 @@ class Uses:
 ACTIONS = ("apply", "call", "fail", "block", "copy", "swap", "remove")
 
 
-@pytest.mark.parametrize("name", tuple(pipelines.BUILDERS))
+@pytest.mark.parametrize("name", slow_but(pipelines.BUILDERS, "adm", "sd3"))
 def test_remove_gives_back_the_pipeline_as_it_was_after_any_uses(name: str) -> None:
     uses = Uses(name)
 

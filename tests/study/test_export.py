@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
+from marks import slow_but
 from peers import pipelines
 from peers.samples import load
 from peers.schedulers import CASES, Case
@@ -183,7 +184,7 @@ KINDS: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 @pytest.mark.filterwarnings("ignore:__array")
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", slow_but(KINDS, "ddpm", "sd3"))
 def test_the_exported_script_makes_the_candidates_image_wherever_it_is_run(
     kind: str, reference: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

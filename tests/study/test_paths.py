@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from marks import slow_but
 from peers import pipelines
 from PIL import Image
 
@@ -80,7 +81,7 @@ def wanted(project: Path) -> dict[str, str]:
     return load_problem(load_study_config(str(project.parent / "absolute.toml"))).fingerprint
 
 
-@pytest.mark.parametrize("name", ["whole.toml", "studies/parts.toml"])
+@pytest.mark.parametrize("name", slow_but(["whole.toml", "studies/parts.toml"], "studies/parts.toml"))
 def test_paths_start_from_the_file_that_names_them_now_and_from_sql(
     name: str, project: Path, wanted: dict[str, str], url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

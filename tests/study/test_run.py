@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from marks import slow_but
 from optuna.trial import FrozenTrial, TrialState
 
 from autodiffusion_opt import Callback, Candidate, Study, UserError
@@ -150,7 +151,7 @@ def test_a_callback_is_told_of_trials_and_images(study_file: Write, url: str) ->
     assert notes.told == ["started 2"] + [line.format(number) for number in (0, 1) for line in each]
 
 
-@pytest.mark.parametrize("number", [0, 10, TRIALS - 1])
+@pytest.mark.parametrize("number", slow_but([0, 10, TRIALS - 1], 10))
 def test_interrupted_and_resumed_it_is_the_uninterrupted_study(
     number: int, uninterrupted: Study, study_file: Write, url: str
 ) -> None:
@@ -167,6 +168,7 @@ def test_interrupted_and_resumed_it_is_the_uninterrupted_study(
     assert sequence(again) == sequence(uninterrupted)
 
 
+@pytest.mark.slow
 def test_interrupted_again_and_again_it_is_the_uninterrupted_study(
     uninterrupted: Study, study_file: Write, url: str
 ) -> None:
@@ -202,6 +204,7 @@ Study.load(sys.argv[1], storage=sys.argv[2]).run(progress=Kill())
 """
 
 
+@pytest.mark.slow
 def test_killed_and_resumed_it_is_the_uninterrupted_study(uninterrupted: Study, study_file: Write, url: str) -> None:
     path = study_file()
     # Not waited for: the dead process stays in the table of processes, as it does in a container.
@@ -231,6 +234,7 @@ def test_an_equal_candidate_is_not_measured_again(study_file: Write, url: str) -
     assert reused.user_attrs[SCORE] == known.user_attrs[SCORE]
 
 
+@pytest.mark.slow
 def test_another_seed_is_a_study_of_its_own(study_file: Write, url: str) -> None:
     first, second = (Study.load(study_file(), storage=url, seed=seed) for seed in (0, 3))
     assert (first.config.name, second.config.name) == ("small", "small-seed3")

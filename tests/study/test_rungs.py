@@ -10,6 +10,7 @@ import optuna
 import pytest
 import scipy.stats
 import torch
+from marks import slow_but
 from optuna.trial import TrialState, create_trial
 
 from autodiffusion_opt import Candidate, ImageMetric, ModelInfo, Study, UserError
@@ -104,7 +105,7 @@ def test_baselines_are_never_stopped(digits: Any, url: str) -> None:
         assert (trial.state == TrialState.COMPLETE) == (BASELINE in trial.user_attrs)
 
 
-@pytest.mark.parametrize("optimizer", ["random", "optuna:tpe"])
+@pytest.mark.parametrize("optimizer", slow_but(["random", "optuna:tpe"], "random"))
 def test_a_study_run_in_parts_is_that_of_one_run(digits: Any, url: str, optimizer: str) -> None:
     whole = study_of(digits, url, name="whole", optimizer=optimizer)
     whole.run(progress=False)
@@ -138,6 +139,7 @@ def test_a_candidate_that_was_stopped_is_not_sampled_again(digits: Any, url: str
     assert last.intermediate_values == stopped.intermediate_values
 
 
+@pytest.mark.slow
 def test_evolution_takes_no_parents_from_what_was_stopped(digits: Any, url: str) -> None:
     table = {"kind": "evolution", "population": 10, "parents": 4, "mutations": 5, "crossovers": 5}
     study = study_of(digits, url, optimizer=table, trials=40)
@@ -151,7 +153,7 @@ def test_evolution_takes_no_parents_from_what_was_stopped(digits: Any, url: str)
     assert {history.trials[observation.position].number for observation in best} <= complete
 
 
-@pytest.mark.parametrize("kind", sorted(set(PRUNERS) - {"wilcoxon"}))  # tested below
+@pytest.mark.parametrize("kind", slow_but(sorted(set(PRUNERS) - {"wilcoxon"}), "successive-halving"))  # tested below
 def test_every_pruner_runs(kind: str, digits: Any, url: str) -> None:
     needed = {"percentile": {"percentile": 25.0}, "threshold": {"upper": 30.0}}.get(kind, {})
     study = study_of(digits, url, pruner={"kind": kind, **needed}, trials=14, images=(10, 20, 40))

@@ -8,6 +8,7 @@ from typing import Any
 
 import optuna
 import pytest
+from marks import slow_but
 from optuna.trial import TrialState
 
 import autodiffusion_opt as ado
@@ -46,7 +47,7 @@ BOTH = {"minimise": ("mean", "distance")}
 
 
 @quiet
-@pytest.mark.parametrize("optimizer", ["random", "optuna:tpe", "optuna:nsga2"])
+@pytest.mark.parametrize("optimizer", slow_but(["random", "optuna:tpe", "optuna:nsga2"], "random"))
 def test_the_front_is_what_optuna_says_and_is_the_same_in_parts(optimizer: str, url: str) -> None:
     table = {"kind": optimizer, "population_size": 10} if optimizer == "optuna:nsga2" else optimizer
     whole = study_of(url, optimizer=table, **BOTH)
@@ -86,7 +87,7 @@ def test_bounds_are_optunas_constraints_and_the_dashboards_list(url: str) -> Non
     assert optunas.values == list(study.best().values.values())
 
 
-@pytest.mark.parametrize("optimizer", ["evolution", "optuna:tpe"])
+@pytest.mark.parametrize("optimizer", slow_but(["evolution", "optuna:tpe"], "evolution"))
 def test_optimizers_look_at_bounds(optimizer: str, url: str) -> None:
     """The best by the value alone is far beyond the bound."""
     table = {"kind": "evolution", "population": 10, "parents": 3, "mutations": 5, "crossovers": 3}

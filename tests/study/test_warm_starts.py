@@ -10,6 +10,7 @@ from typing import Any
 
 import optuna
 import pytest
+from marks import slow_but
 from optuna.trial import TrialState
 
 import autodiffusion_opt as ado
@@ -87,6 +88,7 @@ def test_what_it_cost_is_kept_once_where_a_run_ended_before_it_was_enqueued(digi
     assert [entry["name"] for entry in spent(study)] == ["earlier", "dp"]
 
 
+@pytest.mark.slow
 def test_as_many_steps_as_the_trajectory_has_points_are_chosen_from_twice_as_many(digits: Any, url: str) -> None:
     study = study_of(digits, url, steps=50, trials=1)
     study.run(progress=False)
@@ -94,7 +96,7 @@ def test_as_many_steps_as_the_trajectory_has_points_are_chosen_from_twice_as_man
     assert [entry["nfe"] for entry in spent(study)] == [100]
 
 
-@pytest.mark.parametrize("optimizer", ["evolution", "random", "optuna:tpe"])
+@pytest.mark.parametrize("optimizer", slow_but(["evolution", "random", "optuna:tpe"], "evolution"))
 def test_every_optimizer_may_start_from_it(optimizer: str, digits: Any, url: str) -> None:
     study = study_of(digits, url, optimizer={"kind": optimizer, "start_from": ["dp", "own"]}, trials=11)
     study.run(progress=False)
@@ -169,6 +171,7 @@ def test_a_distilled_model_goes_without_it_and_says_so(url: str) -> None:
         study_of(digits, url, name="asked", optimizer={"kind": "local", "start_from": ["dp"]}).run(progress=False)
 
 
+@pytest.mark.slow
 def test_two_workers_that_both_computed_it_measure_it_once(url: str, digits: Any) -> None:
     """Where neither saw the other's, the second that was enqueued is dropped."""
     study = study_of(digits, url, trials=9)

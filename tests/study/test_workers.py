@@ -38,6 +38,7 @@ study.run()
 """
 
 
+@pytest.mark.slow
 def test_two_workers_at_once_measure_each_candidate_once(study_file: Write, url: str) -> None:
     """Started in the same moment on an empty database: the baselines once, no candidate measured twice."""
     path = study_file(trials="trials = 24")

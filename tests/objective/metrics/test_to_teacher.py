@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import scipy.ndimage
 import torch
+from marks import slow_but
 from peers.samples import load, sampler_of
 
 import autodiffusion_opt as ado
@@ -100,7 +101,7 @@ def test_the_batch_size_does_not_matter(kind: str, digits: Any) -> None:
     assert values[1:] == pytest.approx([values[0]] * 2, rel=1e-5)
 
 
-@pytest.mark.parametrize("kind", list(ON_DIGITS))
+@pytest.mark.parametrize("kind", slow_but(ON_DIGITS, "paired"))
 def test_the_teacher_is_made_before_the_first_trial_once_for_each_seed(kind: str, digits: Any) -> None:
     pipeline = copy.deepcopy(digits)
     calls: list[int] = []
@@ -148,6 +149,7 @@ print(made, repr(score.values["paired"]), objective.identity)
 """
 
 
+@pytest.mark.slow
 def test_another_process_finds_the_teacher_on_disk(digits: Any) -> None:
     measured = objective(digits, "paired")
     ran = subprocess.run([sys.executable, "-c", OTHER_PROCESS], capture_output=True, text=True, env={**os.environ})
@@ -165,7 +167,7 @@ def test_a_damaged_file_is_made_again(digits: Any, cache: Path) -> None:
     assert value(objective(digits, "psnr")) == right
 
 
-@pytest.mark.parametrize("kind", list(ON_DIGITS))
+@pytest.mark.parametrize("kind", slow_but(ON_DIGITS, "rfid"))
 def test_the_identity_is_the_teachers(kind: str, digits: Any) -> None:
     identity = objective(digits, kind).identity
     assert objective(sampler(digits, batch_size=7), kind, images=110, seed=5).identity == identity

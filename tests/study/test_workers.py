@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 from optuna.trial import FrozenTrial, TrialState
 
 from autodiffusion_opt import Callback, Candidate, Study

@@ -1,0 +1,15 @@
+"""Which cases of a test wait for the slow run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import pytest
+
+
+def slow_but(values: Iterable[Any], *quick: Any) -> list[Any]:
+    """All values for ``parametrize``; those that are not among ``quick`` are for ``pytest -m slow``."""
+    values = list(values)
+    assert set(quick) <= set(values), "each quick value must be among the values"
+    return [pytest.param(value, marks=() if value in quick else pytest.mark.slow) for value in values]

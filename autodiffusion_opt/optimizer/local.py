@@ -13,7 +13,7 @@ trials before a position and the stage in which each was proposed; several worke
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -21,17 +21,18 @@ import numpy as np
 import optuna
 from optuna.pruners import BasePruner
 from optuna.study import StudyDirection
-from optuna.trial import FrozenTrial
+from optuna.trial import FrozenTrial, TrialState
 from pydantic import Field
 
 from autodiffusion_opt.candidate import Candidate
 from autodiffusion_opt.errors import UserError
 from autodiffusion_opt.optimizer.base import TRIES, CandidateSampler, OptimizerConfig, Proposal
-from autodiffusion_opt.space import Space, Walkable
+from autodiffusion_opt.optimizer.layer_moves import REPEATED, layer_moves
+from autodiffusion_opt.optimizer.stage import BEGINNING, RESTRUCTURED, Stage
+from autodiffusion_opt.space import Layered, Space, Walkable
 from autodiffusion_opt.space.baselines import UNIFORM
-from autodiffusion_opt.trials.history import Observation, Past
-
-BEGINNING = "beginning"
+from autodiffusion_opt.trials.attributes import STAGE
+from autodiffusion_opt.trials.history import Observation, Past, best_first
 
 
 class LocalSearchConfig(OptimizerConfig):
@@ -42,6 +43,8 @@ class LocalSearchConfig(OptimizerConfig):
         least_step: a descent ends where its step is below this.
         beginnings: candidates from which each further descent may go, the best of which it does.
         spread: standard deviation of their distance to the best candidate in each coordinate.
+        tolerance: where the objective has rungs: by which share of the best one's value after equally many images a
+            candidate may be worse, and is measured on.
     """
 
     kind: Literal["local"] = "local"
@@ -51,6 +54,7 @@ class LocalSearchConfig(OptimizerConfig):
     least_step: float = Field(default=0.02, gt=0)
     beginnings: int = Field(default=4, ge=1)
     spread: float = Field(default=0.4, gt=0)
+    tolerance: float = Field(default=0.05, ge=0)
 
     def sampler(self, space: Space, seed: int) -> LocalSearch:
         """The Optuna sampler. Raises UserError for a space that has no coordinates."""
@@ -62,28 +66,8 @@ class LocalSearchConfig(OptimizerConfig):
         return LocalSearch(space, seed, self)
 
 
-@dataclass(frozen=True)
-class Stage:
-    """Where a search was when it proposed a candidate; its text is the trial's stage in SQL.
-
-    Attributes:
-        descent: counted from 1.
-        step: of the sweep; None for a candidate from which a descent may go.
-    """
-
-    descent: int
-    step: float | None
-
-    def __str__(self) -> str:
-        return f"descent {self.descent}, {BEGINNING if self.step is None else f'step {self.step:g}'}"
-
-    @classmethod
-    def parsed(cls, text: str | None) -> Stage | None:
-        """The stage of a text; None for what another optimizer wrote."""
-        words = (text or "").replace(",", "").split()
-        if len(words) < 3 or words[0] != "descent":
-            return None
-        return cls(int(words[1]), float(words[3]) if words[2] == "step" else None)
+# By the number of the descent.
+Descents = dict[int, list[Observation]]
 
 
 class LocalSearch(CandidateSampler):
@@ -96,21 +80,27 @@ class LocalSearch(CandidateSampler):
 
     def pruner(self) -> BasePruner:
         """What stops a candidate where the objective has rungs and names no pruner of its own."""
-        return WorseThanBest()
+        return WorseThanBest(self.settings.tolerance)
 
     def propose(self, past: Past, rng: np.random.Generator) -> Proposal:
         """The first neighbour of the centre that is new, at the greatest step that has one."""
         descents = _descents(past)
-        descent = max(descents, default=1)
-        centre = _best(descents.get(descent, ()))
-        if centre is None and descent == 1:
+        latest = max(descents, default=1)
+        centre = _best(descents.get(latest, ()))
+        if centre is None and latest == 1:
             return self._first(past, rng)
-        if centre is not None and (descent == 1 or self._has_begun(descents[descent])):
-            proposal = self._neighbour(centre, descent, past)
-            if proposal is not None:
-                return proposal
-            descent += 1
-        return self._beginning(descent, past, rng)
+        if centre is None or (latest > 1 and not self._has_begun(descents[latest])):
+            return self._beginning(latest, descents, past, rng)
+        # Where the number of steps is free, what a smaller step gains comes after what other numbers of steps gain.
+        least = self.settings.step if isinstance(self.walkable, Layered) else self.settings.least_step
+        best = _best([each for all_of in descents.values() for each in all_of])
+        best_descent = next(number for number, all_of in descents.items() if best in all_of)
+        return (
+            self._neighbour(latest, descents, past, least)
+            or (self._restructured(latest + 1, descents, past) if best_descent == latest else None)
+            or self._neighbour(best_descent, descents, past, self.settings.least_step)
+            or self._beginning(latest + 1, descents, past, rng)
+        )
 
     def _first(self, past: Past, rng: np.random.Generator) -> Proposal:
         """While nothing is measured: the uniform candidate, then others near it."""
@@ -119,16 +109,29 @@ class LocalSearch(CandidateSampler):
             return Proposal(uniform, UNIFORM)
         return Proposal(self._near(uniform, past, rng), BEGINNING, str(Stage(1, None)))
 
-    def _neighbour(self, centre: Observation, descent: int, past: Past) -> Proposal | None:
-        stage = Stage.parsed(centre.stage)
-        step = self.settings.step if stage is None or stage.step is None else stage.step
-        # The order is the centre's own, so that it stays while one sweep lasts.
-        order = np.random.default_rng([self.seed, centre.position])
+    def _neighbour(self, descent: int, descents: Descents, past: Past, least: float) -> Proposal | None:
+        """The first new neighbour of a descent's best at a step of ``least`` or more.
+
+        Where a change of layers led to the best, those go first; else the times at the same step.
+        """
+        centre = _best(descents[descent])
+        assert centre is not None
+        stage = Stage.parsed(centre.stage) or Stage(descent, None)
+        step = self.settings.step if stage.step is None else stage.step
         candidate = self.walkable.nearest(centre.candidate)  # own may be outside
-        while step >= self.settings.least_step:
-            for neighbour, move in self._sweep(candidate, step, order):
-                if neighbour not in past:
-                    return Proposal(neighbour, move, str(Stage(descent, step)))
+        layers = None
+        if isinstance(self.walkable, Layered):
+            again = REPEATED if least == self.settings.least_step else 0
+            moves = layer_moves(self.walkable, candidate, descents[descent], again)
+            layers = _first_new(moves, past, Stage(descent, step, centre.position))
+        if layers is not None and stage.base is not None:
+            return layers
+        while step >= least:
+            # The order is the centre's own, so that it stays while one sweep lasts.
+            sweep = self._sweep(candidate, step, np.random.default_rng([self.seed, centre.position]))
+            proposal = _first_new(sweep, past, Stage(descent, step)) or layers
+            if proposal is not None:
+                return proposal
             step /= 2
         return None
 
@@ -147,12 +150,25 @@ class LocalSearch(CandidateSampler):
         stages = (Stage.parsed(observation.stage) for observation in observations)
         return sum(stage is not None and stage.step is None for stage in stages) >= self.settings.beginnings
 
-    def _beginning(self, descent: int, past: Past, rng: np.random.Generator) -> Proposal:
-        """A candidate near the best one, from which a further descent may go."""
+    def _beginning(self, descent: int, descents: Descents, past: Past, rng: np.random.Generator) -> Proposal:
+        """A candidate from which a further descent may go, of the same kind as its others."""
+        stages = [Stage.parsed(observation.stage) for observation in descents.get(descent, ())]
+        if any(stage is not None and stage.is_restructured for stage in stages):
+            proposal = self._restructured(descent, descents, past)
+            if proposal is not None:
+                return proposal
         best = past.best(1)
-        centre = best[0].candidate if best else self.walkable.baselines()[UNIFORM]
-        near = self._near(self.walkable.nearest(centre), past, rng)
-        return Proposal(near, BEGINNING, str(Stage(descent, None)))
+        centre = self.walkable.nearest(best[0].candidate) if best else self.walkable.baselines()[UNIFORM]
+        return Proposal(self._near(centre, past, rng), BEGINNING, str(Stage(descent, None)))
+
+    def _restructured(self, descent: int, descents: Descents, past: Past) -> Proposal | None:
+        """The best candidate of the descents before with another number of steps; None where none is new."""
+        best = _best([each for before, all_of in descents.items() if before < descent for each in all_of])
+        if best is None or not isinstance(self.walkable, Layered):
+            return None
+        restructured = self.walkable.restructured(self.walkable.nearest(best.candidate))
+        moves = ((made, move) for move, made in restructured.items())
+        return _first_new(moves, past, Stage(descent, None, is_restructured=True))
 
     def _near(self, candidate: Candidate, past: Past, rng: np.random.Generator) -> Candidate:
         """A new candidate whose coordinates are normally distributed around those of another; wider where none is."""
@@ -166,9 +182,14 @@ class LocalSearch(CandidateSampler):
         return near
 
 
-def _descents(past: Past) -> dict[int, list[Observation]]:
+def _first_new(moves: Iterable[tuple[Candidate, str]], past: Past, stage: Stage) -> Proposal | None:
+    """The first of the candidates that was never proposed."""
+    return next((Proposal(made, move, str(stage)) for made, move in moves if made not in past), None)
+
+
+def _descents(past: Past) -> Descents:
     """The observations of each descent; what other optimizers proposed, and baselines, count to the present one."""
-    present, descents = 1, dict[int, list[Observation]]()
+    present, descents = 1, Descents()
     for observation in past:
         stage = Stage.parsed(observation.stage)
         present = present if stage is None else max(present, stage.descent)
@@ -193,17 +214,36 @@ def _rank(observation: Observation) -> tuple[float, ...] | None:
     return (observation.excess, -images, loss, observation.position) if np.isfinite(loss) else None
 
 
+@dataclass(frozen=True)
 class WorseThanBest(BasePruner):
-    """Stops a candidate that after a rung is worse than the best candidate was after equally many images."""
+    """Stops a candidate that after a rung is worse than the best candidate was after equally many images.
+
+    A descent that began with another number of steps has a best of its own: what it goes from is measured in full.
+
+    Attributes:
+        tolerance: by which share of the best one's value a candidate may be worse.
+    """
+
+    tolerance: float = 0.0
 
     def prune(self, study: optuna.Study, trial: FrozenTrial) -> bool:
         """Whether the trial is hopeless."""
-        try:
-            best = study.best_trial
-        except ValueError:  # none is complete
+        stage, images = Stage.parsed(trial.user_attrs.get(STAGE)), trial.last_step
+        if images is None or (stage is not None and stage.is_restructured):
             return False
-        step = trial.last_step
-        if step is None or step not in best.intermediate_values:
+        complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+        measured = [other for other in complete if images in other.intermediate_values]
+        same = [] if stage is None else [other for other in measured if _descent_of(other) == stage.descent]
+        if any(RESTRUCTURED in other.user_attrs[STAGE] for other in same):
+            measured = same
+        ranked = best_first(measured, (study.direction,))
+        if not ranked:
             return False
-        worse_by = trial.intermediate_values[step] - best.intermediate_values[step]
-        return (worse_by if study.direction == StudyDirection.MINIMIZE else -worse_by) > 0
+        limit = ranked[0].intermediate_values[images]
+        worse_by = trial.intermediate_values[images] - limit
+        return (worse_by if study.direction == StudyDirection.MINIMIZE else -worse_by) > self.tolerance * abs(limit)
+
+
+def _descent_of(trial: FrozenTrial) -> int | None:
+    stage = Stage.parsed(trial.user_attrs.get(STAGE))
+    return None if stage is None else stage.descent

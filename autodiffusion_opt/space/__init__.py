@@ -13,7 +13,7 @@ To add one: a file with both classes and a line in :data:`SPACES`; a plug-in has
 from __future__ import annotations
 
 from autodiffusion_opt.config import Registry
-from autodiffusion_opt.space.base import Evolvable, Space, SpaceConfig, Walkable
+from autodiffusion_opt.space.base import Evolvable, Layered, Space, SpaceConfig, Toggle, Walkable
 from autodiffusion_opt.space.baselines import OWN, UNIFORM
 from autodiffusion_opt.space.joint import Joint
 from autodiffusion_opt.space.joint_config import JointConfig
@@ -34,6 +34,7 @@ __all__ = [
     "Joint",
     "JointConfig",
     "LayerRanking",
+    "Layered",
     "Layout",
     "ModelInfo",
     "Space",
@@ -41,5 +42,6 @@ __all__ = [
     "TimeGrid",
     "TimeSteps",
     "TimeStepsConfig",
+    "Toggle",
     "Walkable",
 ]

@@ -104,6 +104,36 @@ class Walkable(Space, Protocol):
         ...
 
 
+# A step, counted from 0 at the noise, and a layer that is removed there where it runs, or run where it is removed.
+Toggle = tuple[int, int]
+
+
+@runtime_checkable
+class Layered(Walkable, Protocol):
+    """A walkable space whose candidates have neighbours to which no coordinate leads: other layers, other numbers of
+    steps (the discrete neighbours of Audet and Dennis, 2001, section 2)."""
+
+    def toggles(self, candidate: Candidate) -> list[Toggle]:
+        """Every layer of every step whose removal or return makes a set of layers that the space allows at the step.
+
+        The removals come first, the least important layer first; then the returns, the most important first. The
+        budget is not looked at.
+        """
+        ...
+
+    def toggled(self, candidate: Candidate, toggles: Sequence[Toggle]) -> Candidate | None:
+        """The candidate with these layers removed or returned; None where it is not in the space."""
+        ...
+
+    def restructured(self, candidate: Candidate) -> dict[str, Candidate]:
+        """The candidate with a step more or a step fewer, by what was done, the most promising first.
+
+        A step removes what the nearest step of the candidate removes. Where the budget is exceeded the least important
+        layers go as well.
+        """
+        ...
+
+
 class SpaceConfig(Config):
     """The keys that every kind of space has.
 

@@ -20,7 +20,9 @@ from optuna.distributions import BaseDistribution, IntDistribution
 from autodiffusion_opt.candidate import Candidate, Step
 from autodiffusion_opt.errors import UserError
 from autodiffusion_opt.space import cost
+from autodiffusion_opt.space.base import Toggle
 from autodiffusion_opt.space.baselines import named_times
+from autodiffusion_opt.space.budget import Budget
 from autodiffusion_opt.space.layer_choice import LayerChoice, Layers
 from autodiffusion_opt.space.model_info import ModelInfo
 from autodiffusion_opt.space.scalars import Scalars, Values
@@ -46,7 +48,7 @@ class Joint:
     Attributes:
         steps_min: the least number of steps.
         steps_max: the greatest; the budget allows that many steps if each removes ``max_removed`` layers.
-        n_max: the budget: layer runs over all steps.
+        budget: layer runs over all steps, and FLOPs.
         max_removed: how many layers a step may remove.
         layer_choice: which they may be.
     """
@@ -55,7 +57,7 @@ class Joint:
     grid: TimeGrid
     steps_min: int
     steps_max: int
-    n_max: int
+    budget: Budget
     max_removed: int
     layer_choice: LayerChoice
     scalars: Scalars = field(default_factory=Scalars)
@@ -99,9 +101,7 @@ class Joint:
         self.grid.check(candidate.times)
         for step in candidate.steps:
             self._check_step(step)
-        runs = cost.layer_runs(self.info, candidate)
-        if runs > self.n_max:
-            raise UserError(f"a candidate must run at most n_max = {self.n_max} layers over all steps; got {runs}")
+        self.budget.check(self.info, candidate)
         self.scalars.check(candidate)
 
     def _check_step(self, step: Step) -> None:
@@ -136,11 +136,10 @@ class Joint:
         Where it does not allow ``steps_min`` of these, ``steps_min`` steps that remove as little as they must. They
         are the same for every layer share, and valid there.
         """
-        # nfe · L <= n_max
-        whole = cost.steps_within(self.info.layout, self.n_max // self.info.layers)
-        steps = min(max(whole, self.steps_min), self.steps_max)
-        schedules = named_times(self.info, steps)
-        return {name: self._without_chance(times, [0] * steps, {}) for name, times in schedules.items()}
+        whole = self.budget.steps_within(self.info, self.layer_choice, 0, self.steps_max)
+        steps = max(whole, self.steps_min)
+        schedules, least = named_times(self.info, steps), self.with_layer_share(0)
+        return {name: least._without_chance(times, [0] * steps, {}) for name, times in schedules.items()}
 
     def random(self, rng: np.random.Generator) -> Candidate:
         """Number of steps and set of times uniform; up to r layers removed a step, r uniform in 0 .. ``max_removed``.
@@ -156,7 +155,7 @@ class Joint:
             Step(time, self.layer_choice.resized(time, (), int(number), rng))
             for time, number in zip(times, counts, strict=True)
         ]
-        return self.scalars.candidate(steps, self.scalars.random(rng))
+        return self._affordable(steps, self.scalars.random(rng))
 
     def mutate(self, candidate: Candidate, rng: np.random.Generator, probability: float) -> Candidate:
         """Each step's time, and each step's layers, changed with ``probability``; a step more or fewer, with twice."""
@@ -223,26 +222,82 @@ class Joint:
         unused = np.random.default_rng(0)  # the numbers of layers stay, so there is nothing to draw
         return self._child(drafts, self.scalars.at(coordinates[count:]), unused)
 
+    def toggles(self, candidate: Candidate) -> list[Toggle]:
+        """By the layers' place in the order of importance at their steps, of equal ones from noise to image."""
+        placed = []
+        for index, step in enumerate(candidate.steps):
+            order = self.layer_choice.by_importance(step.time)
+            for layer in self.layer_choice.toggles(step.time, step.removed):
+                is_removal, place = layer not in step.removed, order.index(layer)
+                if not is_removal or len(step.removed) < self.max_removed:
+                    placed.append((not is_removal, place if is_removal else -place, index, layer))
+        return [(index, layer) for *_, index, layer in sorted(placed)]
+
+    def toggled(self, candidate: Candidate, toggles: Sequence[Toggle]) -> Candidate | None:
+        """None also where the budget is exceeded."""
+        removed = [set(layers) for layers in candidate.removed]
+        for index, layer in toggles:
+            removed[index] ^= {layer}
+        steps = [Step(time, tuple(layers)) for time, layers in zip(candidate.times, removed, strict=True)]
+        neighbour = self.scalars.candidate(steps, vars(candidate))
+        try:
+            self.check(neighbour)
+        except UserError:
+            return None
+        return neighbour
+
+    def restructured(self, candidate: Candidate) -> dict[str, Candidate]:
+        """All times respaced; then a new step in the middle of a gap in λ, the widest first; then a step left out.
+
+        Before the first step and after the last there is a gap as wide as the next.
+        """
+        steps, levels = candidate.steps, self.info.log_snr(candidate.times)
+        count = len(steps)
+        times = {f"{number} steps": self.info.respaced(candidate.times, number) for number in (count + 1, count - 1)}
+        widths = np.diff(levels) if count > 1 else np.ones(1)
+        ends = np.array([levels[0] - widths[0], *levels, levels[-1] + widths[-1]])
+        middles = (ends[:-1] + ends[1:]) / 2
+        for time in self.info.times_of_log_snr(middles[np.argsort(-np.diff(ends), kind="stable")]):
+            times[f"a step at {time:.0f}"] = (*candidate.times, time)
+        for gone in candidate.times:
+            times[f"no step at {gone:g}"] = tuple(time for time in candidate.times if time != gone)
+        made = {}
+        for name, chosen in times.items():
+            if self.steps_min <= len(chosen) <= self.steps_max:
+                nearest = [int(np.abs(levels - level).argmin()) for level in self.info.log_snr(chosen)]
+                drafts = [(time, steps[index].removed) for time, index in zip(chosen, nearest, strict=True)]
+                made[name] = self._paid(drafts, vars(candidate))
+        return made
+
+    def _paid(self, drafts: Sequence[Draft], values: Mapping[str, Any]) -> Candidate:
+        """Times made distinct, the budget kept."""
+        pairs = zip(self.grid.place([time for time, _ in drafts]), drafts, strict=True)
+        unused = np.random.default_rng(0)  # the numbers of layers stay, so there is nothing to draw
+        steps = [
+            Step(time, self.layer_choice.resized(time, removed, len(removed), unused))
+            for time, (_, removed) in sorted(pairs, key=lambda pair: -pair[0])
+        ]
+        return self._affordable(steps, values)
+
     def with_layer_share(self, share: float) -> Joint:
         """At most ``share`` of :attr:`max_removed` at a step; but as many as ``steps_min`` steps must remove.
 
         At 0 that is the whole network at every step, wherever the budget allows ``steps_min`` such steps.
         """
-        # steps_min steps make c calls; c · (L - r) <= n_max gives the least r that each of them must remove.
-        calls = sum(cost.calls(self.info.layout, self.steps_min))
-        least = max(self.info.layers - self.n_max // calls, 0)
+        least = self.budget.least_removed(self.info, self.layer_choice, self.steps_min, self.max_removed)
         max_removed = max(int(share * self.max_removed), least)
-        steps_max = affordable(self.info, self.n_max, max_removed, self.steps_max)
+        steps_max = self.budget.steps_within(self.info, self.layer_choice, max_removed, self.steps_max)
         return replace(self, max_removed=max_removed, steps_max=steps_max)
 
     def _without_chance(self, times: Sequence[float], counts: Sequence[int], values: Mapping[str, Any]) -> Candidate:
         pairs = sorted(zip(self.grid.place(times), counts, strict=True), reverse=True)
         counts = [count for _, count in pairs]
-        # Ends: max_removed at every step is within the budget.
-        while self._excess(counts) > 0:
+        while True:
+            steps = [Step(time, self.layer_choice.chosen(time, n)) for (time, _), n in zip(pairs, counts, strict=True)]
+            candidate = self.scalars.candidate(steps, values)
+            if min(counts) >= self.max_removed or not self.budget.is_exceeded(self.info, candidate):
+                return self._affordable(steps, values)
             counts[counts.index(min(counts))] += 1
-        steps = [Step(time, self.layer_choice.chosen(time, n)) for (time, _), n in zip(pairs, counts, strict=True)]
-        return self.scalars.candidate(steps, values)
 
     def _child(self, drafts: Sequence[Draft], values: Values, rng: np.random.Generator) -> Candidate:
         """A candidate in this space from any drafts: number of steps, times, layers and budget are repaired."""
@@ -257,7 +312,7 @@ class Joint:
             Step(time, self.layer_choice.resized(time, layers, int(count), rng))
             for time, layers, count in zip(times, removed, counts, strict=True)
         ]
-        return self.scalars.candidate(steps, values)
+        return self._affordable(steps, values)
 
     def _numbered(self, drafts: Sequence[Draft], rng: np.random.Generator) -> list[Draft]:
         """``steps_min`` .. ``steps_max`` of them: some dropped, or some at uniform times added."""
@@ -284,13 +339,25 @@ class Joint:
 
     def _excess(self, counts: Sequence[int] | NDArray[np.int64]) -> int:
         """By how many layer runs the budget is exceeded; negative where some are left."""
-        return cost.layer_runs_of(self.info, [int(count) for count in counts]) - self.n_max
+        return self.budget.excess_runs(self.info, [int(count) for count in counts])
 
+    def _affordable(self, steps: Sequence[Step], values: Mapping[str, Any]) -> Candidate:
+        """While steps cost too much, the least important layer of all that run is removed.
 
-def affordable(info: ModelInfo, n_max: int, max_removed: int, steps_max: int) -> int:
-    """``steps_max``, lowered to the number of steps that the budget allows if each removes all that it may."""
-    least = info.layers - max_removed
-    return steps_max if least <= 0 else min(steps_max, cost.steps_within(info.layout, n_max // least))
+        Where no more may be removed, each step in turn removes the costliest instead: these are within the budget.
+        """
+        candidate, costliest = self.scalars.candidate(steps, values), 0
+        while self.budget.is_exceeded(self.info, candidate):
+            steps, toggles = list(candidate.steps), self.toggles(candidate)
+            index, layer = toggles[0] if toggles else (0, -1)
+            if layer in steps[index].removed or not toggles:  # nothing but returns
+                index, costliest = costliest, costliest + 1
+                layers = self.layer_choice.costliest(steps[index].time, self.max_removed, self.info.layer_flops)
+            else:
+                layers = (*steps[index].removed, layer)
+            steps[index] = replace(steps[index], removed=layers)
+            candidate = self.scalars.candidate(steps, values)
+        return candidate
 
 
 def _spread(candidate: Candidate, length: int) -> list[Step | None]:

@@ -11,7 +11,8 @@ from autodiffusion_opt.config import combine
 from autodiffusion_opt.errors import UserError
 from autodiffusion_opt.space import cost
 from autodiffusion_opt.space.base import SpaceConfig
-from autodiffusion_opt.space.joint import Joint, affordable
+from autodiffusion_opt.space.budget import Budget, least_share
+from autodiffusion_opt.space.joint import Joint
 from autodiffusion_opt.space.layer_choice import AnyLayers, LayerChoice, LayerRanking, Layers, RankedLayers
 from autodiffusion_opt.space.model_info import THIRDS, ModelInfo
 
@@ -21,9 +22,11 @@ class JointConfig(SpaceConfig):
 
     Attributes:
         n_max: the budget: how many layers all steps together may run; with L layers, 4·L is four whole networks. Every
-            call of a solver that makes two a step (Heun) counts.
+            call of a solver that makes two a step (Heun) counts. Absent: only ``max_flops`` is the budget.
+        max_flops: the budget of FLOPs, in whole networks: 4.0 is what four steps with all layers cost. Beside
+            ``n_max`` or instead of it.
         steps_min: the least number of steps.
-        steps_max: the greatest. Lowered to what ``n_max`` allows when each step removes all it may; absent: that.
+        steps_max: the greatest. Lowered to what the budget allows when each step removes all it may; absent: that.
         layers: ``any`` subset at any step, for optimizers of candidates (evolution, random); or ``ranked``: only how
             many, and which follows a ranking measured once, for every optimizer.
         draw: how ``any`` draws layers at random: ``ranked``, the less a layer matters the more often it is removed;
@@ -33,7 +36,8 @@ class JointConfig(SpaceConfig):
     """
 
     kind: Literal["joint"] = "joint"
-    n_max: int = Field(ge=1)
+    n_max: int | None = Field(default=None, ge=1)
+    max_flops: float | None = Field(default=None, gt=0)
     steps_min: int = Field(default=1, ge=1)
     steps_max: int | None = Field(default=None, ge=1)
     layers: Literal["any", "ranked"] = "any"
@@ -42,7 +46,9 @@ class JointConfig(SpaceConfig):
     max_removed_share: float = Field(default=0.5, ge=0, le=1)
 
     @model_validator(mode="after")
-    def _steps_in_order(self) -> JointConfig:
+    def _steps_and_budget(self) -> JointConfig:
+        if self.n_max is None and self.max_flops is None:
+            raise ValueError("a joint space must have a budget: n_max, or max_flops, or both; got neither")
         if self.steps_max is not None and self.steps_max < self.steps_min:
             raise ValueError(f"steps_max must be at least steps_min, {self.steps_min}; got {self.steps_max}")
         return self
@@ -67,15 +73,32 @@ class JointConfig(SpaceConfig):
         max_removed = min(math.floor(self.max_removed_share * info.layers + 1e-9), len(removable))
         for key, steps in (("steps_min", self.steps_min), ("steps_max", self.steps_max or self.steps_min)):
             grid.check_count(key, steps)
-        least = cost.layer_runs_of(info, [max_removed] * self.steps_min)
-        if self.n_max < least:
-            raise UserError(
-                f"n_max must be at least {least}: steps_min = {self.steps_min} steps, each running at least "
-                f"{info.layers - max_removed} of {info.layers} layers; got {self.n_max}"
-            )
-        steps_max = affordable(info, self.n_max, max_removed, self.steps_max or grid.points)
         choice, scalars = self._layer_choice(info, removable), self.scalars(info)
-        return Joint(info, grid, self.steps_min, steps_max, self.n_max, max_removed, choice, scalars)
+        steps_max = self.steps_max or grid.points
+        # With no bound of their number as many layers as all steps have.
+        n_max = cost.layer_runs_of(info, [0] * steps_max) if self.n_max is None else self.n_max
+        budget = Budget(n_max, self.max_flops)
+        self._check_budget(info, budget, choice, max_removed)
+        steps_max = budget.steps_within(info, choice, max_removed, steps_max)
+        return Joint(info, grid, self.steps_min, steps_max, budget, max_removed, choice, scalars)
+
+    def _check_budget(self, info: ModelInfo, budget: Budget, choice: LayerChoice, max_removed: int) -> None:
+        """Raises UserError for a budget that does not allow the least number of steps, or that cannot be counted."""
+        if self.max_flops is not None and not (info.flops and info.layer_flops):
+            raise UserError("max_flops needs the FLOPs of the model's layers; they were not counted")
+        if budget.steps_within(info, choice, max_removed, self.steps_min) == self.steps_min:
+            return
+        running = f"each running at least {info.layers - max_removed} of {info.layers} layers"
+        least = cost.layer_runs_of(info, [max_removed] * self.steps_min)
+        if budget.n_max < least:
+            raise UserError(
+                f"n_max must be at least {least}: steps_min = {self.steps_min} steps, {running}; got {self.n_max}"
+            )
+        share = sum(cost.calls(info.layout, self.steps_min)) * least_share(info, choice, max_removed)
+        raise UserError(
+            f"max_flops must be at least {math.ceil(100 * share) / 100:g}: steps_min = {self.steps_min} steps, "
+            f"{running}; got {self.max_flops:g}"
+        )
 
     def _removable(self, info: ModelInfo) -> Layers:
         """The layers that may be removed, ascending. Raises UserError for any that cannot."""

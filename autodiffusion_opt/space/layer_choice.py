@@ -58,6 +58,19 @@ class LayerChoice(Protocol):
         """``count`` layers, without chance, ascending."""
         ...
 
+    def by_importance(self, time: float) -> Layers:
+        """The layers that may be left out, the least important at this time first."""
+        ...
+
+    def toggles(self, time: float, removed: Layers) -> Layers:
+        """The layers that may be removed or returned alone: those that run, the least important first, then those that
+        are removed, the most important first."""
+        ...
+
+    def costliest(self, time: float, count: int, costs: Sequence[int]) -> Layers:
+        """The ``count`` layers whose removal saves most, given what each saves; ascending."""
+        ...
+
     def resized(self, time: float, removed: Collection[int], count: int, rng: np.random.Generator) -> Layers:
         """``count`` layers that have as many as possible in common with ``removed``."""
         ...
@@ -94,6 +107,20 @@ class AnyLayers:
     def chosen(self, time: float, count: int) -> Layers:
         """Evenly spread over the removable layers: of n, those at (j + ½)·n / count, rounded down."""
         return tuple(self.removable[(2 * j + 1) * len(self.removable) // (2 * count)] for j in range(count))
+
+    def by_importance(self, time: float) -> Layers:
+        """As ranked; without a ranking as they are numbered."""
+        return self.removable if self.ranking is None else self.ranking.at(time)
+
+    def costliest(self, time: float, count: int, costs: Sequence[int]) -> Layers:
+        """Of equally costly ones those of the lowest numbers."""
+        return tuple(sorted(sorted(self.removable, key=lambda layer: -costs[layer])[:count]))
+
+    def toggles(self, time: float, removed: Layers) -> Layers:
+        """All."""
+        order = self.by_importance(time)
+        running = tuple(layer for layer in order if layer not in removed)
+        return running + tuple(layer for layer in reversed(order) if layer in removed)
 
     def resized(self, time: float, removed: Collection[int], count: int, rng: np.random.Generator) -> Layers:
         """Layers added or given back at random."""
@@ -160,6 +187,19 @@ class RankedLayers:
     def chosen(self, time: float, count: int) -> Layers:
         """The ``count`` least important ones at this time, ascending."""
         return tuple(sorted(self.ranking.at(time)[:count]))
+
+    def by_importance(self, time: float) -> Layers:
+        """As ranked."""
+        return self.ranking.at(time)
+
+    def costliest(self, time: float, count: int, costs: Sequence[int]) -> Layers:
+        """The least important ones; there is no choice."""
+        return self.chosen(time, count)
+
+    def toggles(self, time: float, removed: Layers) -> Layers:
+        """The next of the ranking, and the last that is removed."""
+        order, count = self.ranking.at(time), len(removed)
+        return order[count : count + 1] + order[max(count - 1, 0) : count]
 
     def resized(self, time: float, removed: Collection[int], count: int, rng: np.random.Generator) -> Layers:
         """The ``count`` least important ones; there is no choice."""

@@ -34,7 +34,7 @@ WITHIN = (5.0, 20.0)
 # What must be the same in studies that are compared.
 SHARED = ("pipeline", "space", "objective", FINGERPRINT)
 # Keys of a space that say how many steps there may be: studies of a front differ in these alone.
-STEPS_KEYS = ("steps", "nfe", "n_max", "steps_min", "steps_max")
+STEPS_KEYS = ("steps", "nfe", "n_max", "max_flops", "steps_min", "steps_max")
 
 
 def compare(

@@ -14,8 +14,10 @@ from optuna.trial import TrialState, create_trial
 import autodiffusion_opt as ado
 from autodiffusion_opt.candidate import Candidate, Step
 from autodiffusion_opt.optimizer.base import Proposal
-from autodiffusion_opt.optimizer.local import LocalSearch, Stage, WorseThanBest
+from autodiffusion_opt.optimizer.local import LocalSearch, WorseThanBest
+from autodiffusion_opt.optimizer.stage import Stage
 from autodiffusion_opt.study.config import build_optimizer, build_space
+from autodiffusion_opt.trials.attributes import STAGE
 from autodiffusion_opt.trials.history import Observation, Observations
 
 SIGMAS = tuple(np.geomspace(0.01, 80, 1000).tolist())
@@ -184,6 +186,41 @@ def test_the_same_past_gives_the_same_proposal_and_another_seed_another_order() 
     assert run(search_of("times", seed=1), valley, 60) != whole
 
 
+def test_times_come_first_then_layers_at_the_same_step_then_other_numbers_of_steps() -> None:
+    search = search_of("joint any", beginnings=2)
+    centre = Candidate((Step(800, (1, 2)), Step(500, ()), Step(200, ())))
+    past = run(search, lambda _: 9.0, 110, [Observation(0, centre, (1.0,))])
+    stages = [Stage.parsed(o.stage) for o in past[1:]]
+    kinds = [(s.step, s.base, s.is_restructured) for s in stages if s is not None]
+    assert kinds[:6] == [(0.4, None, False)] * 6
+    layers = kinds.index((None, None, True))
+    assert set(kinds[6:layers]) == {(0.4, 0, False)}
+    assert kinds[layers : layers + 3] == [(None, None, True)] * 2 + [(0.4, None, False)]
+    assert [len(o.candidate.steps) for o in past[layers + 1 : layers + 3]] == [4, 2]
+    # The second descent never was better: what comes after it are smaller steps from the first one's best.
+    later = next(o for o, s in zip(past[1:], stages, strict=True) if s is not None and s.step == 0.2)
+    assert str(later.stage) == "descent 1, step 0.2"
+    assert later.position > max(o.position for o in past if "descent 2" in str(o.stage))
+
+
+def test_where_layers_led_to_the_centre_layers_go_on() -> None:
+    search = search_of("joint any")
+    centre = Observation(0, Candidate((Step(800, ()), Step(500, ()), Step(200, ()))), (5.0,))
+    removed = Candidate((Step(800, (0,)), Step(500, ()), Step(200, ())))
+    better = Observation(1, removed, (4.0,), stage=str(Stage(1, 0.2, 0)))
+    proposal = propose(search, [centre, better], 2)
+    assert proposal.origin == "layer 0 removed at step 2"
+    assert proposal.stage == "descent 1, step 0.2, layers of 1"
+
+
+def test_from_another_number_of_steps_that_is_better_the_next_one_is_tried() -> None:
+    search = search_of("joint any", beginnings=1)
+    past = run(search, lambda candidate: 10.0 - len(candidate.steps), 120)
+    assert max(len(o.candidate.steps) for o in past) == 5
+    begun = [o for o in past if "beginning of other steps" in str(o.stage)]
+    assert [len(o.candidate.steps) for o in begun[:2]] == [4, 5]
+
+
 def test_layers_go_with_their_steps() -> None:
     search = search_of("joint any")
     centre = Candidate((Step(800, (1, 2)), Step(500, (3,)), Step(200, ())))
@@ -191,15 +228,20 @@ def test_layers_go_with_their_steps() -> None:
     assert {o.candidate.removed for o in past} == {centre.removed}
 
 
-@pytest.mark.parametrize("stage", [Stage(1, 0.4), Stage(12, 0.025), Stage(3, None)])
+STAGES = [Stage(1, 0.4), Stage(12, 0.025), Stage(3, None), Stage(2, 0.4, base=57), Stage(4, None, is_restructured=True)]
+
+
+@pytest.mark.parametrize("stage", STAGES, ids=str)
 def test_a_stage_is_read_from_its_text(stage: Stage) -> None:
     assert Stage.parsed(str(stage)) == stage
     assert Stage.parsed("joint 50%") is None
     assert Stage.parsed(None) is None
 
 
-def at_rungs(values: dict[int, float], state: TrialState = TrialState.COMPLETE) -> Any:
-    return create_trial(state=state, value=list(values.values())[-1], intermediate_values=values)
+def at_rungs(values: dict[int, float], state: TrialState = TrialState.COMPLETE, stage: str | None = None) -> Any:
+    attributes = {} if stage is None else {STAGE: stage}
+    value = list(values.values())[-1]
+    return create_trial(state=state, value=value, intermediate_values=values, user_attrs=attributes)
 
 
 @pytest.mark.parametrize(("direction", "sign"), [("minimize", 1), ("maximize", -1)])
@@ -213,6 +255,20 @@ def test_a_candidate_is_stopped_that_is_worse_than_the_best_was_after_as_many_im
     assert not pruner.prune(study, at_rungs({100: sign * 7.0}, TrialState.RUNNING))
     assert not pruner.prune(study, at_rungs({100: sign * 8.0}, TrialState.RUNNING))
     assert not pruner.prune(study, at_rungs({50: sign * 99.0}, TrialState.RUNNING))
+
+
+def test_a_candidate_may_be_worse_by_the_tolerance_and_has_the_best_of_its_own_number_of_steps() -> None:
+    study, pruner = optuna.create_study(), WorseThanBest(0.1)
+    study.add_trial(at_rungs({100: 10.0, 500: 5.0}))
+    assert not pruner.prune(study, at_rungs({100: 11.0}, TrialState.RUNNING))
+    assert pruner.prune(study, at_rungs({100: 11.1}, TrialState.RUNNING))
+    begun, later = str(Stage(2, None, is_restructured=True)), str(Stage(2, 0.4))
+    for stage, stops in ((begun, False), (later, True)):
+        assert pruner.prune(study, at_rungs({100: 19.0}, TrialState.RUNNING, stage)) == stops
+    study.add_trial(at_rungs({100: 19.0, 500: 9.0}, stage=begun))
+    assert not pruner.prune(study, at_rungs({100: 20.0}, TrialState.RUNNING, later))
+    assert pruner.prune(study, at_rungs({100: 21.0}, TrialState.RUNNING, later))
+    assert pruner.prune(study, at_rungs({100: 20.0}, TrialState.RUNNING, str(Stage(1, 0.4))))
 
 
 def test_a_space_without_coordinates_is_refused() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import numpy as np
@@ -14,10 +15,12 @@ from space.examples import DIGITS, FEW_TIMES, build_space, joint
 from autodiffusion_opt.candidate import Candidate, Step
 from autodiffusion_opt.config import build, kind_in
 from autodiffusion_opt.errors import UserError
-from autodiffusion_opt.space import SPACES, UNIFORM, Evolvable, ModelInfo, Space, cost
+from autodiffusion_opt.space import SPACES, UNIFORM, Evolvable, Joint, Layered, ModelInfo, Space, cost
 
 HEUN = ModelInfo(1000, layout="heun", layers=6, removable=(0, 1, 2, 4))
 PLMS = ModelInfo(1000, layout="plms", layers=6, removable=(0, 1, 2, 4), ranking=((0, 1, 2, 4),) * 3)
+# Layers that cost 1 and 7 in turn, and what is not in a layer.
+COUNTED = dataclasses.replace(DIGITS, flops=80, layer_flops=(1, 7) * 9)
 
 TABLES: dict[str, tuple[dict[str, Any], ModelInfo]] = {
     "one step": ({"kind": "time-steps", "steps": 1}, DIGITS),
@@ -41,6 +44,9 @@ TABLES: dict[str, tuple[dict[str, Any], ModelInfo]] = {
     ),
     "ranked, guidance": ({"kind": "joint", "n_max": 50, "layers": "ranked", "guidance_scale": [0.0, 3.0]}, DIGITS),
     "ranked, few times": ({"kind": "joint", "n_max": 9, "layers": "ranked", "max_removed_share": 0.75}, FEW_TIMES),
+    "any, flops": ({"kind": "joint", "max_flops": 3.0, "steps_min": 2, "steps_max": 7}, COUNTED),
+    "any, tight flops": ({"kind": "joint", "n_max": 60, "max_flops": 1.7, "steps_min": 4}, COUNTED),
+    "ranked, flops": ({"kind": "joint", "max_flops": 3.2, "n_max": 50, "steps_min": 2, "layers": "ranked"}, COUNTED),
     "ranked, plms": ({"kind": "joint", "n_max": 20, "layers": "ranked"}, PLMS),
 }
 EXAMPLES = {name: build_space(info, **table) for name, (table, info) in TABLES.items()}
@@ -115,8 +121,10 @@ def test_candidates_that_evolution_makes_are_in_the_space_and_encode_into_the_bo
         again = space.decode(parameters)
         assert (again.times, again.guidance_scale) == (candidate.times, candidate.guidance_scale)
         assert again.end_time == candidate.end_time
-        assert [len(removed) for removed in again.removed] == [len(removed) for removed in candidate.removed]
-        assert again == candidate or not space.fully_parametric
+        if space.fully_parametric:
+            assert again == candidate
+        elif not isinstance(space, Joint) or space.budget.max_flops is None:  # FLOPs depend on which layers go
+            assert [len(removed) for removed in again.removed] == [len(removed) for removed in candidate.removed]
 
 
 ANY_CANDIDATE = Candidate.from_time_steps([998.77, 500, 61.5, 2], [[1], [], [0, 2], [99]], 90.0, 1.5)
@@ -175,6 +183,25 @@ def test_parents_from_the_whole_space_have_children_in_a_space_with_a_layer_shar
             first, second = space.random(rng), space.random(rng)
             part.check(part.mutate(first, rng, 0.2))
             part.check(part.crossover(first, second, rng))
+
+
+@every_space
+def test_neighbours_of_other_layers_and_other_numbers_of_steps_are_in_the_space(space: Evolvable) -> None:
+    if not isinstance(space, Layered):
+        pytest.skip("it has neither")
+    rng = np.random.default_rng(5)
+    for _ in range(10):
+        candidate = space.random(rng)
+        toggles = space.toggles(candidate)
+        assert len(set(toggles)) == len(toggles)
+        for toggle in toggles:
+            neighbour = space.toggled(candidate, [toggle])
+            if neighbour is not None:
+                space.check(neighbour)
+                assert space.toggled(neighbour, [toggle]) == candidate
+        for neighbour in space.restructured(candidate).values():
+            space.check(neighbour)
+            assert abs(len(neighbour.steps) - len(candidate.steps)) == 1
 
 
 @every_space

@@ -45,6 +45,7 @@ class LocalSearchConfig(OptimizerConfig):
         spread: standard deviation of their distance to the best candidate in each coordinate.
         tolerance: where the objective has rungs: by which share of the best one's value after equally many images a
             candidate may be worse, and is measured on.
+        layer_tolerance: the same for a candidate with other layers, which few images tell less surely.
     """
 
     kind: Literal["local"] = "local"
@@ -54,7 +55,8 @@ class LocalSearchConfig(OptimizerConfig):
     least_step: float = Field(default=0.02, gt=0)
     beginnings: int = Field(default=4, ge=1)
     spread: float = Field(default=0.4, gt=0)
-    tolerance: float = Field(default=0.05, ge=0)
+    tolerance: float = Field(default=0.005, ge=0)
+    layer_tolerance: float = Field(default=0.05, ge=0)
 
     def sampler(self, space: Space, seed: int) -> LocalSearch:
         """The Optuna sampler. Raises UserError for a space that has no coordinates."""
@@ -66,6 +68,8 @@ class LocalSearchConfig(OptimizerConfig):
         return LocalSearch(space, seed, self)
 
 
+# A descent of another number of steps is left where its beginnings are worse than the best by this share.
+NEAR = 0.5
 # By the number of the descent.
 Descents = dict[int, list[Observation]]
 
@@ -77,10 +81,11 @@ class LocalSearch(CandidateSampler):
         super().__init__(space, seed)
         self.walkable = space
         self.settings = settings
+        self.is_layered = isinstance(space, Layered)
 
     def pruner(self) -> BasePruner:
         """What stops a candidate where the objective has rungs and names no pruner of its own."""
-        return WorseThanBest(self.settings.tolerance)
+        return WorseThanBest(self.settings.tolerance, self.settings.layer_tolerance)
 
     def propose(self, past: Past, rng: np.random.Generator) -> Proposal:
         """The first neighbour of the centre that is new, at the greatest step that has one."""
@@ -92,15 +97,21 @@ class LocalSearch(CandidateSampler):
         if centre is None or (latest > 1 and not self._has_begun(descents[latest])):
             return self._beginning(latest, descents, past, rng)
         # Where the number of steps is free, what a smaller step gains comes after what other numbers of steps gain.
-        least = self.settings.step if isinstance(self.walkable, Layered) else self.settings.least_step
+        least = self.settings.step if self.is_layered else self.settings.least_step
         best = _best([each for all_of in descents.values() for each in all_of])
         best_descent = next(number for number, all_of in descents.items() if best in all_of)
         return (
-            self._neighbour(latest, descents, past, least)
+            (self._neighbour(latest, descents, past, least) if self._is_near(centre, best) else None)
             or (self._restructured(latest + 1, descents, past) if best_descent == latest else None)
             or self._neighbour(best_descent, descents, past, self.settings.least_step)
             or self._beginning(latest + 1, descents, past, rng)
         )
+
+    def _is_near(self, centre: Observation, best: Observation | None) -> bool:
+        """Whether a descent's best is near enough to the best of all to go on from, where both are measured in full."""
+        if best is None or best.losses is None or centre.losses is None or not self.is_layered:
+            return True
+        return centre.losses[0] - best.losses[0] <= NEAR * abs(best.losses[0])
 
     def _first(self, past: Past, rng: np.random.Generator) -> Proposal:
         """While nothing is measured: the uniform candidate, then others near it."""
@@ -222,9 +233,11 @@ class WorseThanBest(BasePruner):
 
     Attributes:
         tolerance: by which share of the best one's value a candidate may be worse.
+        layer_tolerance: the same for a candidate with other layers.
     """
 
     tolerance: float = 0.0
+    layer_tolerance: float = 0.0
 
     def prune(self, study: optuna.Study, trial: FrozenTrial) -> bool:
         """Whether the trial is hopeless."""
@@ -241,7 +254,8 @@ class WorseThanBest(BasePruner):
             return False
         limit = ranked[0].intermediate_values[images]
         worse_by = trial.intermediate_values[images] - limit
-        return (worse_by if study.direction == StudyDirection.MINIMIZE else -worse_by) > self.tolerance * abs(limit)
+        tolerance = self.tolerance if stage is None or stage.base is None else self.layer_tolerance
+        return (worse_by if study.direction == StudyDirection.MINIMIZE else -worse_by) > tolerance * abs(limit)
 
 
 def _descent_of(trial: FrozenTrial) -> int | None:

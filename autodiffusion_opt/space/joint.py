@@ -342,22 +342,30 @@ class Joint:
         return self.budget.excess_runs(self.info, [int(count) for count in counts])
 
     def _affordable(self, steps: Sequence[Step], values: Mapping[str, Any]) -> Candidate:
-        """While steps cost too much, the least important layer of all that run is removed.
+        """While steps cost too much, of all layers that run the one is removed that matters least for what it costs.
 
         Where no more may be removed, each step in turn removes the costliest instead: these are within the budget.
         """
         candidate, costliest = self.scalars.candidate(steps, values), 0
         while self.budget.is_exceeded(self.info, candidate):
-            steps, toggles = list(candidate.steps), self.toggles(candidate)
-            index, layer = toggles[0] if toggles else (0, -1)
-            if layer in steps[index].removed or not toggles:  # nothing but returns
+            steps = list(candidate.steps)
+            removals = [(index, layer) for index, layer in self.toggles(candidate) if layer not in steps[index].removed]
+            if removals:
+                index, layer = min(removals, key=lambda removal: self._weight(candidate, removal))
+                layers = (*steps[index].removed, layer)
+            else:
                 index, costliest = costliest, costliest + 1
                 layers = self.layer_choice.costliest(steps[index].time, self.max_removed, self.info.layer_flops)
-            else:
-                layers = (*steps[index].removed, layer)
             steps[index] = replace(steps[index], removed=layers)
             candidate = self.scalars.candidate(steps, values)
         return candidate
+
+    def _weight(self, candidate: Candidate, removal: Toggle) -> float:
+        """A layer's place in the order of importance, from 1, for each unit of the budget that is exceeded."""
+        index, layer = removal
+        place = 1 + self.layer_choice.by_importance(candidate.steps[index].time).index(layer)
+        counts = [len(removed) for removed in candidate.removed]
+        return place if self._excess(counts) > 0 else place / max(self.info.layer_flops[layer], 1)
 
 
 def _spread(candidate: Candidate, length: int) -> list[Step | None]:

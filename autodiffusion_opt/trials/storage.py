@@ -164,9 +164,10 @@ def start_trial(study: optuna.Study, waiting: FrozenTrial | None) -> int | None:
 
 
 def set_attributes(study: optuna.Study, trial: FrozenTrial, attributes: dict[str, Any]) -> None:
-    """Write user attributes of a running trial, in their order."""
+    """Write user attributes of a running trial, in their order; the pruner sees them in ``trial`` itself."""
     for key, value in attributes.items():
         study._storage.set_trial_user_attr(trial._trial_id, key, value)
+        trial.user_attrs[key] = value
 
 
 def set_constraints(study: optuna.Study, trial: optuna.Trial, constraints: Mapping[str, float]) -> None:

@@ -189,7 +189,7 @@ def test_the_same_past_gives_the_same_proposal_and_another_seed_another_order() 
 def test_times_come_first_then_layers_at_the_same_step_then_other_numbers_of_steps() -> None:
     search = search_of("joint any", beginnings=2)
     centre = Candidate((Step(800, (1, 2)), Step(500, ()), Step(200, ())))
-    past = run(search, lambda _: 9.0, 110, [Observation(0, centre, (1.0,))])
+    past = run(search, lambda _: 1.2, 110, [Observation(0, centre, (1.0,))])
     stages = [Stage.parsed(o.stage) for o in past[1:]]
     kinds = [(s.step, s.base, s.is_restructured) for s in stages if s is not None]
     assert kinds[:6] == [(0.4, None, False)] * 6
@@ -258,10 +258,12 @@ def test_a_candidate_is_stopped_that_is_worse_than_the_best_was_after_as_many_im
 
 
 def test_a_candidate_may_be_worse_by_the_tolerance_and_has_the_best_of_its_own_number_of_steps() -> None:
-    study, pruner = optuna.create_study(), WorseThanBest(0.1)
+    study, pruner = optuna.create_study(), WorseThanBest(0.1, layer_tolerance=0.2)
     study.add_trial(at_rungs({100: 10.0, 500: 5.0}))
     assert not pruner.prune(study, at_rungs({100: 11.0}, TrialState.RUNNING))
     assert pruner.prune(study, at_rungs({100: 11.1}, TrialState.RUNNING))
+    assert not pruner.prune(study, at_rungs({100: 12.0}, TrialState.RUNNING, str(Stage(1, 0.4, base=0))))
+    assert pruner.prune(study, at_rungs({100: 12.1}, TrialState.RUNNING, str(Stage(1, 0.4, base=0))))
     begun, later = str(Stage(2, None, is_restructured=True)), str(Stage(2, 0.4))
     for stage, stops in ((begun, False), (later, True)):
         assert pruner.prune(study, at_rungs({100: 19.0}, TrialState.RUNNING, stage)) == stops

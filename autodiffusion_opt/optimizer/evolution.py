@@ -3,7 +3,7 @@
 As in the authors' script a generation's parents are the best of all candidates measured before it. What differs: the
 baselines are among them; crossover works on sorted sequences and keeps every step; layer sets mutate too; a child over
 the budget is repaired, not drawn again; no candidate is proposed twice. With common noise both find equally good
-candidates, within the noise.
+candidates, within the noise. With several values the parents are those of non-dominated sorting.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ from autodiffusion_opt.optimizer.base import (
     first_new,
     require_evolvable,
 )
-from autodiffusion_opt.space import Evolvable, Space
+from autodiffusion_opt.optimizer.dominance import best_of, front_of
+from autodiffusion_opt.space import Evolvable, Space, Walkable
 from autodiffusion_opt.space.baselines import UNIFORM
 from autodiffusion_opt.trials.history import Past
 
@@ -37,6 +38,8 @@ class EvolutionConfig(OptimizerConfig):
         crossovers: N_c, children of two parents; the rest of a generation is random.
         probability: p, of each step to be changed in a mutation.
         first_probability: p of the first generation's mutants of the uniform candidate.
+        small_moves: the share of mutations that move a time a little, not to any time of the range; not the authors'.
+        spread: standard deviation of such a move in λ = ln(α/σ).
         stage_one: at most so many generations search time steps with the whole network, in a space that has layers.
         growth: generations over which the removable share of layers then grows to its maximum.
     """
@@ -49,6 +52,8 @@ class EvolutionConfig(OptimizerConfig):
     crossovers: int = Field(default=15, ge=0)
     probability: float = Field(default=0.25, gt=0, le=1)
     first_probability: float = Field(default=0.1, gt=0, le=1)
+    small_moves: float = Field(default=0.0, ge=0, le=1)
+    spread: float = Field(default=0.4, gt=0)
     stage_one: int = Field(default=3, ge=0)
     growth: int = Field(default=2, ge=1)
 
@@ -71,6 +76,8 @@ Maker = Callable[[], tuple[Candidate, str]]
 
 class Evolution(CandidateSampler):
     """The evolution of one space. Position p is slot ``p % P`` of generation ``p // P``."""
+
+    several_values: ClassVar[bool] = True
 
     def __init__(self, space: Evolvable, seed: int, settings: EvolutionConfig) -> None:
         super().__init__(space, seed)
@@ -99,13 +106,10 @@ class Evolution(CandidateSampler):
 
     def _child(self, space: Evolvable, past: Past, generation: int, slot: int, rng: np.random.Generator) -> Maker:
         """Mutations first, then crossovers, then random ones (algorithm 1, lines 7 to 10)."""
-        measured = past.best(self.settings.parents, before=generation * self.settings.population)
+        measured = best_of(past, self.settings.parents, before=generation * self.settings.population)
         parents = [self.evolvable.nearest(observation.candidate) for observation in measured]  # own may be outside
         if parents and slot < self.settings.mutations:
-            return lambda: (
-                space.mutate(parents[int(rng.integers(len(parents)))], rng, self.settings.probability),
-                "mutation",
-            )
+            return lambda: self._mutant(space, parents[int(rng.integers(len(parents)))], rng)
         if len(parents) > 1 and slot < self.settings.mutations + self.settings.crossovers:
 
             def cross() -> tuple[Candidate, str]:
@@ -114,6 +118,16 @@ class Evolution(CandidateSampler):
 
             return cross
         return lambda: (space.random(rng), "random")
+
+    def _mutant(self, space: Evolvable, parent: Candidate, rng: np.random.Generator) -> tuple[Candidate, str]:
+        """A child of one parent: all of a step may change, or its time and other numbers move a little."""
+        is_small = self.settings.small_moves > 0 and rng.random() < self.settings.small_moves
+        if not is_small or not isinstance(space, Walkable):
+            return space.mutate(parent, rng, self.settings.probability), "mutation"
+        coordinates = np.array(space.coordinates(space.nearest(parent)))
+        moves = rng.normal(0, self.settings.spread, len(coordinates))
+        moves *= rng.random(len(coordinates)) < self.settings.probability
+        return space.moved(space.nearest(parent), (coordinates + moves).tolist()), "small move"
 
     def _stage(self, past: Past, generation: int) -> tuple[Evolvable, str | None]:
         """The space that this generation searches, and its name (section 3.4: time steps first, then layers too)."""
@@ -129,10 +143,10 @@ class Evolution(CandidateSampler):
     def _stage_two_starts(self, past: Past, generation: int) -> int:
         """The first generation of stage two: after ``stage_one``, or once a generation brought no better best."""
         population = self.settings.population
-        before: Candidate | None = None
+        before: set[Candidate] = set()
         for finished in range(min(generation, self.settings.stage_one)):
-            best = past.best(1, before=(finished + 1) * population)
-            if best and best[0].candidate == before:
+            best = {observation.candidate for observation in front_of(past, before=(finished + 1) * population)}
+            if best and best == before:
                 return finished + 1
-            before = best[0].candidate if best else None
+            before = best
         return self.settings.stage_one

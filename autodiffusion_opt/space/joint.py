@@ -253,7 +253,9 @@ class Joint:
         """
         steps, levels = candidate.steps, self.info.log_snr(candidate.times)
         count = len(steps)
-        times = {f"{number} steps": self.info.respaced(candidate.times, number) for number in (count + 1, count - 1)}
+        times = {
+            f"respaced to {number}": self.info.respaced(candidate.times, number) for number in (count + 1, count - 1)
+        }
         widths = np.diff(levels) if count > 1 else np.ones(1)
         ends = np.array([levels[0] - widths[0], *levels, levels[-1] + widths[-1]])
         middles = (ends[:-1] + ends[1:]) / 2

@@ -19,7 +19,7 @@ from autodiffusion_opt.trials.attributes import numbers_of
 from autodiffusion_opt.trials.history import History
 
 # Optimizers that search with several values at once.
-SEVERAL_VALUES = ("optuna:gp", "optuna:nsga2", "optuna:nsga3", "optuna:tpe", "random")
+SEVERAL_VALUES = ("evolution", "optuna:gp", "optuna:nsga2", "optuna:nsga3", "optuna:tpe", "random")
 
 
 def named_optimizer(given: str | Mapping[str, Any] | BaseSampler, where: str) -> OptimizerConfig | BaseSampler:
@@ -77,7 +77,7 @@ def _check_values(
     if bounds and not sampler.keeps_bounds:
         raise UserError(
             f"{config.path}: optimizer {name} does not look at bounds; this study has "
-            f"{', '.join(map(str, bounds))}: use local, evolution, {', '.join(SEVERAL_VALUES)}"
+            f"{', '.join(map(str, bounds))}: use local, {', '.join(SEVERAL_VALUES)}"
         )
 
 

@@ -246,6 +246,8 @@ def test_the_defaults_are_those_of_the_authors_scripts() -> None:
         "crossovers": 15,
         "probability": 0.25,
         "first_probability": 0.1,
+        "small_moves": 0.0,
+        "spread": 0.4,
         "stage_one": 3,
         "growth": 2,
     }

@@ -102,7 +102,11 @@ def test_optimizers_look_at_bounds(optimizer: str, url: str) -> None:
 @pytest.mark.parametrize(
     ("optimizer", "goals", "message"),
     [
-        ("evolution", BOTH, "optimizer evolution searches with one value; this study has mean, distance: use optuna"),
+        (
+            "local",
+            BOTH,
+            "optimizer local searches with one value; this study has mean, distance: use evolution, optuna",
+        ),
         ("optuna:cmaes", BOTH, "optimizer optuna:cmaes searches with one value"),
         (optuna.samplers.CmaEsSampler(), BOTH, "optimizer CmaEsSampler searches with one value"),
         (

@@ -61,16 +61,18 @@ def ratios(
 
     It is where the optimizer did not come near with all that it spent; null where the default did not.
     """
-    found: dict[tuple[str, str], float | None] = {}
+    over_default: dict[tuple[str, str], float | None] = {}
     at_least: dict[tuple[str, str], bool] = {}
     for model, name, steps in reached:
         if name != optimizer or (model, DEFAULT, steps) not in reached:
             continue
         default, needed = reached[model, DEFAULT, steps], reached[model, name, steps]
         spent = median(run.curve.total("images") for run in runs[model, name, steps])
-        found[model, steps] = None if default is None else round((spent if needed is None else needed) / default, 2)
+        over_default[model, steps] = (
+            None if default is None else round((spent if needed is None else needed) / default, 2)
+        )
         at_least[model, steps] = default is not None and needed is None
-    return found, at_least
+    return over_default, at_least
 
 
 def nested(rows: Mapping[Any, Any]) -> dict[str, Any]:
@@ -97,13 +99,13 @@ def summary(runs: Runs, rescored: Mapping[Key, Mapping[str, Any]]) -> dict[str, 
         }
         for name, share in NEAR.items()
     }
-    found = {name: nested(rows) for name, rows in reached.items()}
+    results = {name: nested(rows) for name, rows in reached.items()}
     at_least = {}
     for name, optimizer in OVER_DEFAULT.items():
         over, is_bound = ratios(reached["images_to_5_percent"], runs, optimizer)
-        found[name], at_least[name] = nested(over), nested(is_bound)
+        results[name], at_least[name] = nested(over), nested(is_bound)
     return {
-        **found,
+        **results,
         "at_least": at_least,
         "final": nested({key: round(median(run.final for run in seeds), 3) for key, seeds in runs.items()}),
         "rescored": nested(rescored),
@@ -113,26 +115,26 @@ def summary(runs: Runs, rescored: Mapping[Key, Mapping[str, Any]]) -> dict[str, 
     }
 
 
-def print_tables(found: Mapping[str, Any]) -> None:
+def print_tables(results: Mapping[str, Any]) -> None:
     """A table for each model and number of steps, a row an optimizer, those that need fewest images first."""
-    for model, best in found["best_known"].items():
+    for model, best in results["best_known"].items():
         for steps, value in best.items():
             print(f"\n{model}, {steps}{'' if steps == JOINT else ' steps'}: the best value known is {value:.2f}")
             print(f"{'optimizer':<24}{'seeds':>6}{'spent':>9}{'to 20 %':>9}{'to 5 %':>9}{'final':>9}{'re-scored':>16}")
-            columns = [found[name].get(model, {}) for name in (*reversed(NEAR), "final", "rescored", "spent")]
+            columns = [results[name].get(model, {}) for name in (*reversed(NEAR), "final", "rescored", "spent")]
             rows = [
                 (name, *(column.get(name, {}).get(steps) for column in columns))
-                for name in found["final"][model]
-                if steps in found["final"][model][name]
+                for name in results["final"][model]
+                if steps in results["final"][model][name]
             ]
             for name, to_20, to_5, final, fresh, spent in sorted(rows, key=lambda row: (row[2] or math.inf, row[3])):
                 near = "".join(f"{'-' if images is None else format(images, ','):>9}" for images in (to_20, to_5))
                 again = "" if fresh is None else f"{fresh['mean']:.2f} ± {fresh['std']:.2f}"
                 print(f"{name:<24}{len(spent):>6}{median(spent):>9,.0f}{near}{final:>9.2f}{again:>16}")
             for name in OVER_DEFAULT:
-                ratio = found[name].get(model, {}).get(steps)
+                ratio = results[name].get(model, {}).get(steps)
                 if ratio is not None:
-                    bound = "at least " if found["at_least"][name][model][steps] else ""
+                    bound = "at least " if results["at_least"][name][model][steps] else ""
                     print(f"images to 5 %, {name.replace('_', ' ')}: {bound}{ratio:g}")
 
 
@@ -217,19 +219,19 @@ def main() -> None:
         runs = run_all(searches, options)
         winners = {} if options.no_rescore else runs
         again = {key: searches.rescored(key[0], key[2], seeds) for key, seeds in winners.items()}
-    found = summary(runs, {key: scored for key, scored in again.items() if scored is not None})
-    print_tables(found)
+    results = summary(runs, {key: scored for key, scored in again.items() if scored is not None})
+    print_tables(results)
     unfinished = [[*key, run.seed] for key, seeds in runs.items() for run in seeds if searches.trials_left(run.curve)]
-    result = (
-        found
+    printed = (
+        results
         | {"unfinished": unfinished}
         | asdict(effort)
         | {"seconds": round(time.perf_counter() - begun), "machine": machine()}
     )
     if options.results is not None:
         options.results.parent.mkdir(parents=True, exist_ok=True)
-        options.results.write_text(json.dumps(result, indent=1) + "\n")
-    print(json.dumps(result))
+        options.results.write_text(json.dumps(printed, indent=1) + "\n")
+    print(json.dumps(printed))
 
 
 if __name__ == "__main__":

@@ -62,7 +62,7 @@ def original_search(
         return tuple(times)
 
     def crossed(first: Times, second: Times) -> Times:
-        return tuple(one if rng.random() < 0.5 else other for one, other in zip(first, second, strict=True))
+        return tuple(mother if rng.random() < 0.5 else father for mother, father in zip(first, second, strict=True))
 
     def parent() -> Times:
         return parents[int(rng.integers(len(parents)))]

@@ -193,8 +193,8 @@ def model_results(model: str, effort: Effort, kept: Kept) -> dict[str, Any]:
         problem = Study.load(study, storage=f"sqlite:///{folder}/problem.db", overrides=by_evolution(study)).problem
         same = {"model": model, "fingerprint": problem.fingerprint}
         sought = same | {"search": effort.trials}
-        found = kept.of(sought, lambda: good_candidate(STUDIES[model], effort.trials, Path(folder)).to_dict())
-    good = Candidate.from_dict(found)
+        winner = kept.of(sought, lambda: good_candidate(STUDIES[model], effort.trials, Path(folder)).to_dict())
+    good = Candidate.from_dict(winner)
     say(f"{model}: a good candidate is {good}")
     own = problem.sampler
     assert own is not None
@@ -242,18 +242,18 @@ def tau(results: Sequence[Mapping[str, Any]], noise: str, kind: str, count: int)
     if None in values:
         return None
     sign = 1 if METRICS[kind].direction == "minimize" else -1
-    found = kendalltau(sign * np.array(values), [result["fid"] for result in results]).statistic
-    return round(float(found), 3)
+    tau = kendalltau(sign * np.array(values), [result["fid"] for result in results]).statistic
+    return round(float(tau), 3)
 
 
-def print_table(model: str, found: Mapping[str, Any], counts: Sequence[int]) -> None:
+def print_table(model: str, result: Mapping[str, Any], counts: Sequence[int]) -> None:
     """A row a metric, a column a number of images; in brackets that of the better half."""
-    fid = found["fid"]
+    fid = result["fid"]
     print(f"\n{model}: FID from {fid['best']:.1f} to {fid['worst']:.1f}, the median {fid['median']:.1f}")
-    for noise, rows in found["tau"].items():
+    for noise, rows in result["tau"].items():
         print(f"{noise:<10}" + "".join(f"{count:>13}" for count in counts))
         for kind, row in rows.items():
-            half = found["tau_better_half"][noise][kind]
+            half = result["tau_better_half"][noise][kind]
             if any(value is not None for value in row.values()):
                 cells = ["-" if row[n] is None else f"{row[n]:.2f} ({half[n]:.2f})" for n in counts]
                 print(f"  {kind:<8}" + "".join(f"{cell:>13}" for cell in cells))
@@ -275,12 +275,12 @@ def main() -> None:
         os.environ["AUTODIFFUSION_CACHE"] = cache  # a teacher for every candidate: nothing to keep
         kept = Kept(options.keep)
         results = {model: model_results(model, effort, kept) for model in options.models}
-    for model, found in results.items():
-        print_table(model, found, effort.counts)
+    for model, result in results.items():
+        print_table(model, result, effort.counts)
     parts = ("tau", "tau_better_half", "fid", "good", "refused")
     print(
         json.dumps(
-            {part: {model: found[part] for model, found in results.items()} for part in parts}
+            {part: {model: result[part] for model, result in results.items()} for part in parts}
             | asdict(effort)
             | {"seconds": round(time.perf_counter() - begun), "machine": machine()}
         )

@@ -75,6 +75,7 @@ def test_optimizers_as_a_table_and_as_json(searched: str, call: Call) -> None:
     }
 
 
+@pytest.mark.slow
 def test_winners_are_measured_again_on_shared_noise(searched: str, call: Call) -> None:
     words = ("compare", "small*optimizer*", "--storage", searched, "--verify", "--images", 20, "--repeats", 2)
     code, out, _ = call(*words, "--json")

@@ -46,7 +46,7 @@ def _front(observations: Sequence[Observation]) -> list[Observation]:
     return [
         observation
         for observation in kept
-        if not any(dominates(_losses(other), _losses(observation)) for other in kept)
+        if not any(dominates(_losses(rival), _losses(observation)) for rival in kept)
     ]
 
 

@@ -247,9 +247,9 @@ class WorseThanBest(BasePruner):
         if images is None or (stage is not None and stage.is_restructured):
             return False
         complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-        measured = [other for other in complete if images in other.intermediate_values]
-        same = [] if stage is None else [other for other in measured if _descent_of(other) == stage.descent]
-        if any(RESTRUCTURED in other.user_attrs[STAGE] for other in same):
+        measured = [earlier for earlier in complete if images in earlier.intermediate_values]
+        same = [] if stage is None else [earlier for earlier in measured if _descent_of(earlier) == stage.descent]
+        if any(RESTRUCTURED in earlier.user_attrs[STAGE] for earlier in same):
             measured = same
         ranked = best_first(measured, (study.direction,))
         if not ranked:

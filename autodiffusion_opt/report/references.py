@@ -74,28 +74,28 @@ def show_reference(
         UserError: for a source that cannot be read or does not fit the features, or where there is nothing to preview.
     """
     file = _file(source)
-    found: dict[str, Any] = {} if file is None else _of_file(file)
+    contents: dict[str, Any] = {} if file is None else _of_file(file)
     if file is None or file.images:
         images = images_of(source, None, progress)
-        found |= {"images": images.count, "content": images.content}
+        contents |= {"images": images.count, "content": images.content}
     elif preview is not None:
         raise UserError(f"-o: {file.path} holds no images, so there is nothing to preview")
     if features is not None:
         extractor = _extractor(features, weights, device)
         reference = load_reference(source, extractor, None, progress)
         statistics = reference.statistics
-        found |= _measured(statistics.count, len(statistics.mean), extractor) | {"identity": reference.identity}
+        contents |= _measured(statistics.count, len(statistics.mean), extractor) | {"identity": reference.identity}
     if preview is not None:
         _need_folder(preview)
         save_grid({f"{source}: {images.count} images": _first(images.batches())}, preview)
-        found["preview"] = str(preview)
-    return {"source": source, **found}
+        contents["preview"] = str(preview)
+    return {"source": source, **contents}
 
 
-def reference_table(found: Mapping[str, Any]) -> Table:
+def reference_table(contents: Mapping[str, Any]) -> Table:
     """A row a key, for a person."""
     table = Table(show_header=False)
-    for key, value in found.items():
+    for key, value in contents.items():
         table.add_row(key, str(value))
     return table
 
@@ -112,13 +112,13 @@ def _file(source: str) -> ReferenceFile | None:
 
 def _of_file(file: ReferenceFile) -> dict[str, Any]:
     """What its arrays say: how many images the statistics are of, and the extractor where it is told."""
-    found: dict[str, Any] = {"images": file.images}
+    contents: dict[str, Any] = {"images": file.images}
     if file.has_statistics:
         statistics = read_statistics(file.path)
-        found |= {"count": statistics.count or None, "dimensions": len(statistics.mean)}
+        contents |= {"count": statistics.count or None, "dimensions": len(statistics.mean)}
     elif file.features_shape:
-        found |= {"count": file.features_shape[0], "dimensions": file.features_shape[1]}
-    return found | {"features": file.identity or None, "content": file.content_hash()}
+        contents |= {"count": file.features_shape[0], "dimensions": file.features_shape[1]}
+    return contents | {"features": file.identity or None, "content": file.content_hash()}
 
 
 def _extractor(features: str, weights: str | None, device: str | None) -> Extractor:

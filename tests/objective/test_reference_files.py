@@ -117,6 +117,7 @@ def test_images_that_a_header_claims_take_no_memory(path: Path) -> None:
         load(path)
 
 
+@pytest.mark.slow
 def test_an_archive_that_unpacks_to_much_is_refused_with_no_memory_taken(path: Path) -> None:
     size = 6000
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as file:

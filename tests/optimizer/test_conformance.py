@@ -31,12 +31,9 @@ QUICK = (
     "evolution",
     "random",
     "optuna:tpe",
-    "optuna:cmaes",
-    "optuna:qmc",
     "optuna:grid",
     "optuna:catcma",
     "nevergrad:CMA",
-    "nevergrad:ScrHammersleySearch",
 )
 EVERY = [*OPTIMIZERS, *(f"nevergrad:{name}" for name in RECOMMENDED)]
 every_optimizer = pytest.mark.parametrize("kind", slow_but(EVERY, *QUICK))

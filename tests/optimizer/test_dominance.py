@@ -40,7 +40,7 @@ def test_fronts_are_those_of_the_definition(seed: int) -> None:
     past = past_of(losses)
     left, wanted = set(range(25)), []
     while left:
-        front = {one for one in left if not any(dominates(losses[other], losses[one]) for other in left)}
+        front = {index for index in left if not any(dominates(losses[rival], losses[index]) for rival in left)}
         wanted.append(front)
         left -= front
     assert set(positions(front_of(past, before=25))) == wanted[0]

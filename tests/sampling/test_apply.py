@@ -13,6 +13,7 @@ import diffusers
 import pytest
 import torch
 from diffusers import DDIMScheduler, DDPMPipeline
+from marks import slow_but
 from peers import pipelines
 from peers.samples import images_of, load
 
@@ -249,7 +250,7 @@ def test_install_puts_back_the_candidate_that_was_applied_before(digits: Any) ->
         remove(digits)
 
 
-@pytest.mark.parametrize("name", tuple(pipelines.BUILDERS))
+@pytest.mark.parametrize("name", slow_but(pipelines.BUILDERS, "adm", "stable_diffusion", "flux"))
 def test_on_every_pipeline_removed_layers_guidance_and_times_leave_no_trace(name: str) -> None:
     pipeline = load(name)
     plain = Candidate.from_time_steps([901, 640, 222])

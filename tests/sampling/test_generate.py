@@ -83,6 +83,7 @@ def test_the_networks_see_one_shape_whatever_is_asked_for(threads: int, digits: 
     assert seen == {(10, 1, 8, 8)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("micro_batch", [1, 7, 64])
 def test_another_micro_batch_changes_few_pixels_and_by_one_level_at_most(micro_batch: int, digits: Any) -> None:
     one, other = (images(digits, UNEVEN, range(100), micro_batch=size).int() for size in (micro_batch, 50))

@@ -46,6 +46,7 @@ def test_the_own_candidate_gives_the_images_of_a_plain_call(name: str) -> None:
     assert (got.int() - expected.int()).abs().max() <= 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("scheduler", "settings"),
     [

@@ -85,6 +85,7 @@ def order(pipeline: Any, calls: Calls, norm: Any = torch.Tensor.norm) -> tuple[i
 MIDDLES = ((2, 7), (12, 17), (22, 27))
 
 
+@pytest.mark.slow
 def test_the_order_is_that_of_relative_l2_changes_at_the_middle_calls_of_each_third(pipeline: Any) -> None:
     ranking = rank_layers(sampler(pipeline), images=1, times_per_third=2)
     assert ranking == tuple(order(pipeline, inputs(pipeline, steps)) for steps in MIDDLES)
@@ -160,6 +161,7 @@ class Recorded(Unconditional):
         return {"batch_size": len(indices)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("images", "micro_batch", "asked"),
     [(4, 16, [[0, 1, 2, 3]]), (4, 3, [[0, 1], [2, 3]]), (5, 4, [[0, 1, 2], [3, 4, 4]])],

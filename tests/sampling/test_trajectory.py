@@ -84,6 +84,7 @@ def test_errors_are_those_of_single_ddim_steps_along_the_trajectory() -> None:
     assert errors[0, 1] < 1e-12
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "scheduler",
     [

@@ -136,6 +136,7 @@ def test_a_complete_study_returns_at_once(uninterrupted: Study) -> None:
     assert uninterrupted.best() == results[0]
 
 
+@pytest.mark.slow
 def test_more_trials_continue_the_same_sequence(uninterrupted: Study, study_file: Write, url: str) -> None:
     path = study_file()
     for wanted in (3, 9, TRIALS):
@@ -316,6 +317,7 @@ def test_the_layer_ranking_is_measured_once_and_kept(
     assert len(again.run(2)) == 2
 
 
+@pytest.mark.slow
 def test_the_stage_of_a_search_in_stages_is_kept(study_file: Write, url: str) -> None:
     study = Study.load(joint_file(study_file), storage=url)
     study.run(TRIALS)

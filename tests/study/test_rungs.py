@@ -105,6 +105,7 @@ def test_baselines_are_never_stopped(digits: Any, url: str) -> None:
         assert (trial.state == TrialState.COMPLETE) == (BASELINE in trial.user_attrs)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("optimizer", slow_but(["random", "optuna:tpe"], "random"))
 def test_a_study_run_in_parts_is_that_of_one_run(digits: Any, url: str, optimizer: str) -> None:
     whole = study_of(digits, url, name="whole", optimizer=optimizer)
@@ -225,6 +226,7 @@ def paired_study(digits: Any, url: str, name: str) -> Study:
     )
 
 
+@pytest.mark.slow
 def test_a_study_with_wilcoxon_keeps_the_number_of_each_image_and_resumes(digits: Any, url: str) -> None:
     whole = paired_study(digits, url, "whole")
     whole.run(progress=False)

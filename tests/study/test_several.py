@@ -192,6 +192,7 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> Any:
     return study
 
 
+@pytest.mark.slow
 def test_tables_show_the_front(two: ado.Study) -> None:
     stored, front = stored_study("two", two.storage), two.top()
     summary = json.loads(json.dumps(tables.run_summary(stored)))
@@ -210,6 +211,7 @@ def test_tables_show_the_front(two: ado.Study) -> None:
     assert {"fid", "kid", "excess", "nfe"} <= set(frame.columns)
 
 
+@pytest.mark.slow
 def test_a_front_is_re_scored_and_those_that_are_dominated_now_are_dropped(two: ado.Study) -> None:
     front = {f"front {rank}": result.candidate for rank, result in enumerate(two.top(), 1)}
     worse = ado.Candidate.from_time_steps([30, 20, 10])  # dearer than any of the front, and bad

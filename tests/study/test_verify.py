@@ -92,6 +92,7 @@ def test_a_difference_is_said_in_words(values: tuple[float, ...], less_is_better
     assert sentence in gap.sentence("best", "own", less_is_better=less_is_better)
 
 
+@pytest.mark.slow
 def test_another_of_the_best_that_wins_is_told_and_so_is_a_flattered_value(problem: Any) -> None:
     result = verified(problem, {"best": BAD, "rank 2": GOOD}, (1.0, 20), images=40, repeats=2)
     assert [*result.rescored][:1] == ["own"]

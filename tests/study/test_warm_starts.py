@@ -64,6 +64,7 @@ def test_dynamic_programming_comes_after_the_baselines_and_its_images_count(digi
     assert values[START] == min(value for value in values.values() if value is not None)
 
 
+@pytest.mark.slow
 def test_a_resumed_study_neither_computes_nor_measures_it_again(digits: Any, url: str, monkeypatch: Any) -> None:
     whole = study_of(digits, url, name="whole")
     whole.run(progress=False)
@@ -75,6 +76,7 @@ def test_a_resumed_study_neither_computes_nor_measures_it_again(digits: Any, url
     assert len(spent(parts)) == 1
 
 
+@pytest.mark.slow
 def test_what_it_cost_is_kept_once_where_a_run_ended_before_it_was_enqueued(digits: Any, url: str) -> None:
     study = study_of(digits, url)
     study.run(1, progress=False)

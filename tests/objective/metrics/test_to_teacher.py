@@ -77,6 +77,7 @@ def test_the_teacher_itself_is_the_best_and_more_like_it_is_better(kind: str, di
     assert len(set(values)) == 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", list(ON_DIGITS))
 def test_the_teacher_has_the_noise_of_the_candidates_seed(kind: str, digits: Any) -> None:
     table = objective(digits, kind, seed=3)
@@ -120,6 +121,7 @@ def test_the_teacher_is_made_before_the_first_trial_once_for_each_seed(kind: str
     assert calls == []
 
 
+@pytest.mark.slow
 def test_a_trials_seconds_are_without_the_teachers(digits: Any) -> None:
     measured = objective(digits, "psnr", teacher_steps=60)
     *_, score = measured.measure(BAD, seed=9)

@@ -128,6 +128,7 @@ def test_what_cannot_be_measured_again_is_in_no_front(searched: str, monkeypatch
     draw(compared)
 
 
+@pytest.mark.slow
 def test_a_study_with_no_candidate_within_its_bounds_never_comes_near(url: str, call: Call) -> None:
     for name, trials in (("baselines", 2), ("searched", 60)):
         plain(url, name, seed=trials, trials=trials, at_most={"mean <b>$x$": 250})

@@ -119,7 +119,7 @@ def test_a_changed_file_of_prompts_is_another_study(reference: Path, tmp_path: P
         Study.load(path, storage=url).run(2)
 
 
-@pytest.mark.parametrize("name", slow_but(["stable_diffusion", "flux", "adm"], "flux"))
+@pytest.mark.parametrize("name", slow_but(["stable_diffusion", "flux", "adm"]))
 def test_a_joint_study_ranks_the_layers_under_the_same_conditions(
     name: str, reference: Path, tmp_path: Path, url: str
 ) -> None:

@@ -121,6 +121,7 @@ def test_a_study_run_in_parts_is_that_of_one_run(digits: Any, url: str, optimize
     assert TrialState.PRUNED in {trial.state for trial in parts.trials()}
 
 
+@pytest.mark.slow
 def test_a_candidate_that_was_stopped_is_not_sampled_again(digits: Any, url: str) -> None:
     calls: list[int] = []
 

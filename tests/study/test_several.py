@@ -47,7 +47,7 @@ BOTH = {"minimise": ("mean", "distance")}
 
 
 @quiet
-@pytest.mark.parametrize("optimizer", slow_but(["random", "optuna:tpe", "optuna:nsga2"], "random"))
+@pytest.mark.parametrize("optimizer", slow_but(["random", "optuna:tpe", "optuna:nsga2"]))
 def test_the_front_is_what_optuna_says_and_is_the_same_in_parts(optimizer: str, url: str) -> None:
     table = {"kind": optimizer, "population_size": 10} if optimizer == "optuna:nsga2" else optimizer
     whole = study_of(url, optimizer=table, **BOTH)
@@ -231,6 +231,7 @@ def test_a_front_is_re_scored_and_those_that_are_dominated_now_are_dropped(two: 
     assert "own" in tables.rescored_table(result.rescored).columns[0].cells
 
 
+@pytest.mark.slow
 def test_commands_pick_from_the_front(two: ado.Study, call: Any, tmp_path: Path) -> None:
     front, where = two.top(), ("--storage", two.url)
     _, out, _ = call("best", "two", *where, "--json", "--pick", 2, "-o", tmp_path / "c.json")

@@ -98,7 +98,7 @@ def test_as_many_steps_as_the_trajectory_has_points_are_chosen_from_twice_as_man
     assert [entry["nfe"] for entry in spent(study)] == [100]
 
 
-@pytest.mark.parametrize("optimizer", slow_but(["evolution", "random", "optuna:tpe"], "evolution"))
+@pytest.mark.parametrize("optimizer", slow_but(["evolution", "random", "optuna:tpe"]))
 def test_every_optimizer_may_start_from_it(optimizer: str, digits: Any, url: str) -> None:
     study = study_of(digits, url, optimizer={"kind": optimizer, "start_from": ["dp", "own"]}, trials=11)
     study.run(progress=False)

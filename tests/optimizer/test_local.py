@@ -139,7 +139,7 @@ def begun(position: int) -> Observation:
 
 def test_kept_bounds_come_before_better_values() -> None:
     kept = Observation(0, Candidate.from_time_steps([800, 500, 300, 100]), (50.0,))
-    beyond = Observation(1, Candidate.from_time_steps([700, 500, 300, 100]), (1.0,), excess=0.1)
+    beyond = Observation(1, Candidate.from_time_steps([700, 450, 250, 80]), (1.0,), excess=0.1)
     near = propose(search_of("times"), [kept, beyond], 2)
     assert sum(a != b for a, b in zip(near.candidate.times, kept.candidate.times, strict=True)) == 1
 

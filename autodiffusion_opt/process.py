@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 
 import click
 
+from autodiffusion_opt import signals
 from autodiffusion_opt.errors import UserError
 
 
@@ -19,15 +20,11 @@ def say(text: str) -> None:
     click.echo(text, err=True)
 
 
-def _terminated(number: int, frame: object) -> NoReturn:
-    raise SystemExit(128 + number)
-
-
 def run_and_leave(call: Callable[[], Any]) -> NoReturn:
     """Run a command and end the process with its exit code."""
-    signal.signal(signal.SIGTERM, _terminated)
     warnings.showwarning = _show_warning
-    _leave(exit_code(call))
+    with signals.handled():
+        _leave(exit_code(call))
 
 
 def _show_warning(
@@ -41,7 +38,7 @@ def _show_warning(
 
 
 def exit_code(call: Callable[[], Any]) -> int:
-    """Of a command: 0, 2 for a user's mistake (told on stderr), 130 after Ctrl-C."""
+    """Of a command: 0, 2 for a user's mistake (told on stderr), 130 after Ctrl-C, 128 + number after another signal."""
     try:
         return int(call() or 0)
     except UserError as error:
@@ -50,8 +47,9 @@ def exit_code(call: Callable[[], Any]) -> int:
     except click.ClickException as error:
         error.show()
         return error.exit_code
-    except (KeyboardInterrupt, click.Abort):
-        return 130
+    except (KeyboardInterrupt, click.Abort) as error:
+        ended = error.__cause__ if isinstance(error, click.Abort) else error
+        return 128 + (ended.number if isinstance(ended, signals.Ended) else signal.SIGINT)
     except BrokenPipeError:
         return 0
     except SystemExit as leave:
@@ -59,8 +57,11 @@ def exit_code(call: Callable[[], Any]) -> int:
 
 
 def _leave(code: int) -> NoReturn:
-    """Exit without waiting for threads of optimizers that never end."""
+    """Close the databases, and exit without waiting for threads of optimizers that never end."""
+    storage = sys.modules.get("autodiffusion_opt.trials.storage")
     try:
+        if storage is not None:
+            storage.close_all()
         sys.stdout.flush()
         sys.stderr.flush()
     finally:

@@ -32,7 +32,7 @@ from autodiffusion_opt.study.run import Study
 from autodiffusion_opt.trials.attributes import BASELINE, ERROR, WORKER, candidate_of
 from autodiffusion_opt.trials.claims import NOT_WANTED, Claims
 from autodiffusion_opt.trials.history import History
-from autodiffusion_opt.trials.storage import need_study
+from autodiffusion_opt.trials.studies import need_study
 from autodiffusion_opt.trials.workers import this_worker
 
 INFO = ModelInfo(1000, layers=10, removable=tuple(range(10)), ranking=(tuple(range(10)),) * 3)

@@ -25,7 +25,8 @@ from autodiffusion_opt.optimizer import OPTIMIZERS
 from autodiffusion_opt.study.config import build_optimizer
 from autodiffusion_opt.trials.attributes import CANDIDATE, ORIGIN
 from autodiffusion_opt.trials.history import History
-from autodiffusion_opt.trials.storage import begin_trial, create_study, open_storage, start_trial
+from autodiffusion_opt.trials.storage import open_storage
+from autodiffusion_opt.trials.studies import begin_trial, create_study
 
 INFO = ado.ModelInfo(train_steps=1000)
 NEVERGRAD = ("CMA", "TwoPointsDE", "OnePlusOne", "NgIohTuned", "ScrHammersleySearch")
@@ -41,7 +42,8 @@ def milliseconds(kind: str, dimensions: int, finished: int, asks: int, folder: P
     """``first`` and ``then`` of an optimizer; the sampler sees ``finished`` complete trials that it did not propose."""
     space: Any = build_space(dimensions)
     url = f"sqlite:///{folder}/{kind.replace(':', '-')}-{dimensions}-{finished}.db"
-    study = create_study(open_storage(url), "s", {"value": optuna.study.StudyDirection.MINIMIZE})
+    storage = open_storage(url)
+    study = create_study(storage, "s", {"value": optuna.study.StudyDirection.MINIMIZE})
     rng = np.random.default_rng(0)
     candidates = [space.random(rng) for _ in range(finished)]
     study.add_trials(
@@ -58,7 +60,7 @@ def milliseconds(kind: str, dimensions: int, finished: int, asks: int, folder: P
     sampler.history, study.sampler = history, sampler
     times = []
     for _ in range(asks):
-        trial_id = start_trial(study, None)
+        trial_id = storage.start(study._study_id, None)
         assert trial_id is not None
         start = time.perf_counter()
         trial = begin_trial(study, trial_id, space.distributions())

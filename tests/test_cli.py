@@ -20,7 +20,7 @@ from PIL import Image
 
 from autodiffusion_opt import Candidate, cli
 from autodiffusion_opt.cli import options
-from autodiffusion_opt.trials.storage import without_password
+from autodiffusion_opt.trials.database import without_password
 
 Write = Callable[..., Path]
 Call = Callable[..., tuple[int, str, str]]

@@ -48,7 +48,7 @@ def test_progress_without_a_terminal(ran: tuple[Path, str], study_file: Write, u
 def test_the_bar_of_a_worker_counts_the_trials_of_all(ran: tuple[Path, str], monkeypatch: pytest.MonkeyPatch) -> None:
     from autodiffusion_opt import Study
     from autodiffusion_opt.trials.history import History
-    from autodiffusion_opt.trials.storage import find_study
+    from autodiffusion_opt.trials.studies import find_study
 
     screen = Screen()
     monkeypatch.setattr(sys, "stderr", screen)

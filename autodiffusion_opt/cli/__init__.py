@@ -55,6 +55,14 @@ def app() -> None:
     help="Go on with another optimizer; of several names, run a study of each and compare them.",
 )
 @click.option("--repeats", type=positive, help="Seeds of each optimizer, for a comparison.  [default: 1]")
+@click.option("--workers", type=positive, help="Processes that share the trials, and GPUs and CPU threads.")
+@click.option("--wait", is_flag=True, help="Also for the trials that workers elsewhere are measuring.")
+@click.option(
+    "--patience",
+    type=click.FloatRange(min=0),
+    metavar="S",
+    help="Wait S seconds for a database that is gone.  [default: 600; 0 at the start]",
+)
 @json_option
 def run(
     study: str,
@@ -66,30 +74,41 @@ def run(
     overrides: tuple[str, ...],
     optimizer: str | None,
     repeats: int | None,
+    workers: int | None,
+    wait: bool,
+    patience: float | None,
     as_json: bool,
 ) -> None:
     """Run STUDY (a name in the catalogue, or a TOML file) until it has all its trials.
 
-    Run it again to continue after an interruption, or with more --trials.
+    Run it again to continue after an interruption, or with more --trials. The same command in several processes or on
+    several machines, with one --storage, shares the trials.
     """
     from autodiffusion_opt.report import tables
     from autodiffusion_opt.study.results import open_study
     from autodiffusion_opt.study.run import Study
+    from autodiffusion_opt.study.workers import run_workers
 
     names = [] if optimizer is None else optimizer.split(",")
     is_comparison = repeats is not None or len(names) > 1
     settings: dict[str, Any] = {"storage": storage, "seed": seed, "device": device, "overrides": overrides}
+    running: dict[str, Any] = {"trials": trials, "timeout": timeout, "patience": patience}
     if is_comparison:
+        if workers is not None:
+            raise UserError("--workers is of a single study: run the comparison's command in several terminals instead")
         studies = Study.several(study, names, repeats or 1, **settings)
     else:
-        studies = [Study.load(study, **settings)]
+        studies, running = [Study.load(study, **settings)], {**running, "optimizer": optimizer}
     try:
         for each in studies:
             if is_comparison:
                 say(f"study {each.config.name}")
-            complete = each.run(trials, timeout, progress=True, optimizer=None if is_comparison else optimizer)
+            if workers is None:
+                complete = each.run(progress=True, wait=wait, **running)
+            else:
+                complete = run_workers(workers, each, {"name": study, **settings}, running, progress=True)
     except KeyboardInterrupt:
-        options = {"seed": seed, "optimizer": optimizer, "repeats": repeats}
+        options = {"seed": seed, "optimizer": optimizer, "repeats": repeats, "workers": workers}
         say(f"interrupted; all finished trials are kept. Continue with: {_again(study, storage, options, overrides)}")
         raise
     name = studies[0].config.name
@@ -158,7 +177,8 @@ def layers(model: str, as_json: bool) -> None:
 def status(storage: str | None, as_json: bool) -> None:
     """Every study in the storage: trials by state, best value, best baseline, optimizer, last activity."""
     from autodiffusion_opt.report.tables import status_rows, status_table
-    from autodiffusion_opt.trials.storage import open_storage, storage_url, without_password
+    from autodiffusion_opt.trials.database import storage_url, without_password
+    from autodiffusion_opt.trials.storage import open_storage
 
     url = storage_url(storage)
     rows = status_rows(open_storage(url, create=False))

@@ -26,7 +26,7 @@ pick_option = click.option(
 
 def storage_words(storage: str | None) -> str:
     """As given, but a password does not go to a log."""
-    from autodiffusion_opt.trials.storage import without_password
+    from autodiffusion_opt.trials.database import without_password
 
     return "" if storage is None else f" --storage {without_password(storage)}"
 

@@ -25,7 +25,7 @@ from autodiffusion_opt.errors import UserError
 from autodiffusion_opt.space import Evolvable, Space
 from autodiffusion_opt.trials.attributes import CANDIDATE, FIXED_PARAMETERS, ORIGIN, STAGE, candidate_of
 from autodiffusion_opt.trials.history import History, Past
-from autodiffusion_opt.trials.storage import set_attributes
+from autodiffusion_opt.trials.studies import set_attributes
 
 # Draws before a maker of candidates is held to be exhausted: all that it makes was proposed before.
 TRIES = 100

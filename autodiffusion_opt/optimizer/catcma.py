@@ -21,7 +21,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from autodiffusion_opt.optimizer.unit_box import cells, value_at
 from autodiffusion_opt.trials.attributes import CATCMA
-from autodiffusion_opt.trials.storage import set_attributes
+from autodiffusion_opt.trials.studies import set_attributes
 
 # With more values than this a parameter is searched as a real number: a margin of 1/n would never be felt.
 MOST_CELLS = 10_000

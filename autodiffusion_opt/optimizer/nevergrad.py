@@ -23,7 +23,7 @@ from autodiffusion_opt.optimizer.nevergrad_replay import Record, Replay, Told, r
 from autodiffusion_opt.space import Space
 from autodiffusion_opt.trials.attributes import NEVERGRAD, candidate_of, values_of
 from autodiffusion_opt.trials.history import History, Past, losses_of
-from autodiffusion_opt.trials.storage import set_attributes
+from autodiffusion_opt.trials.studies import set_attributes
 from autodiffusion_opt.trials.turns import wait_for_turn
 
 

@@ -36,15 +36,10 @@ from autodiffusion_opt.trials.attributes import (
     excess_of,
     values_of,
 )
+from autodiffusion_opt.trials.database import storage_url, without_password
 from autodiffusion_opt.trials.history import MEASURED, best_first, front
-from autodiffusion_opt.trials.storage import (
-    Storage,
-    need_study,
-    open_storage,
-    storage_url,
-    value_names,
-    without_password,
-)
+from autodiffusion_opt.trials.storage import Storage, open_storage
+from autodiffusion_opt.trials.studies import need_study, value_names
 
 if TYPE_CHECKING:
     import pandas

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
+import sys
 import time
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager, suppress
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -12,8 +15,9 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import optuna
 from optuna.samplers import BaseSampler
 from optuna.study import StudyDirection
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import FrozenTrial
 
+from autodiffusion_opt import signals
 from autodiffusion_opt.errors import UserError
 from autodiffusion_opt.optimizer import DEFAULT
 from autodiffusion_opt.optimizer.base import kind_of
@@ -26,6 +30,7 @@ from autodiffusion_opt.study.config import (
     differences,
     load_study_config,
 )
+from autodiffusion_opt.study.failures import MOST_IN_A_ROW, Failures
 from autodiffusion_opt.study.from_python import python_study_config
 from autodiffusion_opt.study.problem import Problem, load_problem
 from autodiffusion_opt.study.progress_bar import shown
@@ -35,7 +40,6 @@ from autodiffusion_opt.study.verify import Rescored, rescore
 from autodiffusion_opt.study.warm_starts import warm_starts
 from autodiffusion_opt.trials.attributes import (
     DEFINITION,
-    ERROR,
     FILE,
     FINGERPRINT,
     FOLDERS,
@@ -45,23 +49,19 @@ from autodiffusion_opt.trials.attributes import (
     WANTED,
 )
 from autodiffusion_opt.trials.claims import Claims
+from autodiffusion_opt.trials.database import storage_url, without_password
 from autodiffusion_opt.trials.history import History
-from autodiffusion_opt.trials.storage import (
-    Storage,
-    create_study,
-    find_study,
-    open_storage,
-    set_value_names,
-    storage_url,
-    without_password,
-)
+from autodiffusion_opt.trials.storage import Storage, open_storage
+from autodiffusion_opt.trials.studies import create_study, find_study, set_value_names
 
 if TYPE_CHECKING:
     import pandas
 
 DIRECTIONS = {"minimize": StudyDirection.MINIMIZE, "maximize": StudyDirection.MAXIMIZE}
-# So many evaluations in a row that fail are no accident: the study stops.
-MOST_FAILURES = 5
+# Seconds for which a database that is gone is waited for, once the study is open.
+PATIENCE = 600.0
+# Seconds between two looks at what other workers do.
+POLL_SECONDS = 1.0
 
 
 class Study:
@@ -111,6 +111,7 @@ class Study:
         self.url = storage_url(storage)
         self._callback = Callback()
         self._optimizer = self.config.optimizer  # of the present run
+        self._patience = 0.0
 
     @classmethod
     def load(
@@ -168,7 +169,7 @@ class Study:
         """The study of a resolved configuration."""
         study = object.__new__(cls)
         study.config, study.url, study._callback = config, storage_url(storage), Callback()
-        study._optimizer = config.optimizer
+        study._optimizer, study._patience = config.optimizer, 0.0
         return study
 
     def __repr__(self) -> str:
@@ -186,7 +187,17 @@ class Study:
     @cached_property
     def storage(self) -> Storage:
         """The database, opened (and created where it is SQLite)."""
-        return open_storage(self.url)
+        return open_storage(self.url, patience=self._patience)
+
+    def connect(self, patience: float | None = None) -> Storage:
+        """The database, opened.
+
+        Args:
+            patience: seconds for which it is waited for where it is gone; None: ten minutes, but not at the start.
+        """
+        self._patience = patience or 0.0
+        self.storage.patience = PATIENCE if patience is None else patience
+        return self.storage
 
     @cached_property
     def problem(self) -> Problem:
@@ -201,12 +212,14 @@ class Study:
         timeout: float | None = None,
         progress: bool | Callback | None = None,
         optimizer: str | Mapping[str, Any] | BaseSampler | None = None,
+        wait: bool = False,
+        patience: float | None = None,
     ) -> list[results.Result]:
         """Run until the study has ``trials`` finished ones, and return the complete ones, best first.
 
         Safe to call again: it continues, or returns at once when the study is complete. An interrupted trial is
-        marked as failed and retried first by the next run. A trial whose evaluation raises an error fails, and the
-        study goes on.
+        marked as failed and retried first by the next run. A trial whose evaluation raises an error is tried once
+        more, then it stays failed, and the study goes on. Several processes may run a study at once.
 
         Args:
             trials: the total wanted; None: what the study says.
@@ -214,40 +227,43 @@ class Study:
             progress: whether a bar is shown; None: in a terminal or a notebook. Or a :class:`Callback` that is told.
             optimizer: another than the study's to go on with: it knows all trials before, and each trial says who
                 proposed it. The name of a kind, a table, or an Optuna sampler.
+            wait: whether to wait for other workers' trials where none is left to begin, and to take over those whose
+                worker dies; else a warning says how many there are.
+            patience: seconds for which a database that is gone is waited for; None: ten minutes, but not at the start.
 
         Raises:
-            UserError: for a definition or model that differs from that in SQL, a device that is not there, or
-                evaluations that fail again and again.
+            UserError: for a definition or model that differs from that in SQL, a device that is not there, evaluations
+                that fail again and again, or a database that stays away.
         """
         wanted = self.config.trials if trials is None else trials
         self._optimizer = self.config.optimizer if optimizer is None else named_optimizer(optimizer, self.config.path)
-        deadline = None if timeout is None else time.monotonic() + timeout
-        with shown(progress) as self._callback:
+        deadline = math.inf if timeout is None else time.monotonic() + timeout
+        with signals.handled() as signals_before, shown(progress) as self._callback, closing(self.connect(patience)):
             study = self._open()
             history = History(study).refresh()
             study.sampler = sampler_of(self.config, self._optimizer, self.problem, history)
             study.pruner = pruner_of(self.config, study.sampler, self.problem.objective)
             claims = Claims(history, self.problem.parameters)
             claims.recover(wanted)
-            claims.retry_failures_in_a_row(MOST_FAILURES)
+            claims.retry_failures_in_a_row(MOST_IN_A_ROW)
             claims.enqueue(self.problem.baselines, labels={OWN: self.problem.own_label})
             self._enqueue_starts(claims, history)
             self._callback.started(self.config, history, wanted)
-            failures = 0
-            with self._released_on_error(claims, wanted):
-                while deadline is None or time.monotonic() < deadline:
+            failures = Failures()
+            with _released_on_error(claims, wanted):
+                while time.monotonic() < deadline:
                     claim = claims.take(wanted)
                     if claim is None:
-                        break
+                        if not wait or not claims.others_at_work(wanted):
+                            break
+                        time.sleep(POLL_SECONDS)
+                        continue
                     trial = run_trial(kind_of(self._optimizer), self.problem, claim, history, self._callback)
+                    signals.raise_since(signals_before)
                     self._callback.finished(trial, history.refresh())
-                    failures = failures + 1 if trial.state == TrialState.FAIL else 0
-                    if failures == MOST_FAILURES:
-                        raise UserError(
-                            f"{failures} evaluations in a row failed; the last: {trial.user_attrs.get(ERROR)}. Put it "
-                            "right and run the study again"
-                        )
-        return results.complete(study)
+                    failures.count(trial)
+            _tell_of_others(claims.others_at_work(wanted))
+            return results.complete(study)
 
     def _open(self) -> optuna.Study:
         """The Optuna study, created on first use. Raises UserError where its definition differs."""
@@ -276,7 +292,7 @@ class Study:
     def _start_over(self, study: optuna.Study, stored: Mapping[str, Any], definition: Mapping[str, Any]) -> None:
         """Forget a study that has measured nothing yet: its file was put right. Raises UserError where it has."""
         history = History(study).refresh()
-        if history.is_measured or Claims(history, self.problem.parameters).has_live_workers():
+        if history.is_measured or Claims(history, self.problem.parameters).others_at_work(sys.maxsize):
             self._refuse(stored, definition)
         optuna.delete_study(study_name=self.config.name, storage=self.storage)
         del self.problem  # its ranking may have come from there
@@ -300,16 +316,6 @@ class Study:
             before = {entry["name"]: entry for entry in history.study.user_attrs.get(SPENT, ())}
             history.study.set_user_attr(SPENT, list((before | spent).values()))
         claims.enqueue({name: start.candidate for name, start in starts.items()}, kind=START)
-
-    @contextmanager
-    def _released_on_error(self, claims: Claims, wanted: int) -> Iterator[None]:
-        """Whatever stops the run: no trial of this worker stays running, and each is retried first next time."""
-        try:
-            yield
-        except BaseException as error:
-            self.storage.engine.dispose()  # a connection may be in the middle of something
-            claims.release(f"{type(error).__name__}: {error}"[:500], wanted)
-            raise
 
     def trials(self) -> list[FrozenTrial]:
         """All trials in SQL, in the order of their numbers; none where the study was never run."""
@@ -362,3 +368,28 @@ class Study:
 
         stored = results.stored_study(self.config.name, self.storage)
         return export_study(stored, self.config, self.problem.sampler, Path(folder), pick)
+
+
+@contextmanager
+def _released_on_error(claims: Claims, wanted: int) -> Iterator[None]:
+    """Whatever stops the run: no trial of this worker stays running, and each is retried first next time.
+
+    Where the database is gone too, that is not written; then this worker's trials are those of a dead worker.
+    """
+    try:
+        yield
+    except BaseException as error:
+        with suppress(Exception):
+            claims.release(f"{type(error).__name__}: {error}"[:500], wanted)
+        raise
+
+
+def _tell_of_others(count: int) -> None:
+    """Warn that the study is not complete while other workers are at it."""
+    if count:
+        trials = "a trial is" if count == 1 else f"{count} trials are"
+        warnings.warn(
+            f"{trials} still being measured by other workers: the study is complete when they are done "
+            "(--wait waits for them)",
+            stacklevel=3,
+        )

@@ -28,7 +28,7 @@ from autodiffusion_opt.trials.attributes import (
 )
 from autodiffusion_opt.trials.claims import Claim
 from autodiffusion_opt.trials.history import History
-from autodiffusion_opt.trials.storage import begin_trial, set_constraints
+from autodiffusion_opt.trials.studies import begin_trial, set_constraints
 
 
 def run_trial(optimizer: str, problem: Problem, claim: Claim, history: History, callback: Callback) -> FrozenTrial:

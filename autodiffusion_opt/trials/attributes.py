@@ -25,7 +25,7 @@ REUSED_FROM = "reused_from"  # the number of the trial whose values were taken o
 SCORE = "score"  # named values, images, seconds, NFE, layer runs, FLOPs
 OF_IMAGES = "of_images"  # a number for each image, where a pruner compares them
 ERROR = "error"  # why it failed
-EVALUATION_FAILED = "evaluation_failed"  # true: measuring raised an error; the candidate is not tried again
+EVALUATION_FAILED = "evaluation_failed"  # true: measuring raised an error, which is tried again once
 
 # User attributes of a study.
 DEFINITION = "definition"  # what must not change under the study's name
@@ -39,6 +39,8 @@ SPENT = "spent"  # cost of warm starts before the first trial: a list of {"name"
 
 # Of a trial that died, a retry takes over what says which candidate it is and where it came from.
 INHERITED = (CANDIDATE, BASELINE, START, LABEL, OPTIMIZER, ORIGIN, STAGE)
+# The error of a trial whose worker ended without a word.
+WORKER_DIED = "its worker died"
 # System attribute in which Optuna keeps the parameters of an enqueued trial.
 FIXED_PARAMETERS = "fixed_params"
 # System attribute in which the dashboard reads constraints: a list.

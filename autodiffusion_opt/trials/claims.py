@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from datetime import datetime
 from typing import Any
 
 import optuna
@@ -17,16 +17,18 @@ from autodiffusion_opt.trials.attributes import (
     BASELINE,
     CANDIDATE,
     EVALUATION_FAILED,
+    FIXED_PARAMETERS,
     INHERITED,
     LABEL,
     ORIGIN,
     RETRY_OF,
     WORKER,
+    WORKER_DIED,
     candidate_of,
-    given_name,
 )
 from autodiffusion_opt.trials.history import History
-from autodiffusion_opt.trials.storage import fail, record_heartbeat, stale_trial_ids, start_trial
+from autodiffusion_opt.trials.storage import Storage
+from autodiffusion_opt.trials.studies import fail, record_heartbeat, stale_trial_ids
 
 Encode = Callable[[Candidate], dict[str, Any]]
 # Why a worker fails a trial that it began for a position beyond those that are wanted.
@@ -55,26 +57,26 @@ class Claim:
 
 
 def is_alive(study: optuna.Study, trial: FrozenTrial) -> bool:
-    """Whether the worker of a running trial is at work, as far as can be told."""
+    """Whether the worker of a running trial is at work, as far as can be told.
+
+    On this machine its process tells, elsewhere its heartbeat, by the database's own clock. While the database was gone
+    nobody could tell it of a heartbeat: for a while after that all count as alive. A trial without a worker was begun
+    by another program, and is left to it.
+    """
     worker = trial.user_attrs.get(WORKER)
-    if worker == workers.this_worker():
+    if worker is not None and (is_there := workers.is_there(str(worker))) is not None:
+        return is_there
+    back_since = getattr(study._storage, "back_since", None)
+    if back_since is not None and time.monotonic() < back_since + workers.GRACE_SECONDS:
         return True
-    if worker is not None and workers.worker_died(str(worker)):
-        return False
-    if trial._trial_id in stale_trial_ids(study):
-        return False
-    started = trial.datetime_start
-    # A trial without a worker: its process may be about to write its name.
-    return worker is not None or (
-        started is None or (datetime.now() - started).total_seconds() <= workers.GRACE_SECONDS
-    )
+    return trial._trial_id not in stale_trial_ids(study)
 
 
 def fail_if_dead(study: optuna.Study, trial: FrozenTrial) -> bool:
     """Mark a running trial as failed if its worker died, so that it cannot publish anything later; whether it did."""
     is_dead = not is_alive(study, trial)
     if is_dead:
-        fail(study, trial._trial_id, "its worker died")
+        fail(study, trial._trial_id, WORKER_DIED)
     return is_dead
 
 
@@ -89,6 +91,8 @@ class Claims:
     def __init__(self, history: History, encode: Encode) -> None:
         self._history = history
         self._study = history.study
+        assert isinstance(history.study._storage, Storage)
+        self._storage = history.study._storage
         self._encode = encode
 
     def enqueue(
@@ -111,18 +115,7 @@ class Claims:
                 }
                 if labels and name in labels:
                     attributes[LABEL] = labels[name]
-                self._study.enqueue_trial(self._encode(candidate), user_attrs=attributes)
-        self._drop_duplicates()
-
-    def _drop_duplicates(self) -> None:
-        """Of what several workers enqueued, since neither saw the other's, only the first is run."""
-        first: set[tuple[str, str]] = set()
-        for _, trial in sorted(self._history.refresh().trials.items()):
-            name = None if RETRY_OF in trial.user_attrs else given_name(trial)
-            if name in first and trial.state == TrialState.WAITING:
-                fail(self._study, trial._trial_id, "another worker enqueued it first")
-            if name is not None:
-                first.add(name)
+                self._enqueue(candidate, attributes, kind, known=0)
 
     def take(self, wanted: int) -> Claim | None:
         """The next position, its trial running under this worker's name; None where ``wanted`` positions are taken.
@@ -134,7 +127,7 @@ class Claims:
             if len(self._taken()) >= wanted:
                 return None
             waiting = self._history.unfinished(TrialState.WAITING)
-            trial_id = start_trial(self._study, waiting[0] if waiting else None)
+            trial_id = self._storage.start(self._study._study_id, waiting[0]._trial_id if waiting else None)
             if trial_id is None:  # another worker took the waiting trial
                 continue
             trials = self._history.refresh().trials.values()
@@ -172,9 +165,11 @@ class Claims:
                 fail(self._study, trial._trial_id, reason)
         self._retry_open(wanted)
 
-    def has_live_workers(self) -> bool:
-        """Whether anybody works at a trial, as far as can be told."""
-        return any(is_alive(self._study, trial) for trial in self._running())
+    def others_at_work(self, wanted: int) -> int:
+        """How many of the ``wanted`` positions other workers are measuring, as far as can be told."""
+        return sum(
+            is_alive(self._study, trial) and self._history.position(trial.number) < wanted for trial in self._running()
+        )
 
     def _running(self) -> list[FrozenTrial]:
         return self._history.refresh().unfinished(TrialState.RUNNING)
@@ -194,11 +189,19 @@ class Claims:
         self._history.refresh()
 
     def _enqueue_again(self, position: int) -> None:
-        """A waiting trial at the position, with the candidate it had, if it had one."""
+        """A waiting trial at the position, with the candidate it had, if it had one; unless another worker did so."""
         attributes: dict[str, Any] = {RETRY_OF: position}
-        parameters: dict[str, Any] = {}
-        for trial in self._history.at(position):
+        last = None
+        trials = self._history.at(position)
+        for trial in trials:
             attributes |= {key: trial.user_attrs[key] for key in INHERITED if key in trial.user_attrs}
-            candidate = candidate_of(trial)
-            parameters = parameters if candidate is None else self._encode(candidate)
-        self._study.enqueue_trial(parameters, user_attrs=attributes)
+            last = candidate_of(trial) or last
+        self._enqueue(last, attributes, RETRY_OF, known=sum(RETRY_OF in trial.user_attrs for trial in trials))
+
+    def _enqueue(self, candidate: Candidate | None, attributes: dict[str, Any], key: str, known: int) -> None:
+        """A waiting trial, unless other workers made one: there are more trials with its ``key`` than ``known``."""
+        parameters = {} if candidate is None else self._encode(candidate)
+        template = optuna.trial.create_trial(
+            state=TrialState.WAITING, user_attrs=attributes, system_attrs={FIXED_PARAMETERS: parameters}
+        )
+        self._storage.enqueue_once(self._study._study_id, template, key, known)

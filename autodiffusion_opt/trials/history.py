@@ -15,19 +15,23 @@ from optuna.trial import FrozenTrial, TrialState
 from autodiffusion_opt.candidate import Candidate
 from autodiffusion_opt.trials.attributes import (
     BASELINE,
+    ERROR,
     EVALUATION_FAILED,
     RETRY_OF,
     STAGE,
+    WORKER_DIED,
     candidate_of,
     excess_of,
     given_name,
     values_of,
 )
-from autodiffusion_opt.trials.storage import new_trials
+from autodiffusion_opt.trials.studies import new_trials
 
 Directions = Sequence[StudyDirection]
 MINIMIZE = (StudyDirection.MINIMIZE,)
 MEASURED = {TrialState.COMPLETE, TrialState.PRUNED}
+# A position is given up after so many evaluations that failed, or workers that died there (of memory, say).
+MOST_FAILURES, MOST_DEATHS = 2, 10
 
 
 def losses_of(values: Sequence[float], directions: Directions) -> tuple[float, ...]:
@@ -222,24 +226,22 @@ class History:
                 self._pruned.setdefault(candidate, trial.number)
         trials = self.at(position)
         states = {each.state for each in trials}
-        # A retry that waits or runs takes the place of the evaluation that failed before it.
-        is_settled = bool(states & MEASURED) or trials[-1].user_attrs.get(EVALUATION_FAILED, False)
+        failures = sum(bool(each.user_attrs.get(EVALUATION_FAILED)) for each in trials)
+        deaths = sum(each.user_attrs.get(ERROR) == WORKER_DIED for each in trials)
+        # A retry that waits or runs takes the place of what failed before it.
+        is_given_up = trials[-1].state == TrialState.FAIL and (failures >= MOST_FAILURES or deaths >= MOST_DEATHS)
+        is_settled = bool(states & MEASURED) or is_given_up
         (self._settled.add if is_settled else self._settled.discard)(position)
         is_open = states == {TrialState.FAIL} and not is_settled
         (self._open.add if is_open else self._open.discard)(position)
 
     def _place(self, trial: FrozenTrial) -> None:
-        """The position of a new trial: that of the trial it retries, or the next.
-
-        A baseline or warm start that two workers enqueued, since neither saw the other's, counts as a retry of the
-        first.
-        """
-        name = given_name(trial)
-        first = self._next_position if name is None else self._given.get(name, self._next_position)
-        position = int(trial.user_attrs.get(RETRY_OF, first))
+        """The position of a new trial: that of the trial it retries, or the next."""
+        position = int(trial.user_attrs.get(RETRY_OF, self._next_position))
         self._next_position += position == self._next_position
         self._position[trial.number] = position
         self._numbers.setdefault(position, []).append(trial.number)
+        name = given_name(trial)
         if name is not None:
             self._given.setdefault(name, position)
 

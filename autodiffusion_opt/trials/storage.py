@@ -1,273 +1,275 @@
-"""Opens SQL databases: SQLite (the default), PostgreSQL or MySQL, always through Optuna's RDBStorage.
+"""SQL: SQLite (the default), PostgreSQL or MySQL, always through Optuna's RDBStorage.
 
-The only room that touches names which Optuna keeps private. Two things are added to its storage. SQLite transactions
-begin with a write lock, since deferred ones hand one waiting trial to two workers. And a running trial carries its
-worker, so that a trial whose process died on this machine is known to be dead at once; on other machines, the heartbeat
-tells.
+The only room that touches names which Optuna keeps private. Three things are added to its storage. What must not come
+apart is one transaction: a trial starts together with its worker's name and first heartbeat, and a trial is enqueued
+only if nobody has enqueued it meanwhile. A database that is gone is waited for. And its file is left whole.
 """
 
 from __future__ import annotations
 
+import atexit
+import contextlib
+import functools
+import json
 import os
 import random
+import sqlite3
 import time
 import warnings
-from collections.abc import Mapping, Sequence
+import weakref
+from collections.abc import Callable, Sequence
+from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import optuna
 import sqlalchemy
-from optuna.distributions import BaseDistribution
-from optuna.storages import RDBStorage
-from optuna.study import StudyDirection
+from optuna.storages import BaseStorage, RDBStorage
+from optuna.storages._rdb import models
+from optuna.storages._rdb.storage import _create_scoped_session
 from optuna.trial import FrozenTrial, TrialState
 
-from autodiffusion_opt.errors import UserError, unknown
-from autodiffusion_opt.trials.attributes import CONSTRAINTS, ERROR, WORKER
+from autodiffusion_opt import signals
+from autodiffusion_opt.errors import UserError
+from autodiffusion_opt.trials import database
+from autodiffusion_opt.trials.attributes import WORKER
+from autodiffusion_opt.trials.database import without_password
 from autodiffusion_opt.trials.workers import GRACE_SECONDS, HEARTBEAT_SECONDS, this_worker
 
-DEFAULT_URL = "sqlite:///studies/studies.db"
-VARIABLE = "AUTODIFFUSION_STORAGE"
-DRIVERS = "For postgresql:// that is: pip install 'psycopg[binary]'; for mysql+pymysql://: pip install pymysql"
+T = TypeVar("T")
+# Seconds between two attempts to reach a database that is gone: doubled from the first to the last.
+FIRST_PAUSE, LAST_PAUSE = 0.1, 10.0
 
 
 class Storage(RDBStorage):
-    """Optuna's SQL storage, whose running trials carry their worker."""
+    """Optuna's SQL storage, which waits for a database that is gone, and is left whole.
+
+    Attributes:
+        patience: seconds for which a database that is gone is waited for.
+        back_since: when it was back, by the clock of :func:`time.monotonic`; None where it was never gone.
+    """
 
     def __init__(self, url: str) -> None:
+        self.patience = 0.0
+        self.back_since: float | None = None
+        parsed = sqlalchemy.engine.make_url(url)
+        self._file = Path(str(parsed.database)) if database.is_sqlite(parsed) else None
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # heartbeats are marked experimental
             super().__init__(
                 url,
-                engine_kwargs=_engine_arguments(url),
+                engine_kwargs=database.engine_arguments(url),
                 heartbeat_interval=HEARTBEAT_SECONDS,
                 grace_period=GRACE_SECONDS,
             )
-        if url.startswith("sqlite"):
-            _lock_early(self.engine)
+        if self._file is not None and os.access(self._file, os.W_OK):  # else it is only read
+            database.lock_early(self.engine)
+        self._identity = None if self._file is None else database.identity(self._file)
+        _open.add(self)
 
-    def _create_new_trial(self, study_id: int, template_trial: FrozenTrial | None = None) -> FrozenTrial:
-        """A trial that starts to run is written with its worker in the same transaction."""
-        if template_trial is None:
-            template_trial = optuna.trial.create_trial(state=TrialState.RUNNING, user_attrs={WORKER: this_worker()})
-        return super()._create_new_trial(study_id, template_trial)
+    def patiently(self, call: Callable[[bool], T]) -> T:
+        """What a transaction returns, tried again while the database is gone.
+
+        Args:
+            call: makes the transaction. It is given whether an attempt failed before, which may have been written.
+
+        Raises:
+            UserError: where the database does not come back in time, or cannot be used.
+        """
+        lost: float | None = None
+        pause = FIRST_PAUSE
+        while True:
+            try:
+                with signals.held_back():
+                    self._check_file()
+                    result = call(lost is not None)
+                if lost is not None:
+                    self.back_since = time.monotonic()
+                    warnings.warn(f"the database is back after {self.back_since - lost:.0f} s", stacklevel=3)
+                return result
+            except database.ERRORS as error:
+                if not database.may_pass(error, self.url):
+                    raise UserError(database.what_to_do(error, self.url)) from error
+                now = time.monotonic()
+                if lost is None:
+                    lost = now
+                    if self.patience:
+                        gone = f"storage {without_password(self.url)} is gone: {database.first_line(error)}"
+                        warnings.warn(f"{gone}. Waiting for it, up to {self.patience:.0f} s", stacklevel=3)
+                if now + pause > lost + self.patience:
+                    raise UserError(f"{database.what_to_do(error, self.url)}; waited {now - lost:.0f} s") from error
+            self.engine.dispose()  # connections to a server that was stopped
+            time.sleep(pause * (0.5 + random.random() / 2))  # not all workers at once
+            pause = min(2 * pause, LAST_PAUSE)
+
+    def _check_file(self) -> None:
+        """Raise UserError where the file is not the one that was opened: what is written would be lost."""
+        if self._file is None:
+            return
+        now = database.identity(self._file)
+        if now != self._identity:
+            what = "was deleted" if now is None else "was replaced by another"
+            raise UserError(
+                f"storage {self.url} {what} while it was open. Put the file back and run the study again, or start "
+                "another"
+            )
+
+    def start(self, study_id: int, trial_id: int | None) -> int | None:
+        """Start a waiting trial, or a new one, with this worker's name and a heartbeat, in one transaction.
+
+        Args:
+            study_id: of the study.
+            trial_id: of a waiting trial; None for a new one.
+
+        Returns:
+            The trial's id; None where another worker took the waiting one.
+        """
+
+        def call(may_be_written: bool) -> int | None:
+            with _create_scoped_session(self.scoped_session) as session:
+                models.StudyModel.find_or_raise_by_id(study_id, session, for_update=True)
+                if may_be_written and (started := _running_of(study_id, this_worker(), session)) is not None:
+                    return int(started)
+                if trial_id is None:
+                    template = optuna.trial.create_trial(state=TrialState.RUNNING, user_attrs={WORKER: this_worker()})
+                    trial = self._get_prepared_new_trial(study_id, template, session)
+                else:
+                    trial = models.TrialModel.find_or_raise_by_id(trial_id, session, for_update=True)
+                    if trial.state != TrialState.WAITING:
+                        return None
+                    trial.state = TrialState.RUNNING
+                    trial.datetime_start = datetime.now()
+                    user_attributes = models.TrialUserAttributeModel
+                    self._set_trial_attr_without_commit(session, user_attributes, trial_id, WORKER, this_worker())
+                session.add(models.TrialHeartbeatModel(trial_id=trial.trial_id))
+                return int(trial.trial_id)
+
+        return self.patiently(call)
+
+    def enqueue_once(self, study_id: int, template: FrozenTrial, key: str, known: int) -> bool:
+        """Create a waiting trial, unless somebody did meanwhile; in one transaction.
+
+        Args:
+            study_id: of the study.
+            template: the trial.
+            key: of its user attributes, which says what is enqueued once.
+            known: how many trials with the same value of that attribute the caller has seen.
+
+        Returns:
+            Whether it was created.
+        """
+
+        def call(_: bool) -> bool:
+            with _create_scoped_session(self.scoped_session) as session:
+                models.StudyModel.find_or_raise_by_id(study_id, session, for_update=True)
+                if _count(study_id, key, template.user_attrs[key], session) != known:
+                    return False
+                self._get_prepared_new_trial(study_id, template, session)
+                return True
+
+        return self.patiently(call)
 
     def set_trial_state_values(self, trial_id: int, state: TrialState, values: Sequence[float] | None = None) -> bool:
-        """A waiting trial that starts to run gets its worker."""
-        changed = super().set_trial_state_values(trial_id, state, values)
-        if changed and state == TrialState.RUNNING:
-            self.set_trial_user_attr(trial_id, WORKER, this_worker())
-        return changed
+        """Finish a trial. An attempt whose answer was lost may have been written: that is no error."""
+
+        def call(may_be_written: bool) -> bool:
+            try:
+                return super(Storage, self).set_trial_state_values(trial_id, state, values)
+            except optuna.exceptions.UpdateFinishedTrialError:
+                stored = RDBStorage.get_trial(self, trial_id)
+                if may_be_written and stored.state == state and stored.values == (values and list(values)):
+                    return True
+                raise
+
+        return self.patiently(call)
+
+    def close(self) -> None:
+        """Let go of the database; of SQLite, the file alone then holds all."""
+        self.remove_session()
+        self.engine.dispose()
+        if self._file is not None and database.identity(self._file) == self._identity:
+            with contextlib.suppress(sqlite3.Error):  # another process is writing: it merges when it ends
+                database.merge(self._file)
 
 
-def storage_url(given: str | None = None) -> str:
-    """The URL given, else ``$AUTODIFFUSION_STORAGE``, else SQLite below the working folder."""
-    return given or os.environ.get(VARIABLE) or DEFAULT_URL
+def _running_of(study_id: int, worker: str, session: Any) -> Any:
+    """The id of a worker's running trial, or None."""
+    attributes, trials = models.TrialUserAttributeModel, models.TrialModel
+    ids = (
+        session.query(trials.trial_id)
+        .join(attributes)
+        .filter(trials.study_id == study_id, trials.state == TrialState.RUNNING)
+        .filter(attributes.key == WORKER, attributes.value_json == json.dumps(worker))
+    )
+    return ids.order_by(trials.trial_id.desc()).limit(1).scalar()
 
 
-def open_storage(url: str, *, create: bool = True) -> Storage:
+def _count(study_id: int, key: str, value: Any, session: Any) -> int:
+    """How many trials have a value of a user attribute."""
+    attributes, trials = models.TrialUserAttributeModel, models.TrialModel
+    same = (
+        session.query(sqlalchemy.func.count(trials.trial_id))
+        .join(attributes)
+        .filter(trials.study_id == study_id)
+        .filter(attributes.key == key, attributes.value_json == json.dumps(value))
+    )
+    return int(same.scalar())
+
+
+def _made_patient(name: str) -> Callable[..., Any]:
+    """A method of Optuna's storage that waits for a database that is gone."""
+    method = getattr(RDBStorage, name)
+
+    @functools.wraps(method)
+    def call(self: Storage, *arguments: Any, **keywords: Any) -> Any:
+        return self.patiently(lambda _: method(self, *arguments, **keywords))
+
+    return call
+
+
+for _name in {*BaseStorage.__abstractmethods__, "_get_trials", "_get_stale_trial_ids"} - set(vars(Storage)):
+    setattr(Storage, _name, _made_patient(_name))
+
+_open: weakref.WeakSet[Storage] = weakref.WeakSet()
+
+
+@atexit.register
+def close_all() -> None:
+    """Let go of all databases that are open."""
+    with signals.held_back():
+        for storage in list(_open):
+            storage.close()
+
+
+def open_storage(url: str, *, create: bool = True, patience: float = 0.0) -> Storage:
     """The database of a URL.
 
     Args:
         url: ``sqlite:///path``, ``postgresql://user@host/name`` ...
         create: whether an SQLite file that is not there is created.
+        patience: seconds for which a server that does not answer is waited for.
 
     Raises:
         UserError: for text that is no URL, or a database that cannot be opened.
     """
-    try:
-        parsed = sqlalchemy.engine.make_url(url)
-    except sqlalchemy.exc.ArgumentError:
-        raise UserError(
-            f"storage must be a URL such as {DEFAULT_URL} or postgresql://user@host/name; got {url!r}"
-        ) from None
-    if parsed.get_backend_name() == "sqlite" and parsed.database not in (None, "", ":memory:"):
-        _prepare_file(url, Path(str(parsed.database)), create)
-    last: Exception | None = None
-    for _ in range(20):  # the first use of an empty database by several processes is a race
+    parsed = database.parsed_url(url)
+    if database.is_sqlite(parsed):
+        database.prepare_file(url, Path(str(parsed.database)), create)
+    begun = time.monotonic()
+    attempt = 0
+    while True:
+        attempt += 1
         try:
             return Storage(url)
-        except (
-            sqlalchemy.exc.SQLAlchemyError,
-            optuna.exceptions.StorageInternalError,
-            ImportError,
-            RuntimeError,
-        ) as error:
-            last = error
+        except (*database.ERRORS, ImportError, RuntimeError) as error:
             text = str(error).lower()
-            if not any(part in text for part in ("already exists", "locked", "unique", "duplicate")):
-                break
-            time.sleep(random.random() * 0.2)
-    hint = f" {DRIVERS}" if "DB access module" in str(last) else ""
-    raise UserError(
-        f"storage {without_password(url)} cannot be opened: {str(last).strip().splitlines()[0]}{hint}"
-    ) from None
-
-
-def without_password(url: str) -> str:
-    """The URL with ``***`` where a password is."""
-    return sqlalchemy.engine.make_url(url).render_as_string(hide_password=True)
-
-
-def _prepare_file(url: str, path: Path, create: bool) -> None:
-    if path.is_file():
-        return
-    if not create:
-        raise UserError(f"storage {url} does not exist; run a study first, or name another with --storage")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"storage {url} cannot be created: {error.strerror}: {path.parent}") from None
-
-
-def _engine_arguments(url: str) -> dict[str, Any]:
-    if url.startswith("sqlite"):
-        return {"connect_args": {"timeout": 60}}
-    return {"pool_pre_ping": True, "pool_size": 2, "max_overflow": 4}
-
-
-def _lock_early(engine: sqlalchemy.Engine) -> None:
-    """WAL, and BEGIN IMMEDIATE: no two workers read before one writes."""
-
-    @sqlalchemy.event.listens_for(engine, "connect")
-    def on_connect(connection: Any, _: object) -> None:
-        connection.isolation_level = None
-        connection.execute("PRAGMA journal_mode=WAL")
-        connection.execute("PRAGMA synchronous=NORMAL")
-
-    @sqlalchemy.event.listens_for(engine, "begin")
-    def on_begin(connection: Any) -> None:
-        connection.exec_driver_sql("BEGIN IMMEDIATE")
-
-    engine.dispose()  # connections that were opened before the events
-
-
-def new_trials(study: optuna.Study, unfinished: set[int], last_id: int) -> list[FrozenTrial]:
-    """The trials whose ids are above ``last_id`` or among ``unfinished``; all of them where it is no SQL storage."""
-    if not isinstance(study._storage, Storage):
-        return study._storage.get_all_trials(study._study_id, deepcopy=False)
-    return study._storage._get_trials(
-        study._study_id, states=None, included_trial_ids=unfinished, trial_id_greater_than=last_id
-    )
-
-
-def start_trial(study: optuna.Study, waiting: FrozenTrial | None) -> int | None:
-    """Start a waiting trial, or a new one; its id, or None where another worker was faster."""
-    if waiting is None:
-        return study._storage.create_new_trial(study._study_id)
-    try:
-        started = study._storage.set_trial_state_values(waiting._trial_id, TrialState.RUNNING)
-    except optuna.exceptions.UpdateFinishedTrialError:
-        return None
-    return waiting._trial_id if started else None
-
-
-def set_attributes(study: optuna.Study, trial: FrozenTrial, attributes: dict[str, Any]) -> None:
-    """Write user attributes of a running trial, in their order; the pruner sees them in ``trial`` itself."""
-    for key, value in attributes.items():
-        study._storage.set_trial_user_attr(trial._trial_id, key, value)
-        trial.user_attrs[key] = value
-
-
-def set_constraints(study: optuna.Study, trial: optuna.Trial, constraints: Mapping[str, float]) -> None:
-    """Tell Optuna of a running trial's constraints, each kept where it is 0 or less; and the dashboard, as a list.
-
-    Args:
-        study: of the trial.
-        trial: is running.
-        constraints: by name; not NaN.
-    """
-    if constraints:
-        study._storage.set_trial_system_attr(trial._trial_id, CONSTRAINTS, list(constraints.values()))
-        for name, value in constraints.items():
-            trial.set_constraint(name, value)
-
-
-def fail(study: optuna.Study, trial_id: int, reason: str) -> None:
-    """Mark a trial as failed, with the reason; nothing happens to a trial that is finished."""
-    try:
-        study._storage.set_trial_user_attr(trial_id, ERROR, reason)
-        study._storage.set_trial_state_values(trial_id, state=TrialState.FAIL)
-    except optuna.exceptions.UpdateFinishedTrialError:
-        return
-
-
-def stale_trial_ids(study: optuna.Study) -> set[int]:
-    """Running trials whose heartbeat stopped; by the database's own clock."""
-    storage: Any = study._storage
-    return set(storage._get_stale_trial_ids(study._study_id))
-
-
-def record_heartbeat(study: optuna.Study, trial_id: int) -> None:
-    """Tell SQL that the trial is being worked at."""
-    storage: Any = study._storage
-    storage.record_heartbeat(trial_id)
-
-
-def create_study(storage: Storage, name: str, directions: dict[str, StudyDirection]) -> optuna.Study:
-    """The Optuna study of a name, created if need be; several processes may do so at once.
-
-    Args:
-        storage: the database.
-        name: of the study.
-        directions: of each named value.
-    """
-    for attempt in range(10):
-        try:
-            study = optuna.create_study(
-                storage=storage, study_name=name, directions=list(directions.values()), load_if_exists=True
-            )
-            return _without_cache(study, storage)
-        except (optuna.exceptions.StorageInternalError, optuna.exceptions.DuplicatedStudyError):
-            if attempt == 9:
-                raise
-            time.sleep(0.1)
-    raise AssertionError("not reached")
-
-
-def set_value_names(study: optuna.Study, names: Sequence[str]) -> None:
-    """Name the study's values, as the dashboard's axes show them."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        study.set_metric_names(list(names))
-
-
-def value_names(study: optuna.Study) -> list[str]:
-    """The names of the study's values; ``value`` for one of another program."""
-    names = study.metric_names
-    if names:
-        return list(names)
-    count = len(study.directions)
-    return ["value"] if count == 1 else [f"value {index + 1}" for index in range(count)]
-
-
-def find_study(storage: Storage, name: str) -> optuna.Study | None:
-    """The Optuna study of a name, if it is there."""
-    if name not in optuna.get_all_study_names(storage):
-        return None
-    return _without_cache(optuna.load_study(study_name=name, storage=storage), storage)
-
-
-def _without_cache(study: optuna.Study, storage: Storage) -> optuna.Study:
-    """Optuna puts a cache before the storage, which sorts all trials whenever it is asked; History is read instead."""
-    study._storage = storage
-    return study
-
-
-def need_study(storage: Storage, name: str) -> optuna.Study:
-    """The Optuna study of a name. Raises UserError, listing those there are."""
-    study = find_study(storage, name)
-    if study is None:
-        where = without_password(str(storage.url))
-        raise UserError(f"{unknown(f'a study in {where}', name, optuna.get_all_study_names(storage))} Run it first.")
-    return study
-
-
-def begin_trial(study: optuna.Study, trial_id: int, distributions: dict[str, BaseDistribution]) -> optuna.Trial:
-    """A running trial with all its parameters: what ``study.ask`` does once it has a trial."""
-    study._thread_local.cached_all_trials = None  # what samplers read is read anew for each trial
-    trial = optuna.trial.Trial(study, trial_id)
-    for name, distribution in distributions.items():
-        trial._suggest(name, distribution)
-    return trial
+            # The first use of an empty database by several processes is a race.
+            is_race = any(part in text for part in ("already exists", "locked", "unique", "duplicate"))
+            is_waited_for = database.may_pass(error, url) and time.monotonic() < begun + patience
+            if not (is_waited_for or (is_race and attempt < 20)):
+                hint = database.DRIVERS.get(parsed.get_backend_name(), "") if "DB access module" in str(error) else ""
+                hint = f" It needs a driver: {hint}" if hint else ""
+                raise UserError(
+                    f"storage {without_password(url)} cannot be opened: {database.first_line(error)}{hint}"
+                ) from None
+        time.sleep(random.random() * (1.0 if is_waited_for else 0.2))

@@ -14,7 +14,7 @@ from optuna.trial import FrozenTrial, TrialState
 from autodiffusion_opt.trials.attributes import CANDIDATE, FIXED_PARAMETERS
 from autodiffusion_opt.trials.claims import fail_if_dead
 from autodiffusion_opt.trials.history import History
-from autodiffusion_opt.trials.storage import set_attributes
+from autodiffusion_opt.trials.studies import set_attributes
 
 TURN = "turn"
 POLL_SECONDS = 0.01

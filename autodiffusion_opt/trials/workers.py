@@ -19,10 +19,10 @@ def this_worker() -> str:
     return f"{socket.gethostname()}:{os.getpid()}:{_process_start(os.getpid())}"
 
 
-def worker_died(worker: str) -> bool:
-    """Whether a worker of this machine is gone; False for another machine's, of which only the heartbeat tells."""
+def is_there(worker: str) -> bool | None:
+    """Whether a worker of this machine is at work; None for another machine's, of which only the heartbeat tells."""
     host, process, start = worker.rsplit(":", 2)
-    return host == socket.gethostname() and _process_start(int(process)) != start
+    return _process_start(int(process)) == start if host == socket.gethostname() else None
 
 
 def _process_start(process: int) -> str:
@@ -47,14 +47,13 @@ def _process_start(process: int) -> str:
 
 @contextmanager
 def heartbeat(record: Callable[[], None]) -> Iterator[None]:
-    """Calls ``record`` now and every half minute, in a thread of its own, until the block ends."""
+    """Calls ``record`` every half minute, in a thread of its own, until the block ends."""
     stop = threading.Event()
 
     def beat() -> None:
         while not stop.wait(HEARTBEAT_SECONDS):
             record()
 
-    record()
     thread = threading.Thread(target=beat, daemon=True)
     thread.start()
     try:

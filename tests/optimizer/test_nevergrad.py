@@ -22,7 +22,7 @@ from autodiffusion_opt.optimizer.nevergrad_names import RECOMMENDED, REFUSALS, c
 from autodiffusion_opt.study.config import build_optimizer
 from autodiffusion_opt.trials.attributes import NEVERGRAD, WORKER, candidate_of
 from autodiffusion_opt.trials.history import History
-from autodiffusion_opt.trials.storage import need_study, start_trial
+from autodiffusion_opt.trials.studies import need_study
 from autodiffusion_opt.trials.turns import wait_for_turn
 
 
@@ -150,7 +150,7 @@ def test_a_trial_that_died_after_its_ask_keeps_its_point(url: str) -> None:
     study = study_of(url)
     study.run(9, progress=False)
     optuna_study = need_study(study.storage, "s")
-    lost = start_trial(optuna_study, None)
+    lost = study.storage.start(optuna_study._study_id, None)
     assert lost is not None
     record = whole.trials()[9].user_attrs[NEVERGRAD]
     study.storage.set_trial_user_attr(lost, NEVERGRAD, record)
@@ -167,7 +167,7 @@ def test_a_dead_worker_loses_its_turn_and_cannot_publish_later(url: str, monkeyp
     study = study_of(url)
     study.run(6, progress=False)
     optuna_study = need_study(study.storage, "s")
-    dead, alive = start_trial(optuna_study, None), start_trial(optuna_study, None)
+    dead, alive = study.storage.start(optuna_study._study_id, None), study.storage.start(optuna_study._study_id, None)
     assert dead is not None
     assert alive is not None
     study.storage.set_trial_user_attr(dead, WORKER, dead_worker())

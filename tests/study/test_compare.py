@@ -27,7 +27,8 @@ from autodiffusion_opt.trials.attributes import (
     SCORE,
     SPENT,
 )
-from autodiffusion_opt.trials.storage import create_study, open_storage, set_value_names
+from autodiffusion_opt.trials.storage import open_storage
+from autodiffusion_opt.trials.studies import create_study, set_value_names
 
 
 def trial(

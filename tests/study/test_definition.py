@@ -12,7 +12,7 @@ from PIL import Image
 
 from autodiffusion_opt import Callback, Candidate, Study, UserError
 from autodiffusion_opt.trials.attributes import DEFINITION, WORKER
-from autodiffusion_opt.trials.storage import find_study
+from autodiffusion_opt.trials.studies import find_study
 
 Write = Callable[..., Path]
 

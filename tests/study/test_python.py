@@ -16,7 +16,7 @@ from optuna.trial import TrialState
 import autodiffusion_opt as ado
 from autodiffusion_opt.study.config import build_space
 from autodiffusion_opt.trials.attributes import DEFINITION, ERROR, EVALUATION_FAILED
-from autodiffusion_opt.trials.storage import find_study
+from autodiffusion_opt.trials.studies import find_study
 
 FOUR = {"kind": "time-steps", "steps": 4}
 DIGITS = {"model": "digits", "scheduler": "ddim", "device": "cpu", "micro_batch": 10}

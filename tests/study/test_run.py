@@ -34,7 +34,7 @@ from autodiffusion_opt.trials.attributes import (
     values_of,
 )
 from autodiffusion_opt.trials.history import History
-from autodiffusion_opt.trials.storage import find_study
+from autodiffusion_opt.trials.studies import find_study
 
 Write = Callable[..., Path]
 TRIALS = 14

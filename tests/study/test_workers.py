@@ -14,7 +14,7 @@ from autodiffusion_opt import Callback, Candidate, Study
 from autodiffusion_opt.trials.attributes import REUSED_FROM, WORKER, candidate_of
 from autodiffusion_opt.trials.claims import Claims
 from autodiffusion_opt.trials.history import History
-from autodiffusion_opt.trials.storage import find_study
+from autodiffusion_opt.trials.studies import find_study
 from autodiffusion_opt.trials.workers import this_worker
 
 Write = Callable[..., Path]

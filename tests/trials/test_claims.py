@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from datetime import datetime, timedelta
 
 import optuna
@@ -11,11 +12,11 @@ from optuna.trial import FrozenTrial, TrialState
 from trials.test_workers import dead_worker
 
 from autodiffusion_opt import Candidate
-from autodiffusion_opt.trials import claims as claims_room
 from autodiffusion_opt.trials.attributes import BASELINE, CANDIDATE, ERROR, ORIGIN, RETRY_OF, STAGE, WORKER
 from autodiffusion_opt.trials.claims import Claim, Claims
-from autodiffusion_opt.trials.history import History
-from autodiffusion_opt.trials.storage import create_study, open_storage
+from autodiffusion_opt.trials.history import MOST_DEATHS, History
+from autodiffusion_opt.trials.storage import Storage, open_storage
+from autodiffusion_opt.trials.studies import create_study
 from autodiffusion_opt.trials.workers import this_worker
 
 ELSEWHERE = "elsewhere:1:1"
@@ -88,11 +89,21 @@ def test_only_the_wanted_positions_are_taken(study: optuna.Study) -> None:
     assert take(claims, 4).position == 3
 
 
-def test_a_heartbeat_is_recorded_for_the_claimed_trial(study: optuna.Study, url: str) -> None:
-    claim = take(claims_of(study))
-    with claim.heartbeat(), sqlalchemy.create_engine(url, poolclass=sqlalchemy.NullPool).connect() as connection:
-        rows = connection.execute(sqlalchemy.text("SELECT trial_id FROM trial_heartbeats")).all()
-    assert rows == [(claim.trial_id,)]
+def test_a_trial_starts_with_its_worker_and_a_heartbeat_in_one_transaction(study: optuna.Study, url: str) -> None:
+    claims = claims_of(study)
+    claims.enqueue({"leading": at(3)})
+    commits: list[object] = []
+    sqlalchemy.event.listen(study._storage.engine, "commit", commits.append)  # type: ignore[attr-defined]
+    for _ in range(2):
+        claim = take(claims)
+        with sqlalchemy.create_engine(url, poolclass=sqlalchemy.NullPool).connect() as connection:
+            rows = connection.execute(sqlalchemy.text("SELECT trial_id FROM trial_heartbeats ORDER BY trial_id")).all()
+        assert rows[-1] == (claim.trial_id,)
+    commits.clear()
+    started = study._storage.start(study._study_id, None)  # type: ignore[attr-defined]
+    assert len(commits) == 1
+    trial = study._storage.get_trial(started)
+    assert (trial.state, trial.user_attrs) == (TrialState.RUNNING, {WORKER: this_worker()})
 
 
 def test_a_dead_workers_trial_is_retried_once(study: optuna.Study) -> None:
@@ -146,23 +157,59 @@ def test_a_worker_elsewhere_is_dead_when_its_heartbeat_stopped(
     study: optuna.Study, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     claims = claims_of(study)
-    claim = take(claims)
-    given_to(study, claim, ELSEWHERE)
-    with claim.heartbeat():
-        assert claims.recover(100) == 0
+    given_to(study, take(claims), ELSEWHERE)
+    assert claims.recover(100) == 0
     monkeypatch.setattr(study._storage, "grace_period", -1)  # as if two minutes had passed
+    monkeypatch.setattr(study._storage, "back_since", time.monotonic())  # when no heartbeat could be written
+    assert claims.recover(100) == 0
+    monkeypatch.setattr(study._storage, "back_since", time.monotonic() - 1000)
     assert claims.recover(100) == 1
 
 
-def test_a_trial_without_a_worker_is_given_the_grace_period(study: optuna.Study) -> None:
-    """Its process may have been killed, or be about to write its name."""
+def test_a_worker_of_this_machine_lives_as_long_as_its_process(
+    study: optuna.Study, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A heartbeat stops while a database is gone or a process is held up; its trial is not taken away."""
     claims = claims_of(study)
-    for age in (claims_room.workers.GRACE_SECONDS - 30, claims_room.workers.GRACE_SECONDS + 30):
-        template = optuna.trial.create_trial(state=TrialState.RUNNING)
-        template.datetime_start = datetime.now() - timedelta(seconds=age)
-        study._storage.create_new_trial(study._study_id, template_trial=template)
-    assert claims.recover(100) == 1
-    assert [trial.state.name for trial in trials(study)] == ["RUNNING", "FAIL", "WAITING"]
+    take(claims)
+    monkeypatch.setattr(study._storage, "grace_period", -1)
+    assert claims.recover(100) == 0
+
+
+def test_a_trial_without_a_worker_is_left_to_the_program_that_began_it(study: optuna.Study) -> None:
+    claims = claims_of(study)
+    template = optuna.trial.create_trial(state=TrialState.RUNNING)
+    template.datetime_start = datetime.now() - timedelta(days=1)  # clocks differ
+    study._storage.create_new_trial(study._study_id, template_trial=template)
+    assert claims.recover(100) == 0
+    assert claims.take(1) is None
+
+
+def test_a_position_is_retried_once_however_many_workers_see_it_open(study: optuna.Study) -> None:
+    """All read before one writes, as they may where the database does not lock early."""
+    claims = claims_of(study)
+    given_to(study, take(claims), dead_worker(), 7)
+    many = [claims_of(study) for _ in range(3)]
+    claims.recover(0)
+    for each in many:
+        each._history.refresh()
+    for each in many:
+        each._enqueue_again(0)
+    assert [trial.state.name for trial in trials(study)] == ["FAIL", "WAITING"]
+    given_to(study, take(claims), dead_worker())
+    claims.recover(100)
+    assert [trial.state.name for trial in trials(study)] == ["FAIL", "FAIL", "WAITING"]
+
+
+def test_a_position_at_which_workers_die_again_and_again_is_given_up(study: optuna.Study) -> None:
+    """Its candidate needs more memory than there is, say; a run would never end."""
+    claims, dead = claims_of(study), dead_worker()
+    for _ in range(MOST_DEATHS):
+        claim = take(claims, 1)
+        assert claim.position == 0
+        given_to(study, claim, dead, 7)
+    assert claims.take(1) is None
+    assert len(trials(study)) == MOST_DEATHS
 
 
 def test_letting_go_fails_this_workers_trials_and_no_others(study: optuna.Study) -> None:
@@ -174,25 +221,25 @@ def test_letting_go_fails_this_workers_trials_and_no_others(study: optuna.Study)
     assert theirs.state == TrialState.RUNNING
     assert (own.state, own.user_attrs[ERROR]) == (TrialState.FAIL, "KeyboardInterrupt: ")
     assert (retry.state, retry.user_attrs[RETRY_OF]) == (TrialState.WAITING, 1)
-    assert claims.has_live_workers()
+    assert claims.others_at_work(100) == 1
+    assert claims.others_at_work(0) == 0
 
 
 def test_nobody_works_where_all_trials_ended_or_lost_their_workers(study: optuna.Study) -> None:
     claims = claims_of(study)
     complete(study, take(claims))
     given_to(study, take(claims), dead_worker())
-    assert not claims.has_live_workers()
+    assert claims.others_at_work(100) == 0
 
 
-def test_baselines_that_two_workers_enqueued_are_run_once(study: optuna.Study) -> None:
-    """Where the database does not lock early, both see an empty study, and their trials come in turn."""
-    for name, time in (("leading", 3), ("trailing", 4)):
-        for _ in range(2):
-            attributes = {BASELINE: name, CANDIDATE: at(time).to_json(), ORIGIN: "baseline"}
-            study.enqueue_trial({"t1": time}, user_attrs=attributes)
-    claims_of(study).enqueue({"leading": at(3), "trailing": at(4)})
-    assert [trial.state.name for trial in trials(study)] == ["WAITING", "FAIL", "WAITING", "FAIL"]
-    assert trials(study)[1].user_attrs[ERROR] == "another worker enqueued it first"
+def test_baselines_that_several_workers_enqueue_are_there_once(study: optuna.Study) -> None:
+    many = [claims_of(study) for _ in range(3)]
+    for each in many:
+        each._history.refresh()
+    for each in many:
+        for name, time_step in (("leading", 3), ("trailing", 4)):
+            each._enqueue(at(time_step), {BASELINE: name, CANDIDATE: at(time_step).to_json()}, BASELINE, known=0)
+    assert [trial.user_attrs[BASELINE] for trial in trials(study)] == ["leading", "trailing"]
 
 
 def test_a_position_that_others_began_meanwhile_is_given_back(
@@ -201,14 +248,14 @@ def test_a_position_that_others_began_meanwhile_is_given_back(
     """Two workers saw one position left, and both started a trial."""
     claims, others = claims_of(study), claims_of(study)
     complete(study, take(claims))
-    start = claims_room.start_trial
+    start = Storage.start
 
-    def late(study: optuna.Study, waiting: FrozenTrial | None) -> int | None:
-        monkeypatch.setattr(claims_room, "start_trial", start)
+    def late(storage: Storage, study_id: int, waiting: int | None) -> int | None:
+        monkeypatch.setattr(Storage, "start", start)
         given_to(study, take(others, 2), ELSEWHERE)
-        return start(study, waiting)
+        return start(storage, study_id, waiting)
 
-    monkeypatch.setattr(claims_room, "start_trial", late)
+    monkeypatch.setattr(Storage, "start", late)
     assert claims.take(2) is None
     assert [trial.state.name for trial in trials(study)] == ["COMPLETE", "RUNNING", "FAIL"]
     assert "not wanted" in trials(study)[2].user_attrs[ERROR]
@@ -219,12 +266,12 @@ def test_a_waiting_trial_that_another_worker_took_is_left_to_it(
 ) -> None:
     claims, others = claims_of(study), claims_of(study)
     claims.enqueue({"leading": at(3), "trailing": at(4)})
-    start = claims_room.start_trial
+    start = Storage.start
 
-    def late(study: optuna.Study, waiting: FrozenTrial | None) -> int | None:
-        monkeypatch.setattr(claims_room, "start_trial", start)
+    def late(storage: Storage, study_id: int, waiting: int | None) -> int | None:
+        monkeypatch.setattr(Storage, "start", start)
         assert take(others).number == 0
-        return start(study, waiting)
+        return start(storage, study_id, waiting)
 
-    monkeypatch.setattr(claims_room, "start_trial", late)
+    monkeypatch.setattr(Storage, "start", late)
     assert take(claims).number == 1

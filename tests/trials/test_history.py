@@ -10,9 +10,10 @@ import pytest
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from autodiffusion_opt import Candidate
-from autodiffusion_opt.trials import storage as storage_room
+from autodiffusion_opt.trials import studies
 from autodiffusion_opt.trials.history import History, Observation, Observations, best_first, dominates, front
-from autodiffusion_opt.trials.storage import create_study, fail, open_storage
+from autodiffusion_opt.trials.storage import open_storage
+from autodiffusion_opt.trials.studies import create_study, fail
 
 MINIMIZE = optuna.study.StudyDirection.MINIMIZE
 MAXIMIZE = optuna.study.StudyDirection.MAXIMIZE
@@ -73,16 +74,14 @@ def test_a_death_after_completion_loses_nothing() -> None:
     assert history.settled == {0}
 
 
-def test_a_baseline_enqueued_by_two_workers_is_a_single_position() -> None:
-    """Both saw an empty study: the sequence is that of one worker alone."""
+def test_baselines_are_known_by_name() -> None:
     history = history_of(
-        trial("COMPLETE", 10, 5.0, baseline="leading"),
+        trial("FAIL", 10, baseline="leading"),
         trial("COMPLETE", 20, 4.0, baseline="trailing"),
-        trial("WAITING", 10, baseline="leading"),
-        trial("WAITING", 20, baseline="trailing"),
+        trial("COMPLETE", 10, 5.0, baseline="leading", retry_of=0),
         trial("RUNNING", 30),
     )
-    assert [history.position(number) for number in range(5)] == [0, 1, 0, 1, 2]
+    assert [history.position(number) for number in range(4)] == [0, 1, 0, 2]
     assert history.given_names() == {"leading", "trailing"}
     leading = history.baseline("leading")
     assert leading is not None
@@ -96,18 +95,25 @@ def test_open_positions_are_those_that_nobody_works_at() -> None:
     assert history_of(*TRIALS[:6]).open_positions == [2]
 
 
-def test_a_failed_evaluation_is_settled_and_not_open() -> None:
-    history = history_of(trial("FAIL", 10, evaluation_failed=True), trial("FAIL", 20))
-    assert (history.settled, history.open_positions) == ({0}, [1])
-    # A retry that was enqueued for it is still to be run.
-    again = history_of(trial("FAIL", 10, evaluation_failed=True), trial("WAITING", 10, retry_of=0))
+def test_an_evaluation_that_failed_is_retried_once_and_then_settled() -> None:
+    failed = trial("FAIL", 10, evaluation_failed=True)
+    history = history_of(failed, trial("FAIL", 20))
+    assert (history.settled, history.open_positions) == (set(), [0, 1])
+    waiting = history_of(failed, trial("WAITING", 10, retry_of=0))
+    assert (waiting.settled, waiting.open_positions) == (set(), [])
+    twice = [failed, trial("FAIL", 10, evaluation_failed=True, retry_of=0)]
+    assert (history_of(*twice).settled, history_of(*twice).open_positions) == ({0}, [])
+    # A retry that was enqueued for it all the same is still to be run.
+    again = history_of(*twice, trial("WAITING", 10, retry_of=0))
     assert (again.settled, again.open_positions) == (set(), [])
+    interrupted = history_of(*twice, trial("FAIL", 10, retry_of=0))
+    assert (interrupted.settled, interrupted.open_positions) == ({0}, [])
 
 
 def test_what_changed_since_is_read_and_nothing_else(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     study = create_study(open_storage(url), "s", {"v": MINIMIZE})
     asked: list[tuple[set[int], int]] = []
-    read = storage_room.new_trials
+    read = studies.new_trials
 
     def noted(study: optuna.Study, unfinished: set[int], last_id: int) -> list[FrozenTrial]:
         asked.append((unfinished, last_id))

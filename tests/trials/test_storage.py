@@ -11,17 +11,9 @@ import sqlalchemy
 
 from autodiffusion_opt import UserError
 from autodiffusion_opt.trials import storage as storage_room
-from autodiffusion_opt.trials.storage import (
-    Storage,
-    create_study,
-    find_study,
-    need_study,
-    open_storage,
-    set_value_names,
-    storage_url,
-    value_names,
-    without_password,
-)
+from autodiffusion_opt.trials.database import storage_url, without_password
+from autodiffusion_opt.trials.storage import Storage, open_storage
+from autodiffusion_opt.trials.studies import create_study, find_study, need_study, set_value_names, value_names
 
 MINIMIZE = optuna.study.StudyDirection.MINIMIZE
 MAXIMIZE = optuna.study.StudyDirection.MAXIMIZE
@@ -46,7 +38,7 @@ def test_the_file_and_its_folder_are_created(tmp_path: Path) -> None:
         ("garbage", "storage must be a URL such as sqlite:///"),
         ("", "storage must be a URL such as sqlite:///"),
         ("nosuch://host/name", "nosuch"),
-        ("sqlite:///{0}/text.db", "file is not a database"),
+        ("sqlite:///{0}/text.db", "is damaged: file is not a database"),
         ("sqlite:///{0}/folder.db", "unable to open"),
         ("sqlite:///{0}/text.db/below/studies.db", "cannot be created"),
         ("sqlite:////proc/nothing/studies.db", "cannot be created"),

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from autodiffusion_opt.trials import workers
-from autodiffusion_opt.trials.workers import heartbeat, this_worker, worker_died
+from autodiffusion_opt.trials.workers import heartbeat, is_there, this_worker
 
 
 def dead_worker() -> str:
@@ -24,10 +24,10 @@ def dead_worker() -> str:
 def test_a_worker_of_this_machine_is_dead_when_its_process_is_gone() -> None:
     host, process, start = this_worker().rsplit(":", 2)
     assert int(process) == os.getpid()
-    assert not worker_died(this_worker())
-    assert worker_died(f"{host}:{process}:{int(start) - 1}")  # the number was given to another process
-    assert worker_died(dead_worker())
-    assert not worker_died(f"elsewhere:{process}:{int(start) - 1}")  # only its heartbeat tells
+    assert is_there(this_worker())
+    assert is_there(f"{host}:{process}:{int(start) - 1}") is False  # the number was given to another process
+    assert is_there(dead_worker()) is False
+    assert is_there(f"elsewhere:{process}:{int(start) - 1}") is None  # only its heartbeat tells
 
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs Linux's /proc")
@@ -37,13 +37,13 @@ def test_a_process_that_nobody_waited_for_is_dead() -> None:
     start = Path(f"/proc/{child.pid}/stat").read_text().rsplit(")", 1)[1].split()[19]
     name = f"{this_worker().rsplit(':', 2)[0]}:{child.pid}:{start}"
     try:
-        assert not worker_died(name)
+        assert is_there(name)
         os.kill(child.pid, 9)
         for _ in range(200):
-            if worker_died(name):
+            if not is_there(name):
                 break
             time.sleep(0.02)
-        assert worker_died(name)
+        assert is_there(name) is False
     finally:
         child.kill()
         child.wait()
@@ -62,7 +62,6 @@ def test_the_heartbeat_goes_on_until_the_block_ends(monkeypatch: pytest.MonkeyPa
             enough.set()
 
     with heartbeat(record):
-        assert len(beats) >= 1  # the first at once
         assert enough.wait(30)
     counted = len(beats)
     time.sleep(0.02)

@@ -1,0 +1,177 @@
+"""The database behind a URL: whether it can be opened, its file, its locks, and which of its errors may pass."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import warnings
+from pathlib import Path
+from typing import Any
+
+import optuna
+import sqlalchemy
+from sqlalchemy.exc import ArgumentError, InterfaceError, OperationalError, SQLAlchemyError
+
+from autodiffusion_opt.errors import UserError
+
+DEFAULT_URL = "sqlite:///studies/studies.db"
+VARIABLE = "AUTODIFFUSION_STORAGE"
+DRIVERS = {
+    "postgresql": "pip install 'autodiffusion-opt[postgres]'",
+    "mysql": "pip install 'autodiffusion-opt[mysql]', and write mysql+pymysql://",
+}
+# What both kinds of errors are: Optuna's of a transaction, and those that it lets through.
+ERRORS = (SQLAlchemyError, optuna.exceptions.StorageInternalError)
+# SQLite waits so long for another's lock.
+LOCK_SECONDS = 60
+# File systems of several machines (proc(5), the third field of /proc/mounts), on which SQLite's locks cannot be relied.
+NETWORK = ("nfs", "cifs", "smb", "9p", "lustre", "ceph", "gpfs", "beegfs", "glusterfs", "sshfs", "afs")
+
+
+def storage_url(given: str | None = None) -> str:
+    """The URL given, else ``$AUTODIFFUSION_STORAGE``, else SQLite below the working folder."""
+    return given or os.environ.get(VARIABLE) or DEFAULT_URL
+
+
+def parsed_url(url: str) -> sqlalchemy.URL:
+    """The parts of a URL.
+
+    Raises:
+        UserError: for text that is no URL of a database that can be kept.
+    """
+    try:
+        parsed = sqlalchemy.engine.make_url(url)
+    except (ArgumentError, ValueError):
+        parsed = None
+    if parsed is None or "\0" in url:
+        raise UserError(f"storage must be a URL such as {DEFAULT_URL} or postgresql://user@host/name; got {url!r}")
+    if is_sqlite(parsed) and parsed.database in (None, "", ":memory:"):
+        raise UserError(f"storage must be kept on disk, as {DEFAULT_URL} is; got {url!r}, which ends with the process")
+    return parsed
+
+
+def without_password(url: str) -> str:
+    """The URL with ``***`` where a password is."""
+    return sqlalchemy.engine.make_url(url).render_as_string(hide_password=True)
+
+
+def is_sqlite(url: sqlalchemy.URL) -> bool:
+    """Whether the database is a file."""
+    return url.get_backend_name() == "sqlite"
+
+
+def prepare_file(url: str, path: Path, create: bool) -> None:
+    """See that the file of an SQLite database can be opened, and before it is written to, that it is whole.
+
+    Raises:
+        UserError: where it is not there and not to be created, or damaged.
+    """
+    if not path.is_file():
+        if not create:
+            raise UserError(f"storage {url} does not exist; run a study first, or name another with --storage")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"storage {url} cannot be created: {error.strerror}: {path.parent}") from None
+    elif create and path.stat().st_size:
+        _check_whole(url, path)
+    kind = file_system(path)
+    if kind.removeprefix("fuse.").startswith(NETWORK):
+        warnings.warn(
+            f"storage {url} is on a network file system ({kind}), where SQLite's locks may fail: "
+            "use PostgreSQL for several machines",
+            stacklevel=2,
+        )
+
+
+def _check_whole(url: str, path: Path) -> None:
+    """Raise UserError where SQLite says that its file is damaged."""
+    try:
+        with sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True, timeout=LOCK_SECONDS) as connection:
+            answer = connection.execute("PRAGMA quick_check(1)").fetchone()[0]
+        connection.close()
+    except sqlite3.Error as error:
+        answer = str(error)
+    if answer != "ok":
+        reason = answer.splitlines()[-1]
+        raise UserError(f"storage {url} is damaged: {reason}. Put back a copy, or name another with --storage")
+
+
+def file_system(path: Path, mounts: Path = Path("/proc/mounts")) -> str:
+    """The kind of the file system that a path is on (Linux); "" where it is not known."""
+    try:
+        lines = mounts.read_text().splitlines()
+    except OSError:
+        return ""
+    place, best = path.resolve(), ("", "")
+    for _, folder, kind, *_ in (line.split(" ") for line in lines):
+        folder = folder.encode().decode("unicode_escape")  # a blank is \040 there
+        if place.is_relative_to(folder) and len(folder) >= len(best[0]):
+            best = (folder, kind)
+    return best[1]
+
+
+def identity(path: Path) -> tuple[int, int] | None:
+    """What tells a file from one that was put in its place; None where there is none."""
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
+
+
+def engine_arguments(url: str) -> dict[str, Any]:
+    """How SQLAlchemy opens the database."""
+    if url.startswith("sqlite"):
+        return {"connect_args": {"timeout": LOCK_SECONDS}}
+    return {"pool_pre_ping": True, "pool_size": 2, "max_overflow": 4}
+
+
+def lock_early(engine: sqlalchemy.Engine) -> None:
+    """WAL, and BEGIN IMMEDIATE: no two workers read before one writes."""
+
+    @sqlalchemy.event.listens_for(engine, "connect")
+    def on_connect(connection: Any, _: object) -> None:
+        connection.isolation_level = None
+        connection.execute("PRAGMA journal_mode=WAL")
+        connection.execute("PRAGMA synchronous=NORMAL")
+
+    @sqlalchemy.event.listens_for(engine, "begin")
+    def on_begin(connection: Any) -> None:
+        connection.exec_driver_sql("BEGIN IMMEDIATE")
+
+    engine.dispose()  # connections that were opened before the events
+
+
+def merge(path: Path) -> None:
+    """Put what SQLite's write-ahead log holds into the file itself, so that a copy of the file holds all."""
+    with sqlite3.connect(f"{path.resolve().as_uri()}?mode=rw", uri=True, timeout=1) as connection:
+        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    connection.close()  # which removes the log, if nobody else has the file open
+
+
+def first_line(error: BaseException) -> str:
+    """What a database says of an error, in a line."""
+    cause = error.__cause__ if isinstance(error, optuna.exceptions.StorageInternalError) else error
+    text = str(getattr(cause, "orig", None) or cause or error).strip()
+    return text.splitlines()[0].strip() if text else type(error).__name__
+
+
+def may_pass(error: BaseException, url: str) -> bool:
+    """Whether a database that gave this error may work again by itself: it is locked, or its server is gone."""
+    cause = error.__cause__ if isinstance(error, optuna.exceptions.StorageInternalError) else error
+    if not isinstance(cause, OperationalError | InterfaceError):
+        return getattr(cause, "connection_invalidated", False)
+    return not url.startswith("sqlite") or "locked" in first_line(error)
+
+
+def what_to_do(error: BaseException, url: str) -> str:
+    """A sentence on a database that cannot be written or read."""
+    text, where = first_line(error), f"storage {without_password(url)}"
+    if "disk is full" in text:
+        return f"{where} cannot be written: its disk is full. Make room and run the study again: it goes on"
+    if "readonly" in text:
+        return f"{where} can only be read. Make it writable and run the study again: it goes on"
+    if "malformed" in text or "not a database" in text:
+        return f"{where} is damaged: {text}. Put back a copy, or name another with --storage"
+    return f"{where}: {text}"

@@ -114,7 +114,7 @@ def check_two_workers(optimizer: Optimizer, space: str, trials: int = 16) -> Non
 
         def work() -> None:
             try:
-                _study(optimizer, space, url, trials).run(progress=False)
+                _study(optimizer, space, url, trials).run(progress=False, wait=True)
             except BaseException as error:
                 errors.append(error)
 

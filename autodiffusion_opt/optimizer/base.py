@@ -23,7 +23,7 @@ from autodiffusion_opt.candidate import Candidate
 from autodiffusion_opt.config import Config
 from autodiffusion_opt.errors import UserError
 from autodiffusion_opt.space import Evolvable, Space
-from autodiffusion_opt.trials.attributes import CANDIDATE, FIXED_PARAMETERS, ORIGIN, STAGE, candidate_of
+from autodiffusion_opt.trials.attributes import CANDIDATE, FIXED_PARAMETERS, ORIGIN, STAGE, UNMEASURED, candidate_of
 from autodiffusion_opt.trials.history import History, Past
 from autodiffusion_opt.trials.studies import set_attributes
 
@@ -118,12 +118,17 @@ class CandidateSampler(BaseSampler):
         # Somebody enqueued parameters: these are what is to be tried.
         if self._candidate is not None or history.trials[trial.number].system_attrs.get(FIXED_PARAMETERS):
             return
-        position = history.position(trial.number)
-        proposal = self.propose(history.observations.before(position), np.random.default_rng([self.seed, position]))
+        past = history.observations.before(history.position(trial.number))
+        proposal = self.propose_from(past)
         self._candidate = proposal.candidate
         stage = {} if proposal.stage is None else {STAGE: proposal.stage}
-        published = {ORIGIN: proposal.origin, **stage, CANDIDATE: proposal.candidate.to_json()}
+        unmeasured = {UNMEASURED: positions} if (positions := past.unmeasured()) else {}
+        published = {ORIGIN: proposal.origin, **stage, **unmeasured, CANDIDATE: proposal.candidate.to_json()}
         set_attributes(study, trial, published)
+
+    def propose_from(self, past: Past) -> Proposal:
+        """The candidate for ``past.position``: it depends on the positions before, and on the seed, alone."""
+        return self.propose(past, np.random.default_rng([self.seed, past.position]))
 
     def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
         """The whole box of the space."""

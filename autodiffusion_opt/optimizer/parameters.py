@@ -23,7 +23,9 @@ from optuna.samplers import BaseSampler
 from optuna.trial import FrozenTrial, TrialState
 
 from autodiffusion_opt.optimizer.catcma import CatCmaSampler
+from autodiffusion_opt.trials.attributes import CANDIDATE, FIXED_PARAMETERS, UNMEASURED
 from autodiffusion_opt.trials.history import History
+from autodiffusion_opt.trials.studies import set_attributes
 
 # Samplers that take a single value, and look at no bounds.
 SINGLE_VALUE = (optuna.samplers.CmaEsSampler, CatCmaSampler)
@@ -52,6 +54,11 @@ class ParameterSampler(BaseSampler):
     def before_trial(self, study: optuna.Study, trial: FrozenTrial) -> None:
         """A fresh copy of the sampler for this trial, its random numbers set."""
         self._start(study, trial)
+        assert self.history is not None
+        is_asked = not (CANDIDATE in trial.user_attrs or trial.system_attrs.get(FIXED_PARAMETERS))
+        unmeasured = self.history.observations.before(self.history.position(trial.number)).unmeasured()
+        if is_asked and unmeasured:
+            set_attributes(study, trial, {UNMEASURED: unmeasured})
         self._sampler.before_trial(*self._seen_at(study, trial))
 
     def _start(self, study: optuna.Study, trial: FrozenTrial) -> None:

@@ -16,6 +16,9 @@ OPTIMIZER = "optimizer"  # the kind of the optimizer that proposed it
 START = "start"  # the warm start that this is: dp, the name of a study, a file
 ORIGIN = "origin"  # how the optimizer made it: random, mutation, crossover ...
 STAGE = "stage"  # of a search in stages
+# The positions before it that had no value when it was proposed, since other workers were at them: a table of
+# ``measuring``, whose candidates were known, and ``proposing``; absent where there was none.
+UNMEASURED = "unmeasured"
 # Of a trial that Nevergrad is asked for: its turn; once it was asked, the point, what was told just before, versions.
 NEVERGRAD = "nevergrad"
 CATCMA = "catcma"  # the generation and the point of CatCMA's own that the parameters were made from
@@ -38,7 +41,7 @@ FOLDERS = "folders"  # of the files that hold other parts, by the part's name: r
 SPENT = "spent"  # cost of warm starts before the first trial: a list of {"name", "images", "nfe" an image, "seconds"}
 
 # Of a trial that died, a retry takes over what says which candidate it is and where it came from.
-INHERITED = (CANDIDATE, BASELINE, START, LABEL, OPTIMIZER, ORIGIN, STAGE)
+INHERITED = (CANDIDATE, BASELINE, START, LABEL, OPTIMIZER, ORIGIN, STAGE, UNMEASURED)
 # The error of a trial whose worker ended without a word.
 WORKER_DIED = "its worker died"
 # System attribute in which Optuna keeps the parameters of an enqueued trial.

@@ -127,7 +127,8 @@ class Claims:
             if len(self._taken()) >= wanted:
                 return None
             waiting = self._history.unfinished(TrialState.WAITING)
-            trial_id = self._storage.start(self._study._study_id, waiting[0]._trial_id if waiting else None)
+            first = min(waiting, key=lambda trial: self._history.position(trial.number), default=None)
+            trial_id = self._storage.start(self._study._study_id, None if first is None else first._trial_id)
             if trial_id is None:  # another worker took the waiting trial
                 continue
             trials = self._history.refresh().trials.values()

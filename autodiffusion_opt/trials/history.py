@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import operator
 from bisect import insort
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import optuna
@@ -92,6 +92,15 @@ class Observation:
     stage: str | None = None
 
     @property
+    def is_measured(self) -> bool:
+        """Whether it is known how good the candidate is, or that it is hopeless."""
+        return self.losses is not None or self.stopped is not None
+
+    def unmeasured(self) -> Observation:
+        """The same while it was being measured."""
+        return Observation(self.position, self.candidate, stage=self.stage)
+
+    @property
     def loss(self) -> float | None:
         """The only loss. Raises ValueError for a study with several objectives."""
         if self.losses is None:
@@ -146,6 +155,26 @@ class Past:
         """Whether an equal candidate was proposed before."""
         first = self._all._first_position.get(candidate)  # type: ignore[call-overload]
         return first is not None and bool(first < self.position)
+
+    def unmeasured(self) -> dict[str, list[int]]:
+        """The positions without a value: those whose candidate is known (``measuring``), and others (``proposing``).
+
+        Only those of the two that have any.
+        """
+        at = self._all._at
+        positions = {
+            "measuring": [each.position for each in self if not each.is_measured],
+            "proposing": [position for position in range(self.position) if position not in at],
+        }
+        return {state: listed for state, listed in positions.items() if listed}
+
+    def as_it_was(self, unmeasured: Mapping[str, Sequence[int]]) -> Past:
+        """The same positions when those of :meth:`unmeasured` had no value yet."""
+        measuring, proposing = set(unmeasured.get("measuring", ())), set(unmeasured.get("proposing", ()))
+        known = (each for each in self if each.position not in proposing)
+        return Observations(each.unmeasured() if each.position in measuring else each for each in known).before(
+            self.position
+        )
 
     def best(self, count: int, before: int | None = None) -> list[Observation]:
         """The ``count`` best different candidates with finite losses at positions below ``before``, best first.

@@ -24,6 +24,7 @@ from autodiffusion_opt.study.config import build_optimizer, build_space
 from autodiffusion_opt.trials.attributes import BASELINE, WORKER, candidate_of
 from autodiffusion_opt.trials.claims import Claims
 from autodiffusion_opt.trials.history import History
+from autodiffusion_opt.trials.studies import need_study
 
 INFO = ado.ModelInfo(1000, layers=10, removable=tuple(range(10)), ranking=(tuple(range(10)),) * 3)
 # A fresh sampler as a new process makes it: seeds of its own, which must not matter.
@@ -99,8 +100,7 @@ def test_two_workers_in_turn_and_a_killed_trial_change_nothing(
         study = study_of(SAMPLERS[name](), url)
         study.run(wanted, progress=False)
         if wanted < 24:
-            optuna_study = optuna.load_study(study_name="s", storage=study.storage)
-            lost = Claims(History(optuna_study), study.problem.space.encode).take(24)
+            lost = Claims(History(need_study(study.storage, "s")), study.problem.space.encode).take(24)
             assert lost is not None
             study.storage.set_trial_user_attr(lost.trial_id, WORKER, dead)
     assert len(study.trials()) == 24 + 3

@@ -142,6 +142,14 @@ def test_a_worker_that_died_before_it_had_a_candidate_is_retried_without(study: 
     assert trials(study)[1].user_attrs == {RETRY_OF: 0}
 
 
+def test_an_earlier_position_comes_before_a_later_one_though_its_retry_was_enqueued_last(study: optuna.Study) -> None:
+    claims = claims_of(study)
+    claims.enqueue({"leading": at(3), "trailing": at(4)})
+    given_to(study, take(claims), dead_worker())
+    assert take(claims, 1).position == 0
+    assert claims.take(1) is None
+
+
 def test_only_positions_below_the_wanted_number_are_retried(study: optuna.Study) -> None:
     claims = claims_of(study)
     dead = dead_worker()

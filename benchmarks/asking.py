@@ -26,7 +26,7 @@ from autodiffusion_opt.study.config import build_optimizer
 from autodiffusion_opt.trials.attributes import CANDIDATE, ORIGIN
 from autodiffusion_opt.trials.history import History
 from autodiffusion_opt.trials.storage import open_storage
-from autodiffusion_opt.trials.studies import begin_trial, create_study
+from autodiffusion_opt.trials.studies import begin_trial, create_study, set_parameters
 
 INFO = ado.ModelInfo(train_steps=1000)
 NEVERGRAD = ("CMA", "TwoPointsDE", "OnePlusOne", "NgIohTuned", "ScrHammersleySearch")
@@ -63,7 +63,8 @@ def milliseconds(kind: str, dimensions: int, finished: int, asks: int, folder: P
         trial_id = storage.start(study._study_id, None)
         assert trial_id is not None
         start = time.perf_counter()
-        trial = begin_trial(study, trial_id, space.distributions())
+        trial = begin_trial(study, trial_id)
+        set_parameters(trial, space.distributions())
         times.append(1e3 * (time.perf_counter() - start))
         candidate = space.decode(trial.params)
         trial.set_user_attr(CANDIDATE, candidate.to_json())

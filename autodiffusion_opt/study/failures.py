@@ -31,11 +31,11 @@ class Failures:
 def in_common(reasons: Sequence[str]) -> str:
     """A sentence on evaluations that failed in a row: their common reason, or its kind, or each."""
     several = f"{len(reasons)} evaluations in a row failed"
-    kinds = {reason.split(":", 1)[0] for reason in reasons}
+    kinds = {reason.rsplit(": ", 1)[0] for reason in reasons}
     if len(set(reasons)) == 1:
         what = f", all with: {reasons[0]}"
     elif len(kinds) == 1:
-        what = f", all with a {kinds.pop()}; the last: {reasons[-1]}"
+        what = f", all with {kinds.pop()}; the last: {reasons[-1]}"
     else:
         what = "; their reasons: " + "; ".join(dict.fromkeys(reasons))
     return f"{several}{what}. Put it right and run the study again"

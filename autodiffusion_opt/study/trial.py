@@ -28,7 +28,7 @@ from autodiffusion_opt.trials.attributes import (
 )
 from autodiffusion_opt.trials.claims import Claim
 from autodiffusion_opt.trials.history import History
-from autodiffusion_opt.trials.studies import begin_trial, set_constraints
+from autodiffusion_opt.trials.studies import begin_trial, set_constraints, set_parameters
 
 
 def run_trial(optimizer: str, problem: Problem, claim: Claim, history: History, callback: Callback) -> FrozenTrial:
@@ -42,17 +42,20 @@ def run_trial(optimizer: str, problem: Problem, claim: Claim, history: History, 
         callback: is told of the candidate and its images.
     """
     with claim.heartbeat():
-        trial = begin_trial(claim.study, claim.trial_id, problem.space.distributions())
+        trial = begin_trial(claim.study, claim.trial_id)
         # Read from SQL: the trial object does not know what its sampler has published meanwhile.
         stored = history.refresh().trials[claim.number]
+        is_enqueued = bool(stored.system_attrs.get(FIXED_PARAMETERS))
         candidate = candidate_of(stored)
-        if candidate is None:  # chosen by its parameters alone
-            candidate = problem.space.decode(trial.params)
-            trial.set_user_attr(ORIGIN, "enqueued" if stored.system_attrs.get(FIXED_PARAMETERS) else optimizer)
-            trial.set_user_attr(CANDIDATE, candidate.to_json())
-        # A retry keeps the name of who proposed what it retries; what was given or enqueued has none.
-        if not {OPTIMIZER, RETRY_OF} & set(stored.user_attrs) and not stored.system_attrs.get(FIXED_PARAMETERS):
-            trial.set_user_attr(OPTIMIZER, optimizer)
+        with claim.together():
+            set_parameters(trial, problem.space.distributions())
+            if candidate is None:  # chosen by its parameters alone
+                candidate = problem.space.decode(trial.params)
+                trial.set_user_attr(ORIGIN, "enqueued" if is_enqueued else optimizer)
+                trial.set_user_attr(CANDIDATE, candidate.to_json())
+            # A retry keeps the name of who proposed what it retries; what was given or enqueued has none.
+            if not {OPTIMIZER, RETRY_OF} & set(stored.user_attrs) and not is_enqueued:
+                trial.set_user_attr(OPTIMIZER, optimizer)
         callback.proposed(trial.number, candidate)
         is_given = given_name(stored) is not None  # never stopped: what comes after is compared with it
         earlier = history.measured_with(candidate)
@@ -61,11 +64,13 @@ def run_trial(optimizer: str, problem: Problem, claim: Claim, history: History, 
         try:
             score, is_stopped = _measure(problem, trial, candidate, callback, may_stop=not is_given)
         except EvaluationError as error:
-            trial.set_user_attr(ERROR, str(error))
-            trial.set_user_attr(EVALUATION_FAILED, True)
+            with claim.together():
+                trial.set_user_attr(ERROR, str(error))
+                trial.set_user_attr(EVALUATION_FAILED, True)
             return claim.study.tell(trial, state=TrialState.FAIL, skip_if_finished=True)
-        trial.set_user_attr(SCORE, score.to_dict())
-        set_constraints(claim.study, trial, {bound.key: bound.excess(score.values) for bound in problem.bounds})
+        with claim.together():
+            trial.set_user_attr(SCORE, score.to_dict())
+            set_constraints(claim.study, trial, {bound.key: bound.excess(score.values) for bound in problem.bounds})
         if is_stopped:
             return claim.study.tell(trial, state=TrialState.PRUNED, skip_if_finished=True)
         values = [score.values[name] for name in problem.objective.directions]
@@ -74,11 +79,12 @@ def run_trial(optimizer: str, problem: Problem, claim: Claim, history: History, 
 
 def _reuse(claim: Claim, trial: optuna.Trial, earlier: FrozenTrial) -> FrozenTrial:
     """Take over what was measured of an equal candidate, which is never sampled twice."""
-    trial.set_user_attr(REUSED_FROM, earlier.number)
-    trial.set_user_attr(SCORE, earlier.user_attrs.get(SCORE, {}))
-    set_constraints(claim.study, trial, constraints_of(earlier))
-    if OF_IMAGES in earlier.user_attrs:
-        trial.set_user_attr(OF_IMAGES, earlier.user_attrs[OF_IMAGES])
+    with claim.together():
+        trial.set_user_attr(REUSED_FROM, earlier.number)
+        trial.set_user_attr(SCORE, earlier.user_attrs.get(SCORE, {}))
+        set_constraints(claim.study, trial, constraints_of(earlier))
+        if OF_IMAGES in earlier.user_attrs:
+            trial.set_user_attr(OF_IMAGES, earlier.user_attrs[OF_IMAGES])
     for images, value in earlier.intermediate_values.items():
         trial.report(value, images)
     if earlier.state == TrialState.PRUNED:

@@ -51,6 +51,11 @@ class Claim:
     number: int
     position: int
 
+    def together(self) -> AbstractContextManager[None]:
+        """What is written of the trial meanwhile is written in one transaction, at the end."""
+        assert isinstance(self.study._storage, Storage)
+        return self.study._storage.together()
+
     def heartbeat(self) -> AbstractContextManager[None]:
         """Tells SQL, while it lasts, that the trial is being worked at."""
         return workers.heartbeat(lambda: record_heartbeat(self.study, self.trial_id))
@@ -146,24 +151,26 @@ class Claims:
         that worker.
         """
         lost = [trial for trial in self._running() if fail_if_dead(self._study, trial)]
+        if lost:
+            self._history.refresh()
         self._retry_open(wanted)
         return len(lost)
 
     def retry_failures_in_a_row(self, count: int) -> None:
         """Where the last ``count`` trials to finish all failed to be measured, which stops a run, try them again."""
-        trials = self._history.refresh().trials.values()
-        finished = [trial for trial in trials if trial.datetime_complete is not None]
-        last = sorted(finished, key=lambda trial: (trial.datetime_complete, trial.number))[-count:]
+        trials = self._history.refresh().trials
+        last = [trial for _, trial in sorted(trials.items()) if trial.state.is_finished()][-count:]
         if len(last) == count and all(trial.user_attrs.get(EVALUATION_FAILED) for trial in last):
-            for position in sorted({self._history.position(trial.number) for trial in last}):
+            for position in sorted({self._history.position(trial.number) for trial in last} & self._history.settled):
                 self._enqueue_again(position)
-        self._history.refresh()
+            self._history.refresh()
 
     def release(self, reason: str, wanted: int) -> None:
         """Whatever stopped the run: no trial of this worker stays running, and each is retried first next time."""
         for trial in self._running():
             if trial.user_attrs.get(WORKER) == workers.this_worker():
                 fail(self._study, trial._trial_id, reason)
+        self._history.refresh()
         self._retry_open(wanted)
 
     def others_at_work(self, wanted: int) -> int:
@@ -183,11 +190,11 @@ class Claims:
 
     def _retry_open(self, wanted: int) -> None:
         """Enqueue every open position below ``wanted``."""
-        for position in self._history.refresh().open_positions:
-            if position >= wanted:
-                break  # ascending; these are for a run that wants more
+        wanted_again = [position for position in self._history.open_positions if position < wanted]
+        for position in wanted_again:
             self._enqueue_again(position)
-        self._history.refresh()
+        if wanted_again:
+            self._history.refresh()
 
     def _enqueue_again(self, position: int) -> None:
         """A waiting trial at the position, with the candidate it had, if it had one; unless another worker did so."""

@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import sqlite3
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import optuna
 import sqlalchemy
-from sqlalchemy.exc import ArgumentError, InterfaceError, OperationalError, SQLAlchemyError
+from sqlalchemy.exc import ArgumentError, InterfaceError, OperationalError, PendingRollbackError, SQLAlchemyError
 
 from autodiffusion_opt.errors import UserError
 
@@ -127,8 +128,13 @@ def engine_arguments(url: str) -> dict[str, Any]:
     return {"pool_pre_ping": True, "pool_size": 2, "max_overflow": 4}
 
 
-def lock_early(engine: sqlalchemy.Engine) -> None:
-    """WAL, and BEGIN IMMEDIATE: no two workers read before one writes."""
+def lock_early(engine: sqlalchemy.Engine, only_reads: Callable[[], bool]) -> None:
+    """WAL, and BEGIN IMMEDIATE: no two workers read before one writes.
+
+    Args:
+        engine: of an SQLite database.
+        only_reads: whether the transaction that begins writes nothing: it takes no lock.
+    """
 
     @sqlalchemy.event.listens_for(engine, "connect")
     def on_connect(connection: Any, _: object) -> None:
@@ -138,7 +144,7 @@ def lock_early(engine: sqlalchemy.Engine) -> None:
 
     @sqlalchemy.event.listens_for(engine, "begin")
     def on_begin(connection: Any) -> None:
-        connection.exec_driver_sql("BEGIN IMMEDIATE")
+        connection.exec_driver_sql("BEGIN" if only_reads() else "BEGIN IMMEDIATE")
 
     engine.dispose()  # connections that were opened before the events
 
@@ -160,7 +166,7 @@ def first_line(error: BaseException) -> str:
 def may_pass(error: BaseException, url: str) -> bool:
     """Whether a database that gave this error may work again by itself: it is locked, or its server is gone."""
     cause = error.__cause__ if isinstance(error, optuna.exceptions.StorageInternalError) else error
-    if not isinstance(cause, OperationalError | InterfaceError):
+    if not isinstance(cause, OperationalError | InterfaceError | PendingRollbackError):
         return getattr(cause, "connection_invalidated", False)
     return not url.startswith("sqlite") or "locked" in first_line(error)
 

@@ -11,19 +11,22 @@ import atexit
 import contextlib
 import functools
 import json
+import logging
 import os
 import random
 import sqlite3
+import threading
 import time
 import warnings
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
 import optuna
 import sqlalchemy
+from optuna.distributions import BaseDistribution
 from optuna.storages import BaseStorage, RDBStorage
 from optuna.storages._rdb import models
 from optuna.storages._rdb.storage import _create_scoped_session
@@ -37,6 +40,8 @@ from autodiffusion_opt.trials.database import without_password
 from autodiffusion_opt.trials.workers import GRACE_SECONDS, HEARTBEAT_SECONDS, this_worker
 
 T = TypeVar("T")
+# What a transaction does, given its session.
+Write = Callable[[Any], None]
 # Seconds between two attempts to reach a database that is gone: doubled from the first to the last.
 FIRST_PAUSE, LAST_PAUSE = 0.1, 10.0
 
@@ -52,8 +57,12 @@ class Storage(RDBStorage):
     def __init__(self, url: str) -> None:
         self.patience = 0.0
         self.back_since: float | None = None
+        self._together: list[Write] | None = None  # what is held back to be written in one transaction
+        self._now = threading.local()  # whether this thread only reads
         parsed = sqlalchemy.engine.make_url(url)
         self._file = Path(str(parsed.database)) if database.is_sqlite(parsed) else None
+        # What it logs of a server that is gone is said here, in a line.
+        logging.getLogger("optuna.storages._rdb.storage").setLevel(logging.ERROR)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # heartbeats are marked experimental
             super().__init__(
@@ -63,7 +72,7 @@ class Storage(RDBStorage):
                 grace_period=GRACE_SECONDS,
             )
         if self._file is not None and os.access(self._file, os.W_OK):  # else it is only read
-            database.lock_early(self.engine)
+            database.lock_early(self.engine, lambda: getattr(self._now, "reads", False))
         self._identity = None if self._file is None else database.identity(self._file)
         _open.add(self)
 
@@ -101,6 +110,49 @@ class Storage(RDBStorage):
             self.engine.dispose()  # connections to a server that was stopped
             time.sleep(pause * (0.5 + random.random() / 2))  # not all workers at once
             pause = min(2 * pause, LAST_PAUSE)
+
+    @contextlib.contextmanager
+    def together(self) -> Iterator[None]:
+        """Parameters and attributes of trials that are set meanwhile are written at the end, in one transaction."""
+        self._together = []
+        try:
+            yield
+            writes = self._together
+        finally:
+            self._together = None
+        self._write(*writes)
+
+    def _write(self, *writes: Write) -> None:
+        if self._together is not None:
+            self._together.extend(writes)
+            return
+
+        def call(_: bool) -> None:
+            with _create_scoped_session(self.scoped_session, True) as session:
+                for write in writes:
+                    write(session)
+
+        self.patiently(call)
+
+    def set_trial_param(
+        self, trial_id: int, param_name: str, param_value_internal: float, distribution: BaseDistribution
+    ) -> None:
+        """Set a parameter of a running trial."""
+        self._write(
+            lambda session: self._set_trial_param_without_commit(
+                session, trial_id, param_name, param_value_internal, distribution
+            )
+        )
+
+    def set_trial_user_attr(self, trial_id: int, key: str, value: Any) -> None:
+        """Set a user attribute of a running trial."""
+        rows = models.TrialUserAttributeModel
+        self._write(lambda session: self._set_trial_attr_without_commit(session, rows, trial_id, key, value))
+
+    def set_trial_system_attr(self, trial_id: int, key: str, value: Any) -> None:
+        """Set a system attribute of a running trial."""
+        rows = models.TrialSystemAttributeModel
+        self._write(lambda session: self._set_trial_attr_without_commit(session, rows, trial_id, key, value))
 
     def _check_file(self) -> None:
         """Raise UserError where the file is not the one that was opened: what is written would be lost."""
@@ -217,12 +269,18 @@ def _count(study_id: int, key: str, value: Any, session: Any) -> int:
 
 
 def _made_patient(name: str) -> Callable[..., Any]:
-    """A method of Optuna's storage that waits for a database that is gone."""
+    """A method of Optuna's storage that waits for a database that is gone; those that only read take no lock."""
     method = getattr(RDBStorage, name)
+    reads = name.removeprefix("_").startswith("get_")
 
     @functools.wraps(method)
     def call(self: Storage, *arguments: Any, **keywords: Any) -> Any:
-        return self.patiently(lambda _: method(self, *arguments, **keywords))
+        before = getattr(self._now, "reads", False)
+        self._now.reads = reads
+        try:
+            return self.patiently(lambda _: method(self, *arguments, **keywords))
+        finally:
+            self._now.reads = before
 
     return call
 

@@ -31,10 +31,11 @@ def new_trials(study: optuna.Study, unfinished: set[int], last_id: int) -> list[
 
 
 def set_attributes(study: optuna.Study, trial: FrozenTrial, attributes: dict[str, Any]) -> None:
-    """Write user attributes of a running trial, in their order; the pruner sees them in ``trial`` itself."""
-    for key, value in attributes.items():
-        study._storage.set_trial_user_attr(trial._trial_id, key, value)
-        trial.user_attrs[key] = value
+    """Write user attributes of a running trial; the pruner sees them in ``trial`` itself."""
+    with study._storage.together() if isinstance(study._storage, Storage) else contextlib.nullcontext():
+        for key, value in attributes.items():
+            study._storage.set_trial_user_attr(trial._trial_id, key, value)
+            trial.user_attrs[key] = value
 
 
 def set_constraints(study: optuna.Study, trial: optuna.Trial, constraints: Mapping[str, float]) -> None:
@@ -132,10 +133,13 @@ def need_study(storage: Storage, name: str) -> optuna.Study:
     return study
 
 
-def begin_trial(study: optuna.Study, trial_id: int, distributions: dict[str, BaseDistribution]) -> optuna.Trial:
-    """A running trial with all its parameters: what ``study.ask`` does once it has a trial."""
+def begin_trial(study: optuna.Study, trial_id: int) -> optuna.Trial:
+    """A running trial, for which the sampler has been asked: what ``study.ask`` does once it has a trial."""
     study._thread_local.cached_all_trials = None  # what samplers read is read anew for each trial
-    trial = optuna.trial.Trial(study, trial_id)
+    return optuna.trial.Trial(study, trial_id)
+
+
+def set_parameters(trial: optuna.Trial, distributions: dict[str, BaseDistribution]) -> None:
+    """Give a trial the value of each parameter that its sampler has chosen, or that it was enqueued with."""
     for name, distribution in distributions.items():
         trial._suggest(name, distribution)
-    return trial

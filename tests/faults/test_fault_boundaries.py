@@ -19,31 +19,23 @@ WHOLE = 10
 
 def die_at(url: str, trials: int, optimizer: str, boundary: int, when: str) -> None:
     """Run the study, and be killed before or after a commit; exit code 0 where there are fewer that write."""
-    count = 0
     study = study_of(url, trials, optimizer=optimizer)
-    sessions = study.storage.scoped_session
+    count, is_written = 0, False
 
-    def on_flush(session: Any, context: object) -> None:
-        session.info["wrote"] = True
+    def on_execute(connection: Any, cursor: Any, statement: str, *_: Any) -> None:
+        nonlocal is_written
+        is_written |= statement.lstrip().startswith(("INSERT", "UPDATE", "DELETE"))
 
-    def before_commit(session: Any) -> None:
-        session.flush()
+    def on_commit(session: Any) -> None:
+        nonlocal count, is_written
         if when == "before":
-            die(session)
-
-    def after_commit(session: Any) -> None:
-        if when == "after":
-            die(session)
-
-    def die(session: Any) -> None:
-        nonlocal count
-        count += session.info.pop("wrote", False)
+            session.flush()
+        count, is_written = count + is_written, False
         if count == boundary:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    sqlalchemy.event.listen(sessions, "after_flush", on_flush)
-    sqlalchemy.event.listen(sessions, "before_commit", before_commit)
-    sqlalchemy.event.listen(sessions, "after_commit", after_commit)
+    sqlalchemy.event.listen(study.storage.engine, "before_cursor_execute", on_execute)
+    sqlalchemy.event.listen(study.storage.scoped_session, f"{when}_commit", on_commit)
     study.run(progress=False)
 
 

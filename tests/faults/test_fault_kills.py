@@ -127,9 +127,9 @@ def test_fault_values_are_those_of_an_uninterrupted_run(make_database: MakeDatab
     whole, url = study_of(make_database(None), trials), make_database(None)
     whole.run(progress=False)
     generator = random.Random(1)
-    for _ in range(100):
+    for attempt in range(100):  # longer and longer, so that it ends on a slow machine too
         worker = start_worker(url, trials, 0.02)
-        worker.join(generator.uniform(0.2, 0.7))
+        worker.join(generator.uniform(0.2, 0.7) * (1 + attempt / 20))
         worker.kill()
         worker.join()
         if worker.exitcode == 0:

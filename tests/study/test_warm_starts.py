@@ -20,7 +20,7 @@ from autodiffusion_opt.sampling.load import load_pipeline
 from autodiffusion_opt.study.curves import images_of
 from autodiffusion_opt.study.results import open_study
 from autodiffusion_opt.trials.attributes import BASELINE, CANDIDATE, ERROR, OPTIMIZER, ORIGIN, SPENT, START
-from autodiffusion_opt.trials.claims import NOT_WANTED, Claims
+from autodiffusion_opt.trials.claims import NOT_WANTED
 from autodiffusion_opt.trials.history import History
 
 pytestmark = pytest.mark.usefixtures("cache")
@@ -171,23 +171,6 @@ def test_a_distilled_model_goes_without_it_and_says_so(url: str) -> None:
         study_of(digits, url, trials=9).run(progress=False)
     with pytest.raises(UserError, match=r"start_from: dp: .* LCMScheduler is distilled to few"):
         study_of(digits, url, name="asked", optimizer={"kind": "local", "start_from": ["dp"]}).run(progress=False)
-
-
-@pytest.mark.slow
-def test_two_workers_that_both_computed_it_measure_it_once(url: str, digits: Any) -> None:
-    """Where neither saw the other's, the second that was enqueued is dropped."""
-    study = study_of(digits, url, trials=9)
-    study.run(1, progress=False)  # all that comes before the optimizer is enqueued
-    loaded = optuna.load_study(study_name="s", storage=study.storage)
-    claims = Claims(History(loaded).refresh(), study.problem.parameters)
-    candidate = Candidate.from_time_steps([600, 300, 100])
-    attributes = {START: "dp", CANDIDATE: candidate.to_json()}
-    loaded.enqueue_trial(study.problem.parameters(candidate), user_attrs=attributes)
-    claims.enqueue({"dp": candidate}, kind=START)
-    study.run(10, progress=False)
-    states = [trial.state for trial in study.trials() if START in trial.user_attrs]
-    assert states == [TrialState.COMPLETE, TrialState.FAIL]
-    assert study.trials()[-1].user_attrs[OPTIMIZER] == "local"
 
 
 def test_a_study_goes_on_with_other_optimizers_and_status_says_who_proposed_what(url: str, call: Any) -> None:

@@ -1,0 +1,152 @@
+"""What several workers bring, and what many cost their database: ``python benchmarks/workers.py [--quick]``.
+
+``speedup``: trials of ``digits-4`` in a second by two workers over those by one, each with one thread, counted while
+all of them are at work.
+
+``storage_share``: the part of their time that ``--many`` workers (100) at one SQLite database spend in it, where a
+trial takes ten seconds and needs no processor. Their positions must all be different. ``--quick`` has 20 workers and
+trials of two seconds, so that as many trials a second end.
+
+With ``--storage URL`` the many use another database, PostgreSQL say, which must be empty.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import multiprocessing
+import tempfile
+import time
+import warnings
+from collections.abc import Callable
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import optuna
+from common import machine, parser, say
+
+import autodiffusion_opt as ado
+from autodiffusion_opt.study.workers import run_workers
+from autodiffusion_opt.trials.attributes import WORKER
+from autodiffusion_opt.trials.history import History
+from autodiffusion_opt.trials.storage import Storage
+from autodiffusion_opt.trials.studies import need_study
+
+FORK = multiprocessing.get_context("fork")
+INFO = ado.ModelInfo(train_steps=1000)
+
+
+def trials_a_second(count: int, trials: int, url: str) -> float:
+    """Of ``count`` workers, between the first trial of the last of them and the last trial of the first to end."""
+    loading = {"name": "digits-4", "storage": url, "overrides": ["optimizer=random", "objective=digits-fid"]}
+    study = ado.Study.load(**loading)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        run_workers(count, study, loading, {"trials": trials})
+    begun: dict[str, datetime] = {}
+    ended: dict[str, datetime] = {}
+    times = []
+    for trial in study.trials():
+        if trial.state == optuna.trial.TrialState.COMPLETE and trial.datetime_start and trial.datetime_complete:
+            worker = trial.user_attrs[WORKER]
+            begun[worker] = min(begun.get(worker, trial.datetime_start), trial.datetime_start)
+            ended[worker] = max(ended.get(worker, trial.datetime_complete), trial.datetime_complete)
+            times.append(trial.datetime_complete)
+    first, last = max(begun.values()), min(ended.values())
+    return sum(first < when <= last for when in times) / (last - first).total_seconds()
+
+
+def waiting_study(url: str, trials: int, seconds: float) -> ado.Study:
+    """A study whose trials only take time."""
+
+    def measured(candidate: ado.Candidate) -> float:
+        time.sleep(seconds)
+        return float(np.mean(candidate.times))
+
+    return ado.Study(
+        "waiting",
+        space={"kind": "time-steps", "steps": 4},
+        objective=ado.CandidateMetric(measured, identity="waiting"),
+        optimizer="local",
+        trials=trials,
+        storage=url,
+        model_info=INFO,
+    )
+
+
+def timed(method: Callable[..., Any], spent: list[float]) -> Callable[..., Any]:
+    """The method, whose seconds are added to the first of ``spent``; calls within a call count once."""
+    depth = [0]
+
+    @functools.wraps(method)
+    def call(*arguments: Any, **keywords: Any) -> Any:
+        begun, depth[0] = time.perf_counter(), depth[0] + 1
+        try:
+            return method(*arguments, **keywords)
+        finally:
+            depth[0] -= 1
+            spent[0] += time.perf_counter() - begun if depth[0] == 0 else 0.0
+
+    return call
+
+
+def work(url: str, trials: int, seconds: float, begin: Any, results: Any) -> None:
+    """A worker of many: what it spent in the database, and altogether."""
+    warnings.simplefilter("ignore")
+    spent = [0.0]
+    setattr(Storage, "patiently", timed(Storage.patiently, spent))  # noqa: B010  # mypy: a method is not assigned to
+    study = waiting_study(url, trials, seconds)
+    study.storage.engine.dispose()
+    begin.wait()
+    spent[0], begun = 0.0, time.perf_counter()
+    study.run(progress=False)
+    results.put((spent[0], time.perf_counter() - begun))
+
+
+def cost_of_many(count: int, seconds: float, rounds: int, url: str) -> dict[str, Any]:
+    """The share of the database in the time of so many workers, each of which runs about ``rounds`` trials."""
+    trials = count * rounds
+    waiting_study(url, 1, 0.0).run(progress=False)
+    begin, results = FORK.Event(), FORK.Queue()
+    workers = [FORK.Process(target=work, args=(url, trials, seconds, begin, results)) for _ in range(count)]
+    for worker in workers:
+        worker.start()
+    time.sleep(3.0)  # they open the database
+    begin.set()
+    rows = [results.get() for _ in workers]
+    for worker in workers:
+        worker.join()
+    study = waiting_study(url, trials, seconds)
+    history = History(need_study(study.storage, "waiting")).refresh()
+    complete = [trial for trial in history.trials.values() if trial.state == optuna.trial.TrialState.COMPLETE]
+    positions = sorted(history.position(trial.number) for trial in complete)
+    assert positions == list(range(trials)), "every position must be measured once"
+    share = sum(spent for spent, _ in rows) / sum(whole for _, whole in rows)
+    return {"workers": count, "seconds_of_a_trial": seconds, "trials": trials, "storage_share": round(share, 4)}
+
+
+def main() -> None:
+    """Print the figures; the last line is a JSON object."""
+    arguments = parser(__doc__)
+    arguments.add_argument("--many", type=int, default=None, help="workers at one database (default: 100)")
+    arguments.add_argument("--storage", metavar="URL", help="of the many (default: SQLite in a temporary folder)")
+    options = arguments.parse_args()
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    trials = 24 if options.quick else 60
+    with tempfile.TemporaryDirectory() as folder:
+        rates = {}
+        for count in (1, 2):
+            rates[count] = trials_a_second(count, trials, f"sqlite:///{Path(folder)}/{count}.db")
+            say(f"{count} workers: {rates[count]:.2f} trials a second")
+        count, seconds, rounds = (20, 2.0, 4) if options.quick else (100, 10.0, 6)
+        url = options.storage or f"sqlite:///{Path(folder)}/many.db"
+        many = cost_of_many(options.many or count, seconds, rounds, url)
+    say(f"{many['workers']} workers spend {many['storage_share']:.1%} of their time in the database")
+    speedup = round(rates[2] / rates[1], 3)
+    print(json.dumps({"machine": machine(), "speedup": speedup, "trials_a_second": rates, **many}))
+
+
+if __name__ == "__main__":
+    main()

@@ -58,10 +58,10 @@ def exit_code(call: Callable[[], Any]) -> int:
 
 def _leave(code: int) -> NoReturn:
     """Close the databases, and exit without waiting for threads of optimizers that never end."""
-    storage = sys.modules.get("autodiffusion_opt.trials.storage")
+    opening = sys.modules.get("autodiffusion_opt.trials.opening")
     try:
-        if storage is not None:
-            storage.close_all()
+        if opening is not None:
+            opening.close_all()
         sys.stdout.flush()
         sys.stderr.flush()
     finally:

@@ -25,7 +25,7 @@ from autodiffusion_opt.optimizer import OPTIMIZERS
 from autodiffusion_opt.study.config import build_optimizer
 from autodiffusion_opt.trials.attributes import CANDIDATE, ORIGIN
 from autodiffusion_opt.trials.history import History
-from autodiffusion_opt.trials.storage import open_storage
+from autodiffusion_opt.trials.opening import open_storage
 from autodiffusion_opt.trials.studies import begin_trial, create_study, set_parameters
 
 INFO = ado.ModelInfo(train_steps=1000)

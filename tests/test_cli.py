@@ -123,7 +123,7 @@ def test_status(ran: tuple[Path, str], call: Call) -> None:
 
 
 def test_status_of_an_empty_storage(url: str, call: Call) -> None:
-    from autodiffusion_opt.trials.storage import open_storage
+    from autodiffusion_opt.trials.opening import open_storage
 
     open_storage(url)
     code, _, err = call("status", "--storage", url)

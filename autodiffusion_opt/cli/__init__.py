@@ -178,7 +178,7 @@ def status(storage: str | None, as_json: bool) -> None:
     """Every study in the storage: trials by state, best value, best baseline, optimizer, last activity."""
     from autodiffusion_opt.report.tables import status_rows, status_table
     from autodiffusion_opt.trials.database import storage_url, without_password
-    from autodiffusion_opt.trials.storage import open_storage
+    from autodiffusion_opt.trials.opening import open_storage
 
     url = storage_url(storage)
     rows = status_rows(open_storage(url, create=False))

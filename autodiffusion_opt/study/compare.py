@@ -28,7 +28,8 @@ from autodiffusion_opt.study.steps_front import StepsComparison
 from autodiffusion_opt.study.verify import rescore
 from autodiffusion_opt.trials.attributes import FINGERPRINT
 from autodiffusion_opt.trials.database import storage_url, without_password
-from autodiffusion_opt.trials.storage import Storage, open_storage
+from autodiffusion_opt.trials.opening import open_storage
+from autodiffusion_opt.trials.storage import Storage
 
 # Percent of the best value within which a search has to come.
 WITHIN = (5.0, 20.0)

@@ -38,7 +38,8 @@ from autodiffusion_opt.trials.attributes import (
 )
 from autodiffusion_opt.trials.database import storage_url, without_password
 from autodiffusion_opt.trials.history import MEASURED, best_first, front
-from autodiffusion_opt.trials.storage import Storage, open_storage
+from autodiffusion_opt.trials.opening import open_storage
+from autodiffusion_opt.trials.storage import Storage
 from autodiffusion_opt.trials.studies import need_study, value_names
 
 if TYPE_CHECKING:

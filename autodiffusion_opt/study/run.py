@@ -51,7 +51,8 @@ from autodiffusion_opt.trials.attributes import (
 from autodiffusion_opt.trials.claims import Claims
 from autodiffusion_opt.trials.database import storage_url, without_password
 from autodiffusion_opt.trials.history import History
-from autodiffusion_opt.trials.storage import Storage, open_storage
+from autodiffusion_opt.trials.opening import open_storage
+from autodiffusion_opt.trials.storage import Storage
 from autodiffusion_opt.trials.studies import create_study, find_study, set_value_names
 
 if TYPE_CHECKING:

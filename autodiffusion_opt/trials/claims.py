@@ -28,7 +28,7 @@ from autodiffusion_opt.trials.attributes import (
 )
 from autodiffusion_opt.trials.history import History
 from autodiffusion_opt.trials.storage import Storage
-from autodiffusion_opt.trials.studies import fail, record_heartbeat, stale_trial_ids
+from autodiffusion_opt.trials.studies import fail
 
 Encode = Callable[[Candidate], dict[str, Any]]
 # Why a worker fails a trial that it began for a position beyond those that are wanted.
@@ -53,12 +53,17 @@ class Claim:
 
     def together(self) -> AbstractContextManager[None]:
         """What is written of the trial meanwhile is written in one transaction, at the end."""
-        assert isinstance(self.study._storage, Storage)
-        return self.study._storage.together()
+        return storage_of(self.study).together()
 
     def heartbeat(self) -> AbstractContextManager[None]:
         """Tells SQL, while it lasts, that the trial is being worked at."""
-        return workers.heartbeat(lambda: record_heartbeat(self.study, self.trial_id))
+        return workers.heartbeat(lambda: storage_of(self.study).record_heartbeat(self.trial_id))
+
+
+def storage_of(study: optuna.Study) -> Storage:
+    """Where the study is kept."""
+    assert isinstance(study._storage, Storage)
+    return study._storage
 
 
 def is_alive(study: optuna.Study, trial: FrozenTrial) -> bool:
@@ -71,10 +76,10 @@ def is_alive(study: optuna.Study, trial: FrozenTrial) -> bool:
     worker = trial.user_attrs.get(WORKER)
     if worker is not None and (is_there := workers.is_there(str(worker))) is not None:
         return is_there
-    back_since = getattr(study._storage, "back_since", None)
-    if back_since is not None and time.monotonic() < back_since + workers.GRACE_SECONDS:
+    storage = storage_of(study)
+    if storage.back_since is not None and time.monotonic() < storage.back_since + workers.GRACE_SECONDS:
         return True
-    return trial._trial_id not in stale_trial_ids(study)
+    return trial._trial_id not in storage.stale_trial_ids(study._study_id)
 
 
 def fail_if_dead(study: optuna.Study, trial: FrozenTrial) -> bool:
@@ -96,8 +101,7 @@ class Claims:
     def __init__(self, history: History, encode: Encode) -> None:
         self._history = history
         self._study = history.study
-        assert isinstance(history.study._storage, Storage)
-        self._storage = history.study._storage
+        self._storage = storage_of(history.study)
         self._encode = encode
 
     def enqueue(

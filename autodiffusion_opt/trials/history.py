@@ -25,7 +25,7 @@ from autodiffusion_opt.trials.attributes import (
     given_name,
     values_of,
 )
-from autodiffusion_opt.trials.studies import new_trials
+from autodiffusion_opt.trials.storage import Storage
 
 Directions = Sequence[StudyDirection]
 MINIMIZE = (StudyDirection.MINIMIZE,)
@@ -229,7 +229,11 @@ class History:
 
     def refresh(self) -> History:
         """Read the trials that are new or were not finished; returns itself."""
-        fresh = new_trials(self.study, set(self._unfinished), self._last_id)
+        storage, study_id = self.study._storage, self.study._study_id
+        if isinstance(storage, Storage):
+            fresh = storage.new_trials(study_id, set(self._unfinished), self._last_id)
+        else:  # another program's, which one of our samplers serves
+            fresh = storage.get_all_trials(study_id, deepcopy=False)
         for trial in sorted(fresh, key=lambda trial: trial.number):
             self._take(trial)
         return self

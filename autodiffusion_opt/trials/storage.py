@@ -1,83 +1,48 @@
-"""SQL: SQLite (the default), PostgreSQL or MySQL, always through Optuna's RDBStorage.
+"""What a study needs of its storage: Optuna's interface, trials that start and are enqueued once, and patience.
 
-The only room that touches names which Optuna keeps private. Three things are added to its storage. What must not come
-apart is one transaction: a trial starts together with its worker's name and first heartbeat, and a trial is enqueued
-only if nobody has enqueued it meanwhile. A database that is gone is waited for. And its file is left whole.
+A database that is gone is waited for: its server was restarted, its network failed, its file is locked.
 """
 
 from __future__ import annotations
 
-import atexit
-import contextlib
 import functools
-import json
-import logging
-import os
 import random
-import sqlite3
-import threading
 import time
 import warnings
-import weakref
-from collections.abc import Callable, Iterator, Sequence
-from datetime import datetime
-from pathlib import Path
-from typing import Any, TypeVar
+from abc import abstractmethod
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Any, ClassVar, TypeVar
 
-import optuna
-import sqlalchemy
-from optuna.distributions import BaseDistribution
-from optuna.storages import BaseStorage, RDBStorage
-from optuna.storages._rdb import models
-from optuna.storages._rdb.storage import _create_scoped_session
-from optuna.trial import FrozenTrial, TrialState
+from optuna.storages import BaseStorage
+from optuna.trial import FrozenTrial
 
 from autodiffusion_opt import signals
 from autodiffusion_opt.errors import UserError
 from autodiffusion_opt.trials import database
-from autodiffusion_opt.trials.attributes import WORKER
-from autodiffusion_opt.trials.database import without_password
-from autodiffusion_opt.trials.workers import GRACE_SECONDS, HEARTBEAT_SECONDS, this_worker
 
 T = TypeVar("T")
-# What a transaction does, given its session.
-Write = Callable[[Any], None]
 # Seconds between two attempts to reach a database that is gone: doubled from the first to the last.
 FIRST_PAUSE, LAST_PAUSE = 0.1, 10.0
 
 
-class Storage(RDBStorage):
-    """Optuna's SQL storage, which waits for a database that is gone, and is left whole.
+class Storage(BaseStorage):
+    """Where studies and their trials are kept.
 
     Attributes:
+        errors: that its calls raise where it cannot be reached.
+        url: of the database.
         patience: seconds for which a database that is gone is waited for.
         back_since: when it was back, by the clock of :func:`time.monotonic`; None where it was never gone.
     """
 
-    def __init__(self, url: str) -> None:
-        self.patience = 0.0
-        self.back_since: float | None = None
-        self._together: list[Write] | None = None  # what is held back to be written in one transaction
-        self._now = threading.local()  # whether this thread only reads
-        parsed = sqlalchemy.engine.make_url(url)
-        self._file = Path(str(parsed.database)) if database.is_sqlite(parsed) else None
-        # What it logs of a server that is gone is said here, in a line.
-        logging.getLogger("optuna.storages._rdb.storage").setLevel(logging.ERROR)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # heartbeats are marked experimental
-            super().__init__(
-                url,
-                engine_kwargs=database.engine_arguments(url),
-                heartbeat_interval=HEARTBEAT_SECONDS,
-                grace_period=GRACE_SECONDS,
-            )
-        if self._file is not None and os.access(self._file, os.W_OK):  # else it is only read
-            database.lock_early(self.engine, lambda: getattr(self._now, "reads", False))
-        self._identity = None if self._file is None else database.identity(self._file)
-        _open.add(self)
+    errors: ClassVar[tuple[type[Exception], ...]]
+    url: str
+    patience: float = 0.0
+    back_since: float | None = None
 
     def patiently(self, call: Callable[[bool], T]) -> T:
-        """What a transaction returns, tried again while the database is gone.
+        """What a transaction returns, tried again while the database is gone; signals wait until it is written.
 
         Args:
             call: makes the transaction. It is given whether an attempt failed before, which may have been written.
@@ -90,84 +55,34 @@ class Storage(RDBStorage):
         while True:
             try:
                 with signals.held_back():
-                    self._check_file()
+                    self._reach()
                     result = call(lost is not None)
                 if lost is not None:
                     self.back_since = time.monotonic()
                     warnings.warn(f"the database is back after {self.back_since - lost:.0f} s", stacklevel=3)
                 return result
-            except database.ERRORS as error:
-                if not database.may_pass(error, self.url):
+            except self.errors as error:
+                if not self._may_pass(error):
                     raise UserError(database.what_to_do(error, self.url)) from error
                 now = time.monotonic()
                 if lost is None:
                     lost = now
                     if self.patience:
-                        gone = f"storage {without_password(self.url)} is gone: {database.first_line(error)}"
+                        gone = f"storage {database.without_password(self.url)} is gone: {database.first_line(error)}"
                         warnings.warn(f"{gone}. Waiting for it, up to {self.patience:.0f} s", stacklevel=3)
                 if now + pause > lost + self.patience:
                     raise UserError(f"{database.what_to_do(error, self.url)}; waited {now - lost:.0f} s") from error
-            self.engine.dispose()  # connections to a server that was stopped
+            self._let_go()
             time.sleep(pause * (0.5 + random.random() / 2))  # not all workers at once
             pause = min(2 * pause, LAST_PAUSE)
 
-    @contextlib.contextmanager
-    def together(self) -> Iterator[None]:
-        """Parameters and attributes of trials that are set meanwhile are written at the end, in one transaction."""
-        self._together = []
-        try:
-            yield
-            writes = self._together
-        finally:
-            self._together = None
-        self._write(*writes)
+    def _may_pass(self, error: Exception) -> bool:
+        """Whether it may work again by itself."""
+        return database.may_pass(error, self.url)
 
-    def _write(self, *writes: Write) -> None:
-        if self._together is not None:
-            self._together.extend(writes)
-            return
-
-        def call(_: bool) -> None:
-            with _create_scoped_session(self.scoped_session, True) as session:
-                for write in writes:
-                    write(session)
-
-        self.patiently(call)
-
-    def set_trial_param(
-        self, trial_id: int, param_name: str, param_value_internal: float, distribution: BaseDistribution
-    ) -> None:
-        """Set a parameter of a running trial."""
-        self._write(
-            lambda session: self._set_trial_param_without_commit(
-                session, trial_id, param_name, param_value_internal, distribution
-            )
-        )
-
-    def set_trial_user_attr(self, trial_id: int, key: str, value: Any) -> None:
-        """Set a user attribute of a running trial."""
-        rows = models.TrialUserAttributeModel
-        self._write(lambda session: self._set_trial_attr_without_commit(session, rows, trial_id, key, value))
-
-    def set_trial_system_attr(self, trial_id: int, key: str, value: Any) -> None:
-        """Set a system attribute of a running trial."""
-        rows = models.TrialSystemAttributeModel
-        self._write(lambda session: self._set_trial_attr_without_commit(session, rows, trial_id, key, value))
-
-    def _check_file(self) -> None:
-        """Raise UserError where the file is not the one that was opened: what is written would be lost."""
-        if self._file is None:
-            return
-        now = database.identity(self._file)
-        if now != self._identity:
-            what = "was deleted" if now is None else "was replaced by another"
-            raise UserError(
-                f"storage {self.url} {what} while it was open. Put the file back and run the study again, or start "
-                "another"
-            )
-
+    @abstractmethod
     def start(self, study_id: int, trial_id: int | None) -> int | None:
-        """Start a waiting trial, or a new one, with this worker's name and a heartbeat, in one transaction.
+        """Start a waiting trial, or a new one, with this worker's name and a heartbeat.
 
         Args:
             study_id: of the study.
@@ -177,29 +92,9 @@ class Storage(RDBStorage):
             The trial's id; None where another worker took the waiting one.
         """
 
-        def call(may_be_written: bool) -> int | None:
-            with _create_scoped_session(self.scoped_session) as session:
-                models.StudyModel.find_or_raise_by_id(study_id, session, for_update=True)
-                if may_be_written and (started := _running_of(study_id, this_worker(), session)) is not None:
-                    return int(started)
-                if trial_id is None:
-                    template = optuna.trial.create_trial(state=TrialState.RUNNING, user_attrs={WORKER: this_worker()})
-                    trial = self._get_prepared_new_trial(study_id, template, session)
-                else:
-                    trial = models.TrialModel.find_or_raise_by_id(trial_id, session, for_update=True)
-                    if trial.state != TrialState.WAITING:
-                        return None
-                    trial.state = TrialState.RUNNING
-                    trial.datetime_start = datetime.now()
-                    user_attributes = models.TrialUserAttributeModel
-                    self._set_trial_attr_without_commit(session, user_attributes, trial_id, WORKER, this_worker())
-                session.add(models.TrialHeartbeatModel(trial_id=trial.trial_id))
-                return int(trial.trial_id)
-
-        return self.patiently(call)
-
+    @abstractmethod
     def enqueue_once(self, study_id: int, template: FrozenTrial, key: str, known: int) -> bool:
-        """Create a waiting trial, unless somebody did meanwhile; in one transaction.
+        """Create a waiting trial, unless somebody did meanwhile.
 
         Args:
             study_id: of the study.
@@ -211,123 +106,40 @@ class Storage(RDBStorage):
             Whether it was created.
         """
 
-        def call(_: bool) -> bool:
-            with _create_scoped_session(self.scoped_session) as session:
-                models.StudyModel.find_or_raise_by_id(study_id, session, for_update=True)
-                if _count(study_id, key, template.user_attrs[key], session) != known:
-                    return False
-                self._get_prepared_new_trial(study_id, template, session)
-                return True
+    @abstractmethod
+    def together(self) -> AbstractContextManager[None]:
+        """Parameters and attributes of trials that are set meanwhile are written at the end, in one transaction."""
 
-        return self.patiently(call)
+    @abstractmethod
+    def stale_trial_ids(self, study_id: int) -> set[int]:
+        """Running trials whose heartbeat stopped; by the database's own clock."""
 
-    def set_trial_state_values(self, trial_id: int, state: TrialState, values: Sequence[float] | None = None) -> bool:
-        """Finish a trial. An attempt whose answer was lost may have been written: that is no error."""
+    @abstractmethod
+    def record_heartbeat(self, trial_id: int) -> None:
+        """Tell that a trial is being worked at; a database that is gone is left alone until the next time."""
 
-        def call(may_be_written: bool) -> bool:
-            try:
-                return super(Storage, self).set_trial_state_values(trial_id, state, values)
-            except optuna.exceptions.UpdateFinishedTrialError:
-                stored = RDBStorage.get_trial(self, trial_id)
-                if may_be_written and stored.state == state and stored.values == (values and list(values)):
-                    return True
-                raise
+    @abstractmethod
+    def new_trials(self, study_id: int, unfinished: set[int], last_id: int) -> list[FrozenTrial]:
+        """The trials whose ids are above ``last_id`` or among ``unfinished``."""
 
-        return self.patiently(call)
-
+    @abstractmethod
     def close(self) -> None:
-        """Let go of the database; of SQLite, the file alone then holds all."""
-        self.remove_session()
-        self.engine.dispose()
-        if self._file is not None and database.identity(self._file) == self._identity:
-            with contextlib.suppress(sqlite3.Error):  # another process is writing: it merges when it ends
-                database.merge(self._file)
+        """Let go of the database; it may be used again."""
+
+    @abstractmethod
+    def _reach(self) -> None:
+        """Raise UserError where it is not what was opened."""
+
+    @abstractmethod
+    def _let_go(self) -> None:
+        """Of what was connected to a database that is gone."""
 
 
-def _running_of(study_id: int, worker: str, session: Any) -> Any:
-    """The id of a worker's running trial, or None."""
-    attributes, trials = models.TrialUserAttributeModel, models.TrialModel
-    ids = (
-        session.query(trials.trial_id)
-        .join(attributes)
-        .filter(trials.study_id == study_id, trials.state == TrialState.RUNNING)
-        .filter(attributes.key == WORKER, attributes.value_json == json.dumps(worker))
-    )
-    return ids.order_by(trials.trial_id.desc()).limit(1).scalar()
-
-
-def _count(study_id: int, key: str, value: Any, session: Any) -> int:
-    """How many trials have a value of a user attribute."""
-    attributes, trials = models.TrialUserAttributeModel, models.TrialModel
-    same = (
-        session.query(sqlalchemy.func.count(trials.trial_id))
-        .join(attributes)
-        .filter(trials.study_id == study_id)
-        .filter(attributes.key == key, attributes.value_json == json.dumps(value))
-    )
-    return int(same.scalar())
-
-
-def _made_patient(name: str) -> Callable[..., Any]:
-    """A method of Optuna's storage that waits for a database that is gone; those that only read take no lock."""
-    method = getattr(RDBStorage, name)
-    reads = name.removeprefix("_").startswith("get_")
+def patient(method: Callable[..., T]) -> Callable[..., T]:
+    """A method that waits for a database that is gone."""
 
     @functools.wraps(method)
-    def call(self: Storage, *arguments: Any, **keywords: Any) -> Any:
-        before = getattr(self._now, "reads", False)
-        self._now.reads = reads
-        try:
-            return self.patiently(lambda _: method(self, *arguments, **keywords))
-        finally:
-            self._now.reads = before
+    def call(self: Storage, *arguments: Any, **keywords: Any) -> T:
+        return self.patiently(lambda _: method(self, *arguments, **keywords))
 
     return call
-
-
-for _name in {*BaseStorage.__abstractmethods__, "_get_trials", "_get_stale_trial_ids"} - set(vars(Storage)):
-    setattr(Storage, _name, _made_patient(_name))
-
-_open: weakref.WeakSet[Storage] = weakref.WeakSet()
-
-
-@atexit.register
-def close_all() -> None:
-    """Let go of all databases that are open."""
-    with signals.held_back():
-        for storage in list(_open):
-            storage.close()
-
-
-def open_storage(url: str, *, create: bool = True, patience: float = 0.0) -> Storage:
-    """The database of a URL.
-
-    Args:
-        url: ``sqlite:///path``, ``postgresql://user@host/name`` ...
-        create: whether an SQLite file that is not there is created.
-        patience: seconds for which a server that does not answer is waited for.
-
-    Raises:
-        UserError: for text that is no URL, or a database that cannot be opened.
-    """
-    parsed = database.parsed_url(url)
-    if database.is_sqlite(parsed):
-        database.prepare_file(url, Path(str(parsed.database)), create)
-    begun = time.monotonic()
-    attempt = 0
-    while True:
-        attempt += 1
-        try:
-            return Storage(url)
-        except (*database.ERRORS, ImportError, RuntimeError) as error:
-            text = str(error).lower()
-            # The first use of an empty database by several processes is a race.
-            is_race = any(part in text for part in ("already exists", "locked", "unique", "duplicate"))
-            is_waited_for = database.may_pass(error, url) and time.monotonic() < begun + patience
-            if not (is_waited_for or (is_race and attempt < 20)):
-                hint = database.DRIVERS.get(parsed.get_backend_name(), "") if "DB access module" in str(error) else ""
-                hint = f" It needs a driver: {hint}" if hint else ""
-                raise UserError(
-                    f"storage {without_password(url)} cannot be opened: {database.first_line(error)}{hint}"
-                ) from None
-        time.sleep(random.random() * (1.0 if is_waited_for else 0.2))

@@ -10,24 +10,13 @@ from typing import Any
 
 import optuna
 from optuna.distributions import BaseDistribution
-from optuna.storages import RDBStorage
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from autodiffusion_opt.errors import UserError, unknown
-from autodiffusion_opt.trials import database
 from autodiffusion_opt.trials.attributes import CONSTRAINTS, ERROR
 from autodiffusion_opt.trials.database import without_password
 from autodiffusion_opt.trials.storage import Storage
-
-
-def new_trials(study: optuna.Study, unfinished: set[int], last_id: int) -> list[FrozenTrial]:
-    """The trials whose ids are above ``last_id`` or among ``unfinished``; all of them where it is no SQL storage."""
-    if not isinstance(study._storage, Storage):
-        return study._storage.get_all_trials(study._study_id, deepcopy=False)
-    return study._storage._get_trials(
-        study._study_id, states=None, included_trial_ids=unfinished, trial_id_greater_than=last_id
-    )
 
 
 def set_attributes(study: optuna.Study, trial: FrozenTrial, attributes: dict[str, Any]) -> None:
@@ -59,18 +48,6 @@ def fail(study: optuna.Study, trial_id: int, reason: str) -> None:
         study._storage.set_trial_state_values(trial_id, state=TrialState.FAIL)
     except optuna.exceptions.UpdateFinishedTrialError:
         return
-
-
-def stale_trial_ids(study: optuna.Study) -> set[int]:
-    """Running trials whose heartbeat stopped; by the database's own clock."""
-    storage: Any = study._storage
-    return set(storage._get_stale_trial_ids(study._study_id))
-
-
-def record_heartbeat(study: optuna.Study, trial_id: int) -> None:
-    """Tell SQL that the trial is being worked at; a database that is gone is left alone until the next time."""
-    with contextlib.suppress(*database.ERRORS):
-        RDBStorage.record_heartbeat(study._storage, trial_id)  # type: ignore[arg-type]
 
 
 def create_study(storage: Storage, name: str, directions: dict[str, StudyDirection]) -> optuna.Study:

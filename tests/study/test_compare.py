@@ -27,7 +27,7 @@ from autodiffusion_opt.trials.attributes import (
     SCORE,
     SPENT,
 )
-from autodiffusion_opt.trials.storage import open_storage
+from autodiffusion_opt.trials.opening import open_storage
 from autodiffusion_opt.trials.studies import create_study, set_value_names
 
 

@@ -15,7 +15,8 @@ from autodiffusion_opt import Candidate
 from autodiffusion_opt.trials.attributes import BASELINE, CANDIDATE, ERROR, ORIGIN, RETRY_OF, STAGE, WORKER
 from autodiffusion_opt.trials.claims import Claim, Claims
 from autodiffusion_opt.trials.history import MOST_DEATHS, History
-from autodiffusion_opt.trials.storage import Storage, open_storage
+from autodiffusion_opt.trials.opening import open_storage
+from autodiffusion_opt.trials.sql import SqlStorage
 from autodiffusion_opt.trials.studies import create_study
 from autodiffusion_opt.trials.workers import this_worker
 
@@ -256,14 +257,14 @@ def test_a_position_that_others_began_meanwhile_is_given_back(
     """Two workers saw one position left, and both started a trial."""
     claims, others = claims_of(study), claims_of(study)
     complete(study, take(claims))
-    start = Storage.start
+    start = SqlStorage.start
 
-    def late(storage: Storage, study_id: int, waiting: int | None) -> int | None:
-        monkeypatch.setattr(Storage, "start", start)
+    def late(storage: SqlStorage, study_id: int, waiting: int | None) -> int | None:
+        monkeypatch.setattr(SqlStorage, "start", start)
         given_to(study, take(others, 2), ELSEWHERE)
         return start(storage, study_id, waiting)
 
-    monkeypatch.setattr(Storage, "start", late)
+    monkeypatch.setattr(SqlStorage, "start", late)
     assert claims.take(2) is None
     assert [trial.state.name for trial in trials(study)] == ["COMPLETE", "RUNNING", "FAIL"]
     assert "not wanted" in trials(study)[2].user_attrs[ERROR]
@@ -274,12 +275,12 @@ def test_a_waiting_trial_that_another_worker_took_is_left_to_it(
 ) -> None:
     claims, others = claims_of(study), claims_of(study)
     claims.enqueue({"leading": at(3), "trailing": at(4)})
-    start = Storage.start
+    start = SqlStorage.start
 
-    def late(storage: Storage, study_id: int, waiting: int | None) -> int | None:
-        monkeypatch.setattr(Storage, "start", start)
+    def late(storage: SqlStorage, study_id: int, waiting: int | None) -> int | None:
+        monkeypatch.setattr(SqlStorage, "start", start)
         assert take(others).number == 0
         return start(storage, study_id, waiting)
 
-    monkeypatch.setattr(Storage, "start", late)
+    monkeypatch.setattr(SqlStorage, "start", late)
     assert take(claims).number == 1

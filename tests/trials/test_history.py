@@ -10,9 +10,8 @@ import pytest
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from autodiffusion_opt import Candidate
-from autodiffusion_opt.trials import studies
 from autodiffusion_opt.trials.history import History, Observation, Observations, best_first, dominates, front
-from autodiffusion_opt.trials.storage import open_storage
+from autodiffusion_opt.trials.opening import open_storage
 from autodiffusion_opt.trials.studies import create_study, fail
 
 MINIMIZE = optuna.study.StudyDirection.MINIMIZE
@@ -111,15 +110,16 @@ def test_an_evaluation_that_failed_is_retried_once_and_then_settled() -> None:
 
 
 def test_what_changed_since_is_read_and_nothing_else(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    study = create_study(open_storage(url), "s", {"v": MINIMIZE})
+    storage = open_storage(url)
+    study = create_study(storage, "s", {"v": MINIMIZE})
     asked: list[tuple[set[int], int]] = []
-    read = studies.new_trials
+    read = storage.new_trials
 
-    def noted(study: optuna.Study, unfinished: set[int], last_id: int) -> list[FrozenTrial]:
+    def noted(study_id: int, unfinished: set[int], last_id: int) -> list[FrozenTrial]:
         asked.append((unfinished, last_id))
-        return read(study, unfinished, last_id)
+        return read(study_id, unfinished, last_id)
 
-    monkeypatch.setattr("autodiffusion_opt.trials.history.new_trials", noted)
+    monkeypatch.setattr(storage, "new_trials", noted)
     for number in range(5):
         study.add_trial(trial("COMPLETE", 10 + number, float(number)))
     study.add_trial(trial("WAITING", 70))
@@ -135,7 +135,7 @@ def test_what_changed_since_is_read_and_nothing_else(url: str, monkeypatch: pyte
     assert history.open_positions == [5]
     history.refresh()
     assert asked[2] == ({ids[6]}, history.trials[7]._trial_id)
-    assert read(study, {ids[6]}, ids[6])[0].number == 6
+    assert read(study._study_id, {ids[6]}, ids[6])[0].number == 6
 
 
 def test_an_equal_candidate_is_known_from_the_first_trial_that_completed_it() -> None:

@@ -15,11 +15,12 @@ import sqlalchemy
 from optuna.trial import TrialState
 
 from autodiffusion_opt import UserError
-from autodiffusion_opt.trials import database
+from autodiffusion_opt.trials import database, sql
 from autodiffusion_opt.trials import storage as storage_room
 from autodiffusion_opt.trials.attributes import WORKER
-from autodiffusion_opt.trials.storage import Storage, close_all, open_storage
-from autodiffusion_opt.trials.studies import create_study, record_heartbeat
+from autodiffusion_opt.trials.opening import close_all, open_storage
+from autodiffusion_opt.trials.sql import SqlStorage
+from autodiffusion_opt.trials.studies import create_study
 from autodiffusion_opt.trials.workers import this_worker
 
 MINIMIZE = optuna.study.StudyDirection.MINIMIZE
@@ -31,12 +32,14 @@ def file(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def storage(file: Path) -> Storage:
-    return open_storage(f"sqlite:///{file}")
+def storage(file: Path) -> SqlStorage:
+    opened = open_storage(f"sqlite:///{file}")
+    assert isinstance(opened, SqlStorage)
+    return opened
 
 
 @pytest.fixture
-def study(storage: Storage) -> optuna.Study:
+def study(storage: SqlStorage) -> optuna.Study:
     return create_study(storage, "s", {"value": MINIMIZE})
 
 
@@ -45,12 +48,12 @@ def lost(message: str = "database is locked") -> sqlalchemy.exc.OperationalError
 
 
 @pytest.fixture
-def fail_at(storage: Storage, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, int], list[int]]:
+def fail_at(storage: SqlStorage, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, int], list[int]]:
     """The next so many transactions lose the database, before or after they are written; how many there were."""
 
     def fail_next(when: str, times: int) -> list[int]:
         count = [0]
-        made = storage_room._create_scoped_session
+        made = sql._create_scoped_session
         monkeypatch.setattr(storage_room, "FIRST_PAUSE", 0.001)
 
         class Losing:
@@ -70,7 +73,7 @@ def fail_at(storage: Storage, monkeypatch: pytest.MonkeyPatch) -> Callable[[str,
                     raise lost()
                 return result
 
-        for module in (storage_room, optuna.storages._rdb.storage):
+        for module in (sql, optuna.storages._rdb.storage):
             monkeypatch.setattr(module, "_create_scoped_session", Losing)
         storage.patience = 30.0
         return count
@@ -80,7 +83,7 @@ def fail_at(storage: Storage, monkeypatch: pytest.MonkeyPatch) -> Callable[[str,
 
 @pytest.mark.parametrize("when", ["before", "after"])
 def test_a_trial_starts_once_though_the_answer_is_lost(
-    when: str, study: optuna.Study, storage: Storage, fail_at: Callable[[str, int], list[int]]
+    when: str, study: optuna.Study, storage: SqlStorage, fail_at: Callable[[str, int], list[int]]
 ) -> None:
     fail_at(when, 1)
     with pytest.warns(UserWarning, match="is gone: database is locked. Waiting for it, up to 30 s|is back after"):
@@ -92,7 +95,7 @@ def test_a_trial_starts_once_though_the_answer_is_lost(
 
 @pytest.mark.parametrize("when", ["before", "after"])
 def test_a_waiting_trial_is_enqueued_and_started_once(
-    when: str, study: optuna.Study, storage: Storage, fail_at: Callable[[str, int], list[int]]
+    when: str, study: optuna.Study, storage: SqlStorage, fail_at: Callable[[str, int], list[int]]
 ) -> None:
     template = optuna.trial.create_trial(state=TrialState.WAITING, user_attrs={"baseline": "own"})
     fail_at(when, 1)
@@ -108,7 +111,7 @@ def test_a_waiting_trial_is_enqueued_and_started_once(
 
 @pytest.mark.parametrize("when", ["before", "after"])
 def test_a_measured_value_is_kept_until_it_is_written(
-    when: str, study: optuna.Study, storage: Storage, fail_at: Callable[[str, int], list[int]]
+    when: str, study: optuna.Study, storage: SqlStorage, fail_at: Callable[[str, int], list[int]]
 ) -> None:
     started = storage.start(study._study_id, None)
     assert started is not None
@@ -121,7 +124,7 @@ def test_a_measured_value_is_kept_until_it_is_written(
         storage.set_trial_state_values(started, TrialState.COMPLETE, [3.5])
 
 
-def test_patience_ends(study: optuna.Study, storage: Storage, fail_at: Callable[[str, int], list[int]]) -> None:
+def test_patience_ends(study: optuna.Study, storage: SqlStorage, fail_at: Callable[[str, int], list[int]]) -> None:
     fail_at("before", 1000)
     storage.patience = 0.05
     with pytest.warns(UserWarning, match="up to 0 s"), pytest.raises(UserError, match="database is locked; waited 0 s"):
@@ -129,16 +132,16 @@ def test_patience_ends(study: optuna.Study, storage: Storage, fail_at: Callable[
 
 
 def test_a_heartbeat_that_cannot_be_written_is_left_out(
-    study: optuna.Study, storage: Storage, fail_at: Callable[[str, int], list[int]]
+    study: optuna.Study, storage: SqlStorage, fail_at: Callable[[str, int], list[int]]
 ) -> None:
     started = storage.start(study._study_id, None)
     assert started is not None
     count = fail_at("before", 1)
-    record_heartbeat(study, started)
+    storage.record_heartbeat(started)
     assert count == [1]
 
 
-def test_a_read_only_database_is_told(study: optuna.Study, storage: Storage) -> None:
+def test_a_read_only_database_is_told(study: optuna.Study, storage: SqlStorage) -> None:
     @sqlalchemy.event.listens_for(storage.engine, "connect")
     def on_connect(connection: Any, _: object) -> None:
         connection.execute("PRAGMA query_only = 1")  # as of a file that may not be written, also for root
@@ -149,7 +152,7 @@ def test_a_read_only_database_is_told(study: optuna.Study, storage: Storage) -> 
 
 
 def test_a_file_that_may_not_be_written_can_be_read(
-    study: optuna.Study, storage: Storage, file: Path, monkeypatch: pytest.MonkeyPatch
+    study: optuna.Study, storage: SqlStorage, file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     storage.start(study._study_id, None)
     storage.close()
@@ -164,7 +167,7 @@ def test_a_file_that_may_not_be_written_can_be_read(
     assert len(reading.get_all_trials(study._study_id)) == 1
 
 
-def test_a_full_disk_is_told_and_the_study_goes_on_when_there_is_room(study: optuna.Study, storage: Storage) -> None:
+def test_a_full_disk_is_told_and_the_study_goes_on_when_there_is_room(study: optuna.Study, storage: SqlStorage) -> None:
     pages: list[str] = []
 
     @sqlalchemy.event.listens_for(storage.engine, "connect")
@@ -181,7 +184,7 @@ def test_a_full_disk_is_told_and_the_study_goes_on_when_there_is_room(study: opt
 
 
 def test_a_file_that_is_deleted_or_replaced_is_not_written_to(
-    study: optuna.Study, storage: Storage, file: Path, tmp_path: Path
+    study: optuna.Study, storage: SqlStorage, file: Path, tmp_path: Path
 ) -> None:
     storage.close()
     shutil.copy(file, tmp_path / "copy.db")
@@ -195,7 +198,7 @@ def test_a_file_that_is_deleted_or_replaced_is_not_written_to(
     assert not file.exists()
 
 
-def test_a_damaged_file_is_refused_before_a_study_is_run(study: optuna.Study, storage: Storage, file: Path) -> None:
+def test_a_damaged_file_is_refused_before_a_study_is_run(study: optuna.Study, storage: SqlStorage, file: Path) -> None:
     for number in range(300):
         storage.set_study_user_attr(study._study_id, f"key {number}", "x" * 500)
     storage.close()
@@ -207,7 +210,7 @@ def test_a_damaged_file_is_refused_before_a_study_is_run(study: optuna.Study, st
         open_storage(f"sqlite:///{file}")
 
 
-def test_the_file_alone_holds_all_after_closing(study: optuna.Study, storage: Storage, file: Path) -> None:
+def test_the_file_alone_holds_all_after_closing(study: optuna.Study, storage: SqlStorage, file: Path) -> None:
     storage.start(study._study_id, None)
     assert Path(f"{file}-wal").stat().st_size > 0
     close_all()

@@ -10,10 +10,13 @@ import pytest
 import sqlalchemy
 
 from autodiffusion_opt import UserError
-from autodiffusion_opt.trials import storage as storage_room
+from autodiffusion_opt.trials import opening
+from autodiffusion_opt.trials.attributes import WORKER
 from autodiffusion_opt.trials.database import storage_url, without_password
-from autodiffusion_opt.trials.storage import Storage, open_storage
+from autodiffusion_opt.trials.opening import open_storage
+from autodiffusion_opt.trials.sql import SqlStorage
 from autodiffusion_opt.trials.studies import create_study, find_study, need_study, set_value_names, value_names
+from autodiffusion_opt.trials.workers import this_worker
 
 MINIMIZE = optuna.study.StudyDirection.MINIMIZE
 MAXIMIZE = optuna.study.StudyDirection.MAXIMIZE
@@ -38,6 +41,11 @@ def test_the_file_and_its_folder_are_created(tmp_path: Path) -> None:
         ("garbage", "storage must be a URL such as sqlite:///"),
         ("", "storage must be a URL such as sqlite:///"),
         ("nosuch://host/name", "nosuch"),
+        ("sqlite://", "must be kept on disk"),
+        ("sqlite:///:memory:", "must be kept on disk"),
+        ("sqlite:///a\0b.db", "storage must be a URL such as sqlite:///"),
+        ("postgresql://[::1", "storage must be a URL such as sqlite:///"),
+        ("postgresql://host:port/name", "storage must be a URL such as sqlite:///"),
         ("sqlite:///{0}/text.db", "is damaged: file is not a database"),
         ("sqlite:///{0}/folder.db", "unable to open"),
         ("sqlite:///{0}/text.db/below/studies.db", "cannot be created"),
@@ -73,18 +81,55 @@ def test_transactions_begin_with_the_lock(tmp_path: Path) -> None:
         assert connection.exec_driver_sql("PRAGMA journal_mode").scalar() == "wal"
 
 
+def test_reading_takes_no_lock(tmp_path: Path) -> None:
+    storage = open_storage(f"sqlite:///{tmp_path}/studies.db")
+    study = create_study(storage, "s", {"value": MINIMIZE})
+    with sqlite3.connect(tmp_path / "studies.db", timeout=0, isolation_level=None) as second:
+        second.execute("BEGIN IMMEDIATE")
+        assert storage.get_all_trials(study._study_id) == []
+        assert storage.get_study_user_attrs(study._study_id) == {}
+        second.execute("ROLLBACK")
+    second.close()
+
+
+def test_what_is_set_together_is_one_transaction(tmp_path: Path) -> None:
+    storage = open_storage(f"sqlite:///{tmp_path}/studies.db")
+    study = create_study(storage, "s", {"value": MINIMIZE})
+    trial = storage.start(study._study_id, None)
+    assert trial is not None
+
+    def stopped() -> None:
+        with storage.together():
+            storage.set_trial_user_attr(trial, "lost", 1)
+            raise RuntimeError("stop")
+
+    with pytest.raises(RuntimeError, match="stop"):
+        stopped()
+    commits: list[object] = []
+    sqlalchemy.event.listen(storage.engine, "commit", commits.append)
+    with storage.together():
+        storage.set_trial_param(trial, "t", 0.5, optuna.distributions.FloatDistribution(0, 1))
+        storage.set_trial_user_attr(trial, "a", [1])
+        storage.set_trial_system_attr(trial, "b", 2)
+        assert commits == []
+    assert len(commits) == 1
+    stored = storage.get_trial(trial)
+    assert stored.params == {"t": 0.5}
+    assert (stored.user_attrs, stored.system_attrs) == ({WORKER: this_worker(), "a": [1]}, {"b": 2})
+
+
 def test_tables_that_another_process_makes_at_the_same_time_are_waited_for(
     url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As PostgreSQL says it, when several workers open an empty database."""
-    raced, opened = iter(range(2)), storage_room.Storage
+    raced, opened = iter(range(2)), opening.SqlStorage
 
-    def late(given: str) -> Storage:
+    def late(given: str) -> SqlStorage:
         if next(raced, None) is not None:
             raise sqlalchemy.exc.ProgrammingError("CREATE TABLE", {}, Exception('relation "studies" already exists'))
         return opened(given)
 
-    monkeypatch.setattr(storage_room, "Storage", late)
+    monkeypatch.setattr(opening, "SqlStorage", late)
     assert isinstance(open_storage(url), opened)
 
 

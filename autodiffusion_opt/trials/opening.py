@@ -1,0 +1,68 @@
+"""Opens the storage of a URL, and closes all that are open when the process ends."""
+
+from __future__ import annotations
+
+import atexit
+import random
+import time
+import weakref
+from pathlib import Path
+
+from autodiffusion_opt import signals
+from autodiffusion_opt.errors import UserError
+from autodiffusion_opt.trials import database
+from autodiffusion_opt.trials.database import without_password
+from autodiffusion_opt.trials.proxy import SCHEME, ProxyStorage
+from autodiffusion_opt.trials.sql import SqlStorage
+from autodiffusion_opt.trials.storage import Storage
+
+_open: weakref.WeakSet[Storage] = weakref.WeakSet()
+
+
+@atexit.register
+def close_all() -> None:
+    """Let go of all databases that are open."""
+    with signals.held_back():
+        for storage in list(_open):
+            storage.close()
+
+
+def _opened(storage: Storage) -> Storage:
+    _open.add(storage)
+    return storage
+
+
+def open_storage(url: str, *, create: bool = True, patience: float = 0.0) -> Storage:
+    """The database of a URL.
+
+    Args:
+        url: ``sqlite:///path``, ``postgresql://user@host/name``, ``grpc://host:port`` ...
+        create: whether an SQLite file that is not there is created.
+        patience: seconds for which a server that does not answer is waited for.
+
+    Raises:
+        UserError: for text that is no URL, or a database that cannot be opened.
+    """
+    parsed = database.parsed_url(url)
+    if parsed.drivername == SCHEME:
+        return _opened(ProxyStorage(parsed))
+    if database.is_sqlite(parsed):
+        database.prepare_file(url, Path(str(parsed.database)), create)
+    begun = time.monotonic()
+    attempt = 0
+    while True:
+        attempt += 1
+        try:
+            return _opened(SqlStorage(url))
+        except (*database.ERRORS, ImportError, RuntimeError) as error:
+            text = str(error).lower()
+            # The first use of an empty database by several processes is a race.
+            is_race = any(part in text for part in ("already exists", "locked", "unique", "duplicate"))
+            is_waited_for = database.may_pass(error, url) and time.monotonic() < begun + patience
+            if not (is_waited_for or (is_race and attempt < 20)):
+                hint = database.DRIVERS.get(parsed.get_backend_name(), "") if "DB access module" in str(error) else ""
+                hint = f" It needs a driver: {hint}" if hint else ""
+                raise UserError(
+                    f"storage {without_password(url)} cannot be opened: {database.first_line(error)}{hint}"
+                ) from None
+        time.sleep(random.random() * (1.0 if is_waited_for else 0.2))

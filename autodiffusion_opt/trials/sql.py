@@ -1,0 +1,238 @@
+"""SQL: SQLite (the default), PostgreSQL or MySQL, always through Optuna's RDBStorage.
+
+The only room that touches names which Optuna keeps private. Three things are added to its storage. What must not come
+apart is one transaction: a trial starts together with its worker's name and first heartbeat, and a trial is enqueued
+only if nobody has enqueued it meanwhile. A database that is gone is waited for. And its file is left whole.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import json
+import logging
+import os
+import sqlite3
+import threading
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import optuna
+import sqlalchemy
+from optuna.distributions import BaseDistribution
+from optuna.storages import BaseStorage, RDBStorage
+from optuna.storages._rdb import models
+from optuna.storages._rdb.storage import _create_scoped_session
+from optuna.trial import FrozenTrial, TrialState
+
+from autodiffusion_opt.errors import UserError
+from autodiffusion_opt.trials import database
+from autodiffusion_opt.trials.attributes import WORKER
+from autodiffusion_opt.trials.storage import Storage, patient
+from autodiffusion_opt.trials.workers import GRACE_SECONDS, HEARTBEAT_SECONDS, this_worker
+
+# What a transaction does, given its session.
+Write = Callable[[Any], None]
+
+
+class SqlStorage(Storage, RDBStorage):
+    """Optuna's SQL storage, which waits for a database that is gone, and is left whole."""
+
+    errors = database.ERRORS
+
+    def __init__(self, url: str) -> None:
+        self._together: list[Write] | None = None  # what is held back to be written in one transaction
+        self._now = threading.local()  # whether this thread only reads
+        parsed = sqlalchemy.engine.make_url(url)
+        self._file = Path(str(parsed.database)) if database.is_sqlite(parsed) else None
+        # What it logs of a server that is gone is said here, in a line.
+        logging.getLogger("optuna.storages._rdb.storage").setLevel(logging.ERROR)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # heartbeats are marked experimental
+            super().__init__(
+                url,
+                engine_kwargs=database.engine_arguments(url),
+                heartbeat_interval=HEARTBEAT_SECONDS,
+                grace_period=GRACE_SECONDS,
+            )
+        if self._file is not None and os.access(self._file, os.W_OK):  # else it is only read
+            database.lock_early(self.engine, lambda: getattr(self._now, "reads", False))
+        self._identity = None if self._file is None else database.identity(self._file)
+
+    def _reach(self) -> None:
+        """Raise UserError where the file is not the one that was opened: what is written would be lost."""
+        if self._file is None:
+            return
+        now = database.identity(self._file)
+        if now != self._identity:
+            what = "was deleted" if now is None else "was replaced by another"
+            raise UserError(
+                f"storage {self.url} {what} while it was open. Put the file back and run the study again, or start "
+                "another"
+            )
+
+    def _let_go(self) -> None:
+        self.engine.dispose()  # of connections to a server that was stopped
+
+    @contextlib.contextmanager
+    def together(self) -> Iterator[None]:
+        """In one transaction; nothing where an error ends the block."""
+        self._together = []
+        try:
+            yield
+            writes = self._together
+        finally:
+            self._together = None
+        self._write(*writes)
+
+    def _write(self, *writes: Write) -> None:
+        if self._together is not None:
+            self._together.extend(writes)
+            return
+
+        def call(_: bool) -> None:
+            with _create_scoped_session(self.scoped_session, True) as session:
+                for write in writes:
+                    write(session)
+
+        self.patiently(call)
+
+    def set_trial_param(
+        self, trial_id: int, param_name: str, param_value_internal: float, distribution: BaseDistribution
+    ) -> None:
+        """Set a parameter of a running trial."""
+        self._write(
+            lambda session: self._set_trial_param_without_commit(
+                session, trial_id, param_name, param_value_internal, distribution
+            )
+        )
+
+    def set_trial_user_attr(self, trial_id: int, key: str, value: Any) -> None:
+        """Set a user attribute of a running trial."""
+        rows = models.TrialUserAttributeModel
+        self._write(lambda session: self._set_trial_attr_without_commit(session, rows, trial_id, key, value))
+
+    def set_trial_system_attr(self, trial_id: int, key: str, value: Any) -> None:
+        """Set a system attribute of a running trial."""
+        rows = models.TrialSystemAttributeModel
+        self._write(lambda session: self._set_trial_attr_without_commit(session, rows, trial_id, key, value))
+
+    def start(self, study_id: int, trial_id: int | None) -> int | None:
+        """In one transaction."""
+
+        def call(may_be_written: bool) -> int | None:
+            with _create_scoped_session(self.scoped_session) as session:
+                models.StudyModel.find_or_raise_by_id(study_id, session, for_update=True)
+                if may_be_written and (started := _running_of(study_id, this_worker(), session)) is not None:
+                    return int(started)
+                if trial_id is None:
+                    template = optuna.trial.create_trial(state=TrialState.RUNNING, user_attrs={WORKER: this_worker()})
+                    trial = self._get_prepared_new_trial(study_id, template, session)
+                else:
+                    trial = models.TrialModel.find_or_raise_by_id(trial_id, session, for_update=True)
+                    if trial.state != TrialState.WAITING:
+                        return None
+                    trial.state = TrialState.RUNNING
+                    trial.datetime_start = datetime.now()
+                    user_attributes = models.TrialUserAttributeModel
+                    self._set_trial_attr_without_commit(session, user_attributes, trial_id, WORKER, this_worker())
+                session.add(models.TrialHeartbeatModel(trial_id=trial.trial_id))
+                return int(trial.trial_id)
+
+        return self.patiently(call)
+
+    def enqueue_once(self, study_id: int, template: FrozenTrial, key: str, known: int) -> bool:
+        """In one transaction."""
+
+        def call(_: bool) -> bool:
+            with _create_scoped_session(self.scoped_session) as session:
+                models.StudyModel.find_or_raise_by_id(study_id, session, for_update=True)
+                if _count(study_id, key, template.user_attrs[key], session) != known:
+                    return False
+                self._get_prepared_new_trial(study_id, template, session)
+                return True
+
+        return self.patiently(call)
+
+    def set_trial_state_values(self, trial_id: int, state: TrialState, values: Sequence[float] | None = None) -> bool:
+        """Finish a trial. An attempt whose answer was lost may have been written: that is no error."""
+
+        def call(may_be_written: bool) -> bool:
+            try:
+                return super(SqlStorage, self).set_trial_state_values(trial_id, state, values)
+            except optuna.exceptions.UpdateFinishedTrialError:
+                stored = RDBStorage.get_trial(self, trial_id)
+                if may_be_written and stored.state == state and stored.values == (values and list(values)):
+                    return True
+                raise
+
+        return self.patiently(call)
+
+    def stale_trial_ids(self, study_id: int) -> set[int]:
+        """By the database's own clock."""
+        return set(self._get_stale_trial_ids(study_id))
+
+    def record_heartbeat(self, trial_id: int) -> None:
+        """Without waiting for a database that is gone."""
+        with contextlib.suppress(*self.errors):
+            RDBStorage.record_heartbeat(self, trial_id)
+
+    def new_trials(self, study_id: int, unfinished: set[int], last_id: int) -> list[FrozenTrial]:
+        """Only these are asked for."""
+        return self._get_trials(study_id, states=None, included_trial_ids=unfinished, trial_id_greater_than=last_id)
+
+    def close(self) -> None:
+        """Let go of the database; of SQLite, the file alone then holds all."""
+        self.remove_session()
+        self.engine.dispose()
+        if self._file is not None and database.identity(self._file) == self._identity:
+            with contextlib.suppress(sqlite3.Error):  # another process is writing: it merges when it ends
+                database.merge(self._file)
+
+
+def _running_of(study_id: int, worker: str, session: Any) -> Any:
+    """The id of a worker's running trial, or None."""
+    attributes, trials = models.TrialUserAttributeModel, models.TrialModel
+    ids = (
+        session.query(trials.trial_id)
+        .join(attributes)
+        .filter(trials.study_id == study_id, trials.state == TrialState.RUNNING)
+        .filter(attributes.key == WORKER, attributes.value_json == json.dumps(worker))
+    )
+    return ids.order_by(trials.trial_id.desc()).limit(1).scalar()
+
+
+def _count(study_id: int, key: str, value: Any, session: Any) -> int:
+    """How many trials have a value of a user attribute."""
+    attributes, trials = models.TrialUserAttributeModel, models.TrialModel
+    same = (
+        session.query(sqlalchemy.func.count(trials.trial_id))
+        .join(attributes)
+        .filter(trials.study_id == study_id)
+        .filter(attributes.key == key, attributes.value_json == json.dumps(value))
+    )
+    return int(same.scalar())
+
+
+def _made_patient(name: str) -> Callable[..., Any]:
+    """A method of Optuna's storage that waits for a database that is gone; those that only read take no lock."""
+    call = patient(getattr(RDBStorage, name))
+    reads = name.removeprefix("_").startswith("get_")
+
+    @functools.wraps(call)
+    def noted(self: SqlStorage, *arguments: Any, **keywords: Any) -> Any:
+        before = getattr(self._now, "reads", False)
+        self._now.reads = reads
+        try:
+            return call(self, *arguments, **keywords)
+        finally:
+            self._now.reads = before
+
+    return noted
+
+
+for _name in {*BaseStorage.__abstractmethods__, "_get_trials", "_get_stale_trial_ids"} - set(vars(SqlStorage)):
+    setattr(SqlStorage, _name, _made_patient(_name))

@@ -188,6 +188,11 @@ def test_only_sampling_and_the_zoo_know_diffusers() -> None:
 ALLOWED = {
     ("trials.history", "_trial_id"),  # the key by which only new trials are read
     ("trials.claims", "_trial_id"),
+    ("trials.queries", "_rdb"),  # the tables of Optuna's storage, for statements of our own
+    ("trials.queries", "_storage"),  # which kind it is, and that no cache stands before it
+    ("trials.queries", "_study_id"),
+    ("trials.queries", "_get_trials"),
+    ("trials.queries", "_trial_id"),
     ("optimizer.parameters", "_trial_id"),
     ("optimizer.catcma", "_v_raw"),  # of cmaes: the point that its solution was made from
     ("optimizer.parameters", "_get_trials"),  # a view of a study: what Optuna's samplers call to read trials

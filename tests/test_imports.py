@@ -193,6 +193,9 @@ ALLOWED = {
     ("trials.queries", "_study_id"),
     ("trials.queries", "_get_trials"),
     ("trials.queries", "_trial_id"),
+    ("trials.moving", "_rdb"),  # the same, for whole studies
+    ("trials.moving", "_storage"),
+    ("trials.moving", "_study_id"),
     ("optimizer.parameters", "_trial_id"),
     ("optimizer.catcma", "_v_raw"),  # of cmaes: the point that its solution was made from
     ("optimizer.parameters", "_get_trials"),  # a view of a study: what Optuna's samplers call to read trials

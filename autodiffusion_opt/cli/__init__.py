@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 import click
 
 from autodiffusion_opt import __version__
+from autodiffusion_opt.cli import housekeeping
 from autodiffusion_opt.cli.options import (
     device_option,
     json_option,
@@ -312,7 +313,8 @@ def compare(studies: tuple[str, ...], within: str, as_json: bool, output: Path |
     print_comparison(studies, as_json, output, within, **settings)
 
 
-app.add_command(reference)
+for verb in (housekeeping.remove, housekeeping.rename, housekeeping.copy, reference):
+    app.add_command(verb)
 
 
 def print_comparison(

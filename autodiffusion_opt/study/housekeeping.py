@@ -113,9 +113,10 @@ def _worker(trial: FrozenTrial) -> str:
 
 def _checked(name: str) -> str:
     """The same name. Raises UserError for what a study cannot be called."""
-    if not name or not name.isprintable() or name != name.strip() or len(name) > LONGEST_NAME:
+    is_plain = name.isprintable() and name == name.strip() and not name.endswith(".toml")
+    if not is_plain or not 0 < len(name) <= LONGEST_NAME:
         raise UserError(
-            f"a study's name must have 1 to {LONGEST_NAME} printable characters, the first and the last no space; "
-            f"got {name[:80]!r}"
+            f"a study's name must have 1 to {LONGEST_NAME} printable characters, the first and the last no space, and "
+            f"not end in .toml; got {name[:80]!r}"
         )
     return name

@@ -127,3 +127,16 @@ def _attributes(rng: np.random.Generator, state: TrialState) -> dict[str, Any]:
         values = {"v": math.nan, '}, "images": 7': math.inf}
         attributes[SCORE] = {"values": values, "images": int(rng.integers(1, 9)), "seconds": 1.0, "nfe": nfe}
     return attributes
+
+
+def shown(trial: FrozenTrial | None) -> str | None:
+    """All that a trial holds but its id, as text: NaN is equal to itself there.
+
+    Databases order attributes as they like, and SQLite keeps no sign of 0.0.
+    """
+    if trial is None:
+        return None
+    parts = (trial.user_attrs, trial.system_attrs, trial.intermediate_values)
+    values = [value + 0.0 for value in trial.values or ()]
+    whole = (trial.number, trial.state, values, trial.datetime_start, trial.datetime_complete)
+    return repr((*whole, trial.params, trial.distributions, *(sorted(part.items()) for part in parts)))

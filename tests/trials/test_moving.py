@@ -13,7 +13,7 @@ import optuna
 import pytest
 import sqlalchemy
 from optuna.trial import TrialState
-from trials.random_trials import random_study
+from trials.random_trials import random_study, shown
 
 from autodiffusion_opt import UserError
 from autodiffusion_opt.trials import moving
@@ -81,10 +81,7 @@ def test_a_copy_of_a_copy_in_another_database_has_every_row(url: str, tmp_path: 
         assert each._storage.get_study_system_attrs(each._study_id) == study._storage.get_study_system_attrs(
             study._study_id
         )
-        trials = zip(each.get_trials(), study.get_trials(), strict=True)
-        for trial, original in trials:
-            original._trial_id = trial._trial_id
-            assert repr(trial) == repr(original)  # NaN is equal to itself only there
+        assert list(map(shown, each.get_trials())) == list(map(shown, study.get_trials()))
 
 
 def test_a_copied_running_trial_has_a_dead_worker_on_every_machine(url: str, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import optuna
 import pytest
 import sqlalchemy
 from optuna.study import StudyDirection
-from trials.random_trials import random_study
+from trials.random_trials import random_study, shown
 
 from autodiffusion_opt import Candidate
 from autodiffusion_opt.report.tables import status_rows
@@ -27,11 +27,11 @@ QUESTIONS: dict[str, Callable[[Queries], Any]] = {
     "last activity": lambda queries: queries.last_activity(),
     "images": lambda queries: queries.images(),
     "calls": lambda queries: sorted(queries.calls()),
-    "best": lambda queries: [repr(queries.best(count)) for count in (1, 3, 1000)],
-    "nearest": lambda queries: repr(queries.nearest()),
-    "front": lambda queries: repr(queries.front()),
-    "baselines": lambda queries: repr(queries.baselines()),
-    "trial": lambda queries: [repr(queries.trial(number)) for number in (0, 7, -1, 1000)],
+    "best": lambda queries: [list(map(shown, queries.best(count))) for count in (1, 3, 1000)],
+    "nearest": lambda queries: shown(queries.nearest()),
+    "front": lambda queries: list(map(shown, queries.front())),
+    "baselines": lambda queries: list(map(shown, queries.baselines())),
+    "trial": lambda queries: [shown(queries.trial(number)) for number in (0, 7, -1, 1000)],
 }
 
 
@@ -72,7 +72,7 @@ def test_where_no_trial_keeps_to_its_bounds_the_least_excess_is_nearest(url: str
     assert nearest is not None
     assert nearest.number == 2
     assert SqlQueries(study).best(1) == []
-    assert repr(nearest) == repr(TrialQueries(study).nearest())
+    assert shown(nearest) == shown(TrialQueries(study).nearest())
 
 
 def test_storages_that_are_no_databases_answer_from_all_trials(url: str) -> None:

@@ -1,4 +1,4 @@
-"""The verbs ``rm``, ``rename`` and ``copy``: what becomes of whole studies."""
+"""The verbs ``rm``, ``rename`` and ``copy``: what becomes of whole studies; and a trial shown whole."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from autodiffusion_opt.cli.options import json_option, storage_option
+from autodiffusion_opt.cli.options import json_option, print_result, storage_option
 from autodiffusion_opt.errors import UserError
 from autodiffusion_opt.process import say
 
@@ -70,6 +70,16 @@ def copy(study: str, target: str, name: str | None, storage: str | None, as_json
     copied = housekeeping.copy(study, open_storage(storage_url(storage), create=False), target, name)
     shown = without_password(target)
     _print(as_json, {**asdict(copied), "storage": shown}, f"copied to {shown}: {_listed([copied])}")
+
+
+def print_trial(study: str, number: int, storage: str | None, as_json: bool) -> None:
+    """What ``show STUDY --trial N`` prints. Raises UserError for a study or a trial that is not there."""
+    from autodiffusion_opt.report.trial import trial_table
+    from autodiffusion_opt.study.results import open_study
+    from autodiffusion_opt.study.whole_trial import whole_trial
+
+    shown = whole_trial(open_study(study, storage), number)
+    print_result(as_json, shown, trial_table(shown))
 
 
 def _listed(studies: Sequence[Moved]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 import socket
+import sys
 from functools import cache
 from importlib import metadata
 from typing import Any
@@ -14,16 +15,24 @@ from autodiffusion_opt.study.problem import Problem
 LIBRARIES = ("autodiffusion-opt", "torch", "diffusers", "optuna", "nevergrad")
 
 
-@cache
 def versions() -> dict[str, str]:
-    """Of Python and of the libraries, read from what is installed: none is imported."""
+    """Of Python and of the libraries, none of which is imported for that.
+
+    Of one that is imported it is the version that it gives itself, with the build: ``2.15.0+cu132``.
+    """
     return {"python": platform.python_version()} | {name: _version(name) for name in LIBRARIES}
 
 
 def _version(library: str) -> str:
+    module = sys.modules.get(library.replace("-", "_"))
+    return str(getattr(module, "__version__", "")) or _installed_version(library)
+
+
+@cache
+def _installed_version(library: str) -> str:
     try:
         return metadata.version(library)
-    except metadata.PackageNotFoundError:  # run from its sources
+    except metadata.PackageNotFoundError:
         return "unknown"
 
 

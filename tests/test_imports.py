@@ -48,6 +48,8 @@ def test_rooms_that_know_no_model_import_neither_torch_nor_diffusers(tmp_path: P
         ["run", "--help"],
         ["status"],
         ["compare", "x"],
+        ["show", "x", "--trial", "0"],
+        ["copy", "x", "--to", "sqlite:///y.db"],
     ],
 )
 def test_commands_that_make_no_images_import_neither_torch_nor_diffusers(words: list[str], tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 import optuna
 import sqlalchemy
-from optuna.storages import RDBStorage
+from optuna.storages import BaseStorage, RDBStorage
 from optuna.storages._rdb import models
 from optuna.trial import TrialState
 from sqlalchemy import Connection, Table, delete, insert, select, update
@@ -73,7 +73,7 @@ def read_rows(study: optuna.Study) -> StudyRows:
     return StudyRows(trials, of_study, of_trials)
 
 
-def copy_study(study: optuna.Study, target: RDBStorage, name: str) -> int:
+def copy_study(study: optuna.Study, target: BaseStorage, name: str) -> int:
     """Copy a study into another database, or the same; how many trials it has.
 
     An error, or an interruption, leaves nothing of the copy there.
@@ -84,7 +84,7 @@ def copy_study(study: optuna.Study, target: RDBStorage, name: str) -> int:
         name: of the copy.
 
     Raises:
-        UserError: where the target has a study of that name, or cannot be written.
+        UserError: where the target has a study of that name, cannot be written, or is no SQL database.
     """
     rows = read_rows(study)
     try:
@@ -101,7 +101,7 @@ def copy_study(study: optuna.Study, target: RDBStorage, name: str) -> int:
 
 
 def rename_study(study: optuna.Study, name: str) -> None:
-    """Give a study another name. Raises UserError where another study has it."""
+    """Give a study another name. Raises UserError where another study has it, or the storage is no SQL database."""
     storage: Any = study._storage
     query = update(STUDIES).where(STUDIES.c.study_id == study._study_id).values(study_name=name)
     try:
@@ -112,7 +112,7 @@ def rename_study(study: optuna.Study, name: str) -> None:
 
 
 def delete_study(study: optuna.Study) -> None:
-    """Delete a study and all its trials."""
+    """Delete a study and all its trials. Raises UserError where the storage is no SQL database."""
     study_id = study._study_id
     with _engine(study._storage).begin() as connection:
         for table in (*OF_TRIAL, HEARTBEATS):
@@ -122,16 +122,19 @@ def delete_study(study: optuna.Study) -> None:
 
 
 def _engine(storage: Any) -> sqlalchemy.Engine:
-    assert isinstance(storage, RDBStorage)
+    if not isinstance(storage, RDBStorage):
+        raise UserError(
+            f"rm, rename and copy must be given SQL databases; got {type(storage).__name__}: name the database behind it"
+        )
     engine: sqlalchemy.Engine = storage.engine
     return engine
 
 
-def _shown(storage: RDBStorage) -> str:
+def _shown(storage: Any) -> str:
     return without_password(str(storage.url))
 
 
-def _has_name(storage: RDBStorage, name: str) -> UserError:
+def _has_name(storage: BaseStorage, name: str) -> UserError:
     return UserError(f"{_shown(storage)} must have no study {name!r} yet, and has one: give another name")
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import optuna
 import sqlalchemy
-from optuna.storages import RDBStorage
+from optuna.storages import BaseStorage, RDBStorage
 from optuna.storages._rdb import models
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
@@ -104,8 +104,8 @@ def queries_of(study: optuna.Study) -> Queries:
     return SqlQueries(study) if isinstance(study._storage, RDBStorage) else TrialQueries(study)
 
 
-def every_study(storage: RDBStorage) -> list[optuna.Study]:
-    """The studies of a database, by name; their trials are read without Optuna's cache."""
+def every_study(storage: BaseStorage) -> list[optuna.Study]:
+    """The studies of a storage, by name; their trials are read without Optuna's cache."""
     studies = []
     for name in sorted(frozen.study_name for frozen in storage.get_all_studies()):
         study = optuna.load_study(study_name=name, storage=storage)

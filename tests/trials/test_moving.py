@@ -194,3 +194,15 @@ def test_a_deleted_study_leaves_no_row_and_others_as_they_are(url: str) -> None:
     assert rows_of(kept) == expected
     with pytest.raises(UserError, match=re.escape("got 'random 1'")):
         need_study(open_storage(url), "random 1")
+
+
+def test_a_storage_that_is_no_database_is_refused(url: str) -> None:
+    study, in_memory = named_study(url), optuna.create_study()
+    for move in (
+        lambda: rename_study(in_memory, "new"),
+        lambda: delete_study(in_memory),
+        lambda: copy_study(in_memory, study._storage, "new"),
+        lambda: copy_study(study, in_memory._storage, "new"),
+    ):
+        with pytest.raises(UserError, match="must be given SQL databases; got InMemoryStorage"):
+            move()

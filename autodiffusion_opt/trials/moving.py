@@ -124,7 +124,8 @@ def delete_study(study: optuna.Study) -> None:
 def _engine(storage: Any) -> sqlalchemy.Engine:
     if not isinstance(storage, RDBStorage):
         raise UserError(
-            f"rm, rename and copy must be given SQL databases; got {type(storage).__name__}: name the database behind it"
+            f"rm, rename and copy must be given SQL databases; got {type(storage).__name__}: name the database that is "
+            "behind it"
         )
     engine: sqlalchemy.Engine = storage.engine
     return engine

@@ -7,7 +7,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 
-from peers.postgres import running_server  # noqa: E402  # it is beside the tests
+from peers.postgres import running_server  # it is beside the tests
 
 if __name__ == "__main__":
     with running_server() as server:

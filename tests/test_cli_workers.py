@@ -52,7 +52,7 @@ def test_a_signal_ends_all_workers(number: int, study_file: Write, url: str) -> 
     names: set[str] = set()
     for _ in range(600):
         if Path(url.removeprefix("sqlite:///")).exists():
-            names = {worker for worker in workers_of(path, url)}
+            names = set(workers_of(path, url))
         if len(names) == 2:
             break
         time.sleep(0.2)

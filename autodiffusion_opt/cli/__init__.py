@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 import click
 
 from autodiffusion_opt import __version__
+from autodiffusion_opt.cli import housekeeping
 from autodiffusion_opt.cli.options import (
     device_option,
     json_option,
@@ -146,11 +147,18 @@ def list_catalogue(section: Any, as_json: bool) -> None:
 
 @app.command()
 @click.argument("name")
+@click.option("--trial", type=click.IntRange(min=0), metavar="N", help="Of the study NAME, all that SQL holds of it.")
+@storage_option
 @json_option
-def show(name: str, as_json: bool) -> None:
-    """Print a file of the catalogue, by NAME."""
+def show(name: str, trial: int | None, storage: str | None, as_json: bool) -> None:
+    """Print a file of the catalogue, by NAME; or a trial of the study NAME."""
     from autodiffusion_opt import catalogue
 
+    if trial is not None:
+        housekeeping.print_trial(name, trial, storage, as_json)
+        return
+    if storage is not None:
+        raise UserError(f"--storage is for a trial, {name} --trial N; files of the catalogue are in no database")
     entry = catalogue.show(name)
     if as_json:
         content = catalogue.read_toml(entry.path)
@@ -332,7 +340,8 @@ def compare(studies: tuple[str, ...], within: str, as_json: bool, output: Path |
     print_comparison(studies, as_json, output, within, **settings)
 
 
-app.add_command(reference)
+for verb in (housekeeping.remove, housekeeping.rename, housekeeping.copy, reference):
+    app.add_command(verb)
 
 
 def print_comparison(

@@ -37,6 +37,7 @@ class Score:
         layer_runs: layers run for one image, over all calls; None where the layers are not counted.
         flops: floating-point operations of the denoiser for one image; None where they are not counted.
         not_finite: how many of the images are not finite (NaN or infinite somewhere).
+        seconds_of: the seconds by part, ``sampling``, ``features`` and ``metric``, where they are known.
         of_images: a number for each image, of which the first value is the mean, where it is one. Not in SQL.
     """
 
@@ -47,6 +48,7 @@ class Score:
     layer_runs: int | None = None
     flops: int | None = None
     not_finite: int = 0
+    seconds_of: Mapping[str, float] = field(default_factory=dict)
     of_images: tuple[float, ...] = field(default=(), repr=False)
 
     def to_dict(self) -> dict[str, Any]:
@@ -63,6 +65,7 @@ class Score:
         images: int,
         seconds: float,
         not_finite: int = 0,
+        seconds_of: Mapping[str, float] | None = None,
     ) -> Score:
         """A score with the costs of its candidate filled in."""
         return cls(
@@ -73,6 +76,7 @@ class Score:
             layer_runs=cost.layer_runs(info, candidate) if info.layers else None,
             flops=cost.flops(info, candidate) if info.flops else None,
             not_finite=not_finite,
+            seconds_of=dict(seconds_of or {}),
         )
 
 

@@ -264,7 +264,8 @@ class CandidateObjective:
         begun = time.perf_counter()
         what = f"the metric {self.metric.identity!r}"
         values = named_values(_call(self.metric.function, candidate, what), self.metric.goals.names, what)
-        yield Score.of(values, candidate, self.info, images=0, seconds=time.perf_counter() - begun)
+        seconds = time.perf_counter() - begun
+        yield Score.of(values, candidate, self.info, images=0, seconds=seconds, seconds_of={"metric": seconds})
 
 
 def named_values(result: Any, names: Sequence[str], what: str) -> dict[str, float]:

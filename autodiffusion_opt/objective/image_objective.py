@@ -40,6 +40,28 @@ class Measurement(Protocol):
         ...
 
 
+class Clock:
+    """Wall seconds by part. What a GPU still has to do counts where it is waited for.
+
+    Attributes:
+        seconds: of each part.
+    """
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self._begun = 0.0
+
+    def start(self) -> None:
+        """What comes before is of no part."""
+        self._begun = time.perf_counter()
+
+    def stop(self, part: str) -> None:
+        """The time since the last start or stop was of this part; the next begins now."""
+        now = time.perf_counter()
+        self.seconds[part] = self.seconds.get(part, 0.0) + now - self._begun
+        self._begun = now
+
+
 @dataclass(frozen=True)
 class ImageObjective:
     """Generates ``images`` images of a candidate, always from the same noise, and measures them.
@@ -91,14 +113,17 @@ class ImageObjective:
         rungs = self.rungs if images is None else (images,)
         seed = self.seed if seed is None else seed
         costs = {name: self.cost(name, candidate) for name in self.costs}
-        measurement, done, seconds = self.start(seed, rungs[-1], progress), 0, 0.0
+        measurement, done, clock = self.start(seed, rungs[-1], progress), 0, Clock()
         broken: list[int] = []
         for count in rungs:
-            begun = time.perf_counter()
+            clock.start()
             for block in self.sampler.images(candidate, range(done, count), seed, broken):
+                clock.stop("sampling")
                 measurement.add(block)
+                clock.stop("features")
                 done += len(block)
                 progress("images", done, rungs[-1])
+            clock.stop("sampling")
             if len(broken) == count:
                 raise EvaluationError(
                     f"none of the {count} images is finite: the model or its sampler overflows with {candidate}; "
@@ -106,8 +131,16 @@ class ImageObjective:
                 )
             values = {**measurement.values(is_last=count == rungs[-1]), **costs}
             values = {name: values[name] for name in self.directions} | values
-            seconds += time.perf_counter() - begun
-            score = Score.of(values, candidate, self.info, images=count, seconds=seconds, not_finite=len(broken))
+            clock.stop("metric")
+            score = Score.of(
+                values,
+                candidate,
+                self.info,
+                images=count,
+                seconds=sum(clock.seconds.values()),
+                not_finite=len(broken),
+                seconds_of=clock.seconds,
+            )
             numbers = measurement.of_images()
             yield score if numbers is None else replace(score, of_images=tuple(numbers.tolist()))
         if broken:

@@ -4,21 +4,19 @@ from __future__ import annotations
 
 import math
 import sys
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-import optuna
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import FrozenTrial
 from rich.console import Console
 from rich.table import Table
 
 from autodiffusion_opt.space.baselines import OWN, UNIFORM, compared_with
 from autodiffusion_opt.study.curves import images_of
 from autodiffusion_opt.study.progress_bar import WIDE
-from autodiffusion_opt.study.results import Result, StoredStudy, stored_study
+from autodiffusion_opt.study.results import Result, StoredStudy, stored_studies
 from autodiffusion_opt.study.verify import Rescored
-from autodiffusion_opt.trials.attributes import DEFINITION, OPTIMIZER, STAGE, WANTED
+from autodiffusion_opt.trials.attributes import BASELINE, DEFINITION, WANTED
 from autodiffusion_opt.trials.storage import Storage
 
 if TYPE_CHECKING:
@@ -35,13 +33,13 @@ def run_summary(stored: StoredStudy) -> dict[str, Any]:
 
     ``factor`` is the best's first value divided by that of ``factor_of``, a baseline.
     """
-    top, baselines = stored.top(), stored.baselines()
+    top, baselines, states = stored.top(), stored.baselines(), stored.queries.states()
     best, base = top[0], compared_with(baselines)
     described = {"front": best_rows(top)} if stored.has_front else {}
     return {
         "study": stored.name,
-        "trials": states(stored.trials)["complete"],
-        "pruned": states(stored.trials)["pruned"],
+        "trials": states["complete"],
+        "pruned": states["pruned"],
         "best": {**_values(best), "trial": best.trial, "candidate": best.candidate.to_dict()},
         **described,
         "baselines": {name: _first(result) for name, result in baselines.items()},
@@ -120,31 +118,30 @@ def _mean_and_interval(scored: Rescored, name: str) -> str:
 
 def status_rows(storage: Storage) -> list[dict[str, Any]]:
     """A row a study, as ``status --json`` prints it."""
-    return [_status_row(stored_study(name, storage)) for name in sorted(optuna.get_all_study_names(storage))]
+    return [_status_row(stored) for stored in stored_studies(storage)]
 
 
 def _status_row(stored: StoredStudy) -> dict[str, Any]:
-    results = stored.complete()
-    baselines = [result for result in results if result.baseline is not None]  # best first
-    attributes = stored.study.user_attrs
+    queries, attributes = stored.queries, stored.study.user_attrs
+    best, baselines, last = queries.best(1), queries.baselines(), queries.last_activity()
+    best_baseline = baselines[0] if baselines else None
     return {
         "study": stored.name,
         "wanted": attributes.get(WANTED),
-        "trials": states(stored.trials),
-        "best": _first(results[0]) if results and not results[0].excess and not stored.has_front else None,
-        "front": len(stored.top()) if results and not results[0].excess and stored.has_front else None,
-        "best_baseline": {"name": baselines[0].baseline, "value": _first(baselines[0])} if baselines else None,
+        "trials": queries.states(),
+        "best": best[0].values[0] if best and not stored.has_front else None,
+        "front": len(queries.front()) if best and stored.has_front else None,
+        "best_baseline": None if best_baseline is None else _baseline_row(best_baseline),
         "optimizer": attributes.get(DEFINITION, {}).get("optimizer", {}).get("kind"),
-        "proposed": proposed_by(stored.trials),
+        "proposed": queries.proposed_by(),
         "images": round(images_of(stored)),
-        "stage": last_stage(stored.trials),
-        "last_activity": _last_activity(stored.trials),
+        "stage": queries.last_stage(),
+        "last_activity": None if last is None else last.isoformat(timespec="seconds"),
     }
 
 
-def _last_activity(trials: Sequence[FrozenTrial]) -> str | None:
-    times = [time for trial in trials for time in (trial.datetime_start, trial.datetime_complete) if time]
-    return max(times).isoformat(timespec="seconds") if times else None
+def _baseline_row(trial: FrozenTrial) -> dict[str, Any]:
+    return {"name": trial.user_attrs[BASELINE], "value": trial.values[0]}
 
 
 def status_table(rows: Sequence[Mapping[str, Any]]) -> Table:
@@ -164,23 +161,6 @@ def status_table(rows: Sequence[Mapping[str, Any]]) -> Table:
         best = number(row["best"]) if row["front"] is None else f"front of {row['front']}"
         table.add_row(row["study"], done, rest, f"{row['images']:,}", best, text, optimizer, stage, last)
     return table
-
-
-def states(trials: Sequence[FrozenTrial]) -> dict[str, int]:
-    """How many trials there are in each state, retried ones (failed) included."""
-    return {state.name.lower(): sum(trial.state == state for trial in trials) for state in TrialState}
-
-
-def proposed_by(trials: Sequence[FrozenTrial]) -> dict[str, int]:
-    """How many trials each optimizer proposed, in the order in which they began."""
-    kinds = [trial.user_attrs[OPTIMIZER] for trial in trials if OPTIMIZER in trial.user_attrs]
-    return dict(Counter(kinds))
-
-
-def last_stage(trials: Sequence[FrozenTrial]) -> str | None:
-    """The stage of the newest trial that has a stage."""
-    stages = [trial.user_attrs[STAGE] for trial in trials if STAGE in trial.user_attrs]
-    return str(stages[-1]) if stages else None
 
 
 def layer_rows(layers: Sequence[Layer], total: int) -> list[dict[str, Any]]:

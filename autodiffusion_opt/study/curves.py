@@ -10,11 +10,10 @@ from statistics import median as median_of
 from typing import Any, Literal
 
 from optuna.study import StudyDirection
-from optuna.trial import FrozenTrial
 
 from autodiffusion_opt.study.results import StoredStudy
-from autodiffusion_opt.trials.attributes import EVALUATION_FAILED, REUSED_FROM, SCORE, SPENT, excess_of, values_of
-from autodiffusion_opt.trials.history import MEASURED
+from autodiffusion_opt.trials.attributes import EVALUATION_FAILED, SPENT, excess_of, values_of
+from autodiffusion_opt.trials.history import MEASURED, cost_of
 
 Axis = Literal["images", "trials", "seconds"]
 # What a search spends: images generated, trials finished, seconds of sampling and measuring, summed over workers.
@@ -119,7 +118,7 @@ def curve_of(stored: StoredStudy) -> Curve:
     for trial in stored.trials:
         if not trial.state.is_finished():
             continue
-        more_images, more_seconds = _cost(trial)
+        more_images, more_seconds = cost_of(trial)
         images, seconds = images + more_images, seconds + more_seconds
         # One whose worker died is retried: the retry counts.
         trials += trial.state in MEASURED or bool(trial.user_attrs.get(EVALUATION_FAILED))
@@ -133,20 +132,7 @@ def curve_of(stored: StoredStudy) -> Curve:
 
 def images_of(stored: StoredStudy) -> float:
     """The images that a study has generated, with those of its warm starts, counted as in :func:`curve_of`."""
-    return _warm_starts(stored)[0] + sum(_cost(trial)[0] for trial in stored.trials if trial.state.is_finished())
-
-
-def _cost(trial: FrozenTrial) -> tuple[float, float]:
-    """Images and seconds of a finished trial; of one that failed, what is known."""
-    if REUSED_FROM in trial.user_attrs:
-        return 0.0, 0.0
-    score = trial.user_attrs.get(SCORE)
-    if score is not None:
-        return float(score["images"]), float(score["seconds"])
-    # Values of rungs are reported at their numbers of images. How long a worker lived that died is not known.
-    is_timed = trial.user_attrs.get(EVALUATION_FAILED) and trial.duration is not None
-    seconds = trial.duration.total_seconds() if is_timed and trial.duration is not None else 0.0
-    return float(max(trial.intermediate_values, default=0)), seconds
+    return _warm_starts(stored)[0] + stored.queries.images()
 
 
 def _warm_starts(stored: StoredStudy) -> tuple[float, float]:
@@ -155,8 +141,7 @@ def _warm_starts(stored: StoredStudy) -> tuple[float, float]:
     Where the NFE of candidates is not known, images are counted as they are.
     """
     entries = stored.study.user_attrs.get(SPENT, [])
-    scores = (trial.user_attrs.get(SCORE, {}) for trial in stored.trials if trial.state in MEASURED)
-    candidates = [score["nfe"] for score in scores if score.get("nfe")]
+    candidates = stored.queries.calls() if entries else []
     calls = median_of(candidates) if candidates else None
     images = sum(entry["images"] * (entry["nfe"] / calls if calls else 1.0) for entry in entries)
     return float(images), float(sum(entry["seconds"] for entry in entries))

@@ -37,8 +37,9 @@ from autodiffusion_opt.trials.attributes import (
     values_of,
 )
 from autodiffusion_opt.trials.database import storage_url, without_password
-from autodiffusion_opt.trials.history import MEASURED, best_first, front
+from autodiffusion_opt.trials.history import MEASURED, best_first
 from autodiffusion_opt.trials.opening import open_storage
+from autodiffusion_opt.trials.queries import Queries, every_study, queries_of
 from autodiffusion_opt.trials.storage import Storage
 from autodiffusion_opt.trials.studies import need_study, value_names
 
@@ -93,11 +94,19 @@ class StoredStudy:
 
     Attributes:
         study: the Optuna study.
-        trials: all of them, by number.
     """
 
     study: optuna.Study
-    trials: Sequence[FrozenTrial]
+
+    @cached_property
+    def trials(self) -> Sequence[FrozenTrial]:
+        """All trials, by number; read when they are first asked for."""
+        return self.study.get_trials(deepcopy=False)
+
+    @cached_property
+    def queries(self) -> Queries:
+        """Questions to SQL that need not read all trials."""
+        return queries_of(self.study)
 
     @property
     def name(self) -> str:
@@ -140,24 +149,23 @@ class StoredStudy:
         Raises:
             UserError: where no trial is complete, or none keeps to its bounds.
         """
-        complete = self.complete()
-        if not complete:
+        queries, names = self.queries, self.value_names
+        top = queries.front() if self.has_front else queries.best(TOP if count is None else count)
+        if top:
+            return [_result(trial, names) for trial in top[:count]]
+        nearest = queries.nearest()
+        if nearest is None:
             is_python = any(map(made_in_python, self.definition.values()))
             how = "study.run()" if is_python else f"autodiffusion-opt run {self.name}"
             raise UserError(f"the study {self.name!r} has no complete trial yet; run it first: {how}")
-        if complete[0].excess:
-            raise UserError(
-                f"none of the {len(complete)} complete trials of {self.name!r} keeps to its bounds; trial "
-                f"{complete[0].trial} is nearest, with {_listed(complete[0].measured)}: run more trials, or start a "
-                "study with wider bounds"
-            )
-        if self.has_front:
-            return [_result(trial, self.value_names) for trial in front(self.trials, self.study.directions)][:count]
-        chosen: dict[Candidate, Result] = {}
-        for result in complete:
-            if not result.excess:
-                chosen.setdefault(result.candidate, result)
-        return list(chosen.values())[: TOP if count is None else count]
+        result = _result(nearest, names)
+        if not result.excess:  # of several values, each trial has one that is infinite
+            return []
+        raise UserError(
+            f"none of the {queries.states()['complete']} complete trials of {self.name!r} keeps to its bounds; trial "
+            f"{result.trial} is nearest, with {_listed(result.measured)}: run more trials, or start a "
+            "study with wider bounds"
+        )
 
     def labelled(self, count: int | None = None) -> dict[str, Result]:
         """The best by what tables call them: ``best``, ``rank 2`` ...; of several values ``front 1``, ``front 2`` ...
@@ -183,22 +191,24 @@ class StoredStudy:
 
     def baselines(self) -> dict[str, Result]:
         """The complete baselines, by name, in the order in which they were run."""
-        results = sorted(self.complete(), key=lambda result: result.trial)
-        return {result.baseline: result for result in results if result.baseline is not None}
+        trials = sorted(self.queries.baselines(), key=lambda trial: trial.number)
+        results = [_result(trial, self.value_names) for trial in trials]
+        return {str(result.baseline): result for result in results}
 
 
 def stored_study(name: str, storage: Storage) -> StoredStudy:
     """The study of a name. Raises UserError, listing those there are, where it was never run."""
-    return _stored(need_study(storage, name))
+    return StoredStudy(need_study(storage, name))
 
 
-def _stored(study: optuna.Study) -> StoredStudy:
-    return StoredStudy(study, study.get_trials(deepcopy=False))
+def stored_studies(storage: Storage) -> list[StoredStudy]:
+    """Every study of a database, by name."""
+    return [StoredStudy(study) for study in every_study(storage)]
 
 
 def complete(study: optuna.Study) -> list[Result]:
     """The complete trials of an Optuna study, best first."""
-    return _stored(study).complete()
+    return StoredStudy(study).complete()
 
 
 def _result(trial: FrozenTrial, names: Sequence[str]) -> Result:

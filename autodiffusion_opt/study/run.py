@@ -34,6 +34,7 @@ from autodiffusion_opt.study.failures import MOST_IN_A_ROW, Failures
 from autodiffusion_opt.study.from_python import python_study_config
 from autodiffusion_opt.study.problem import Problem, load_problem
 from autodiffusion_opt.study.progress_bar import shown
+from autodiffusion_opt.study.provenance import versions
 from autodiffusion_opt.study.sampler import named_optimizer, pruner_of, sampler_of
 from autodiffusion_opt.study.trial import run_trial
 from autodiffusion_opt.study.verify import Rescored, rescore
@@ -46,6 +47,7 @@ from autodiffusion_opt.trials.attributes import (
     RANKING,
     SPENT,
     START,
+    VERSIONS,
     WANTED,
 )
 from autodiffusion_opt.trials.claims import Claims
@@ -280,6 +282,7 @@ class Study:
         known = study.user_attrs.get(DEFINITION)
         if known is None:
             set_value_names(study, list(directions))
+            study.set_user_attr(VERSIONS, versions())
             study.set_user_attr(RANKING, [list(third) for third in self.problem.info.ranking])
             study.set_user_attr(DEFINITION, definition)
         elif differences(known, definition):  # a key that is absent is one that this version added, at its default

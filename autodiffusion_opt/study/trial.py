@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import time
+
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from autodiffusion_opt.candidate import Candidate
 from autodiffusion_opt.errors import EvaluationError
 from autodiffusion_opt.objective import Score
+from autodiffusion_opt.objective.image_objective import Clock
 from autodiffusion_opt.objective.pruners import AtEachImage
 from autodiffusion_opt.study.callback import Callback
 from autodiffusion_opt.study.problem import Problem
+from autodiffusion_opt.study.provenance import provenance
 from autodiffusion_opt.trials.attributes import (
     CANDIDATE,
     ERROR,
@@ -19,9 +23,11 @@ from autodiffusion_opt.trials.attributes import (
     OF_IMAGES,
     OPTIMIZER,
     ORIGIN,
+    PROVENANCE,
     RETRY_OF,
     REUSED_FROM,
     SCORE,
+    SECONDS_OF,
     candidate_of,
     constraints_of,
     given_name,
@@ -41,6 +47,7 @@ def run_trial(optimizer: str, problem: Problem, claim: Claim, history: History, 
         history: of the study.
         callback: is told of the candidate and its images.
     """
+    begun, clock = time.perf_counter(), Clock()
     with claim.heartbeat():
         trial = begin_trial(claim.study, claim.trial_id)
         # Read from SQL: the trial object does not know what its sampler has published meanwhile.
@@ -62,14 +69,17 @@ def run_trial(optimizer: str, problem: Problem, claim: Claim, history: History, 
         if earlier is not None and not (is_given and earlier.state == TrialState.PRUNED):
             return _reuse(claim, trial, earlier)
         try:
-            score, is_stopped = _measure(problem, trial, candidate, callback, may_stop=not is_given)
+            score, is_stopped = _measure(problem, trial, candidate, callback, clock, may_stop=not is_given)
         except EvaluationError as error:
             with claim.together():
                 trial.set_user_attr(ERROR, str(error))
                 trial.set_user_attr(EVALUATION_FAILED, True)
             return claim.study.tell(trial, state=TrialState.FAIL, skip_if_finished=True)
+        bookkeeping = time.perf_counter() - begun - clock.seconds["measuring"]
+        seconds_of = {**score.seconds_of, "bookkeeping": bookkeeping}
+        more = {SECONDS_OF: seconds_of, PROVENANCE: provenance(problem)}
         with claim.together():
-            trial.set_user_attr(SCORE, score.to_dict())
+            trial.set_user_attr(SCORE, score.to_dict() | more)
             set_constraints(claim.study, trial, {bound.key: bound.excess(score.values) for bound in problem.bounds})
         if is_stopped:
             return claim.study.tell(trial, state=TrialState.PRUNED, skip_if_finished=True)
@@ -93,22 +103,27 @@ def _reuse(claim: Claim, trial: optuna.Trial, earlier: FrozenTrial) -> FrozenTri
 
 
 def _measure(
-    problem: Problem, trial: optuna.Trial, candidate: Candidate, callback: Callback, *, may_stop: bool
+    problem: Problem, trial: optuna.Trial, candidate: Candidate, callback: Callback, clock: Clock, *, may_stop: bool
 ) -> tuple[Score, bool]:
     """The score of the last rung that was measured, and whether the candidate was stopped there.
 
-    After each rung the value goes to SQL, at the number of images, where the pruner compares it.
+    After each rung the value goes to SQL, at the number of images, where the pruner compares it. The clock's part
+    ``measuring`` is the objective's time.
     """
     objective = problem.objective
     rungs: tuple[int, ...] = getattr(objective, "rungs", ())
     names = list(objective.directions)
     score: Score | None = None
+    clock.start()
     for score in objective.measure(candidate, progress=callback.progress):
+        clock.stop("measuring")
         if len(rungs) > 1 and len(names) == 1:
             trial.report(score.values[names[0]], score.images)
             if isinstance(trial.study.pruner, AtEachImage):
                 trial.set_user_attr(OF_IMAGES, [float(f"{number:.7g}") for number in score.of_images])
             if may_stop and score.images < rungs[-1] and trial.should_prune():
                 return score, True
+        clock.start()
+    clock.stop("measuring")
     assert score is not None  # an objective yields at least one
     return score, False

@@ -25,16 +25,21 @@ CATCMA = "catcma"  # the generation and the point of CatCMA's own that the param
 RETRY_OF = "retry_of"  # the position of the trial whose worker died
 WORKER = "worker"  # host, process and start of the process that runs it
 REUSED_FROM = "reused_from"  # the number of the trial whose values were taken over
-SCORE = "score"  # named values, images, seconds, NFE, layer runs, FLOPs
+SCORE = "score"  # named values, images, seconds, NFE, layer runs, FLOPs, and the two keys below
 OF_IMAGES = "of_images"  # a number for each image, where a pruner compares them
 ERROR = "error"  # why it failed
 EVALUATION_FAILED = "evaluation_failed"  # true: measuring raised an error, which is tried again once
+
+# Keys of a score that no table shows: written with it, so that they cost no commit of their own.
+SECONDS_OF = "seconds_of"  # seconds by part: sampling, features, metric, bookkeeping
+PROVENANCE = "provenance"  # of the process that measured it: host, device and its name, dtype, versions
 
 # User attributes of a study.
 DEFINITION = "definition"  # what must not change under the study's name
 FINGERPRINT = "fingerprint"  # in the definition: of the model, the conditions, the reference
 RANKING = "ranking"  # of layers, measured once
 SPENT = "spent"  # what warm starts cost: a list of name, images, NFE of each, seconds
+VERSIONS = "versions"  # of Python and the libraries when the study began
 WANTED = "trials"  # how many trials the study's file asks for
 FILE = "file"  # the study's: relative paths in its tables start from its folder
 FOLDERS = "folders"  # of the files that hold other parts, by the part's name: relative paths in those start there

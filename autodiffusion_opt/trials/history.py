@@ -8,6 +8,7 @@ from bisect import insort
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import optuna
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
@@ -18,6 +19,8 @@ from autodiffusion_opt.trials.attributes import (
     ERROR,
     EVALUATION_FAILED,
     RETRY_OF,
+    REUSED_FROM,
+    SCORE,
     STAGE,
     WORKER_DIED,
     candidate_of,
@@ -42,6 +45,19 @@ def losses_of(values: Sequence[float], directions: Directions) -> tuple[float, .
     )
 
 
+def cost_of(trial: FrozenTrial) -> tuple[float, float]:
+    """Images and seconds of a finished trial; of one that failed, what is known."""
+    if REUSED_FROM in trial.user_attrs:
+        return 0.0, 0.0
+    score = trial.user_attrs.get(SCORE)
+    if score is not None:
+        return float(score["images"]), float(score["seconds"])
+    # Values of rungs are reported at their numbers of images. How long a worker lived that died is not known.
+    is_timed = trial.user_attrs.get(EVALUATION_FAILED) and trial.duration is not None
+    seconds = trial.duration.total_seconds() if is_timed and trial.duration is not None else 0.0
+    return float(max(trial.intermediate_values, default=0)), seconds
+
+
 def best_first(trials: Iterable[FrozenTrial], directions: Directions = MINIMIZE) -> list[FrozenTrial]:
     """Complete trials, best first by the first value; of equal ones the earlier first.
 
@@ -57,15 +73,23 @@ def front(trials: Iterable[FrozenTrial], directions: Directions) -> list[FrozenT
 
     All their values are finite and keep to their bounds. With one value these are the best trials.
     """
-    kept = [trial for trial in best_first(trials, directions) if not excess_of(trial)]
-    chosen: list[FrozenTrial] = []
-    losses: list[tuple[float, ...]] = []
-    # Ascending by the first loss, then the next: a trial is dominated by an earlier one or by none.
-    for trial in kept:
-        loss = losses_of(trial.values, directions)
-        if all(map(math.isfinite, loss)) and not any(dominates(before, loss) or before == loss for before in losses):
-            chosen.append(trial)
-            losses.append(loss)
+    ranked = best_first(trials, directions)
+    kept = [trial for trial in ranked if not excess_of(trial) and all(map(math.isfinite, trial.values))]
+    return [kept[index] for index in undominated([losses_of(trial.values, directions) for trial in kept])]
+
+
+def undominated(losses: Sequence[Sequence[float]]) -> list[int]:
+    """The indices of losses that no others dominate, of equal ones the first.
+
+    Args:
+        losses: finite, ascending by the first, then by the next ...: each is dominated by an earlier one or by none.
+    """
+    chosen: list[int] = []
+    kept = np.empty((len(losses), len(losses[0]) if losses else 0))
+    for index, loss in enumerate(losses):
+        if not (kept[: len(chosen)] <= loss).all(axis=1).any():
+            kept[len(chosen)] = loss
+            chosen.append(index)
     return chosen
 
 

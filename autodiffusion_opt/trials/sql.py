@@ -15,6 +15,7 @@ import os
 import sqlite3
 import threading
 import warnings
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime
 from pathlib import Path
@@ -61,6 +62,7 @@ class SqlStorage(Storage, RDBStorage):
         if self._file is not None and os.access(self._file, os.W_OK):  # else it is only read
             database.lock_early(self.engine, lambda: getattr(self._now, "reads", False))
         self._identity = None if self._file is None else database.identity(self._file)
+        weakref.finalize(self, self.engine.dispose)
 
     def _reach(self) -> None:
         """Raise UserError where the file is not the one that was opened: what is written would be lost."""
@@ -184,6 +186,26 @@ class SqlStorage(Storage, RDBStorage):
         """Only these are asked for."""
         return self._get_trials(study_id, states=None, included_trial_ids=unfinished, trial_id_greater_than=last_id)
 
+    @contextlib.contextmanager
+    def reading(self) -> Iterator[None]:
+        """Transactions that this thread begins meanwhile only read: on SQLite they take no lock."""
+        before = getattr(self._now, "reads", False)
+        self._now.reads = True
+        try:
+            yield
+        finally:
+            self._now.reads = before
+
+    def rows(self, query: sqlalchemy.Select[Any]) -> Sequence[Any]:
+        """All rows of a statement that only reads."""
+
+        def call(_: bool) -> Sequence[Any]:
+            with self.engine.connect() as connection:
+                return connection.execute(query).all()
+
+        with self.reading():
+            return self.patiently(call)
+
     def close(self) -> None:
         """Let go of the database; of SQLite, the file alone then holds all."""
         self.remove_session()
@@ -224,12 +246,8 @@ def _made_patient(name: str) -> Callable[..., Any]:
 
     @functools.wraps(call)
     def noted(self: SqlStorage, *arguments: Any, **keywords: Any) -> Any:
-        before = getattr(self._now, "reads", False)
-        self._now.reads = reads
-        try:
+        with self.reading() if reads else contextlib.nullcontext():
             return call(self, *arguments, **keywords)
-        finally:
-            self._now.reads = before
 
     return noted
 

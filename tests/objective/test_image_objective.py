@@ -59,7 +59,10 @@ def test_a_score_says_what_it_cost_and_progress_is_told_of_images(digits: Any) -
     assert (found.images, found.nfe, found.layer_runs, found.flops) == (100, 2, 2 * 18 - 2, 2 * 1000 - 20)
     assert found.seconds > 0
     assert list(found.values) == ["fid"]
-    assert set(found.to_dict()) == {"values", "images", "seconds", "nfe", "layer_runs", "flops", "not_finite"}
+    costs = {"images", "seconds", "nfe", "layer_runs", "flops", "not_finite"}
+    assert set(found.to_dict()) == {"values", "seconds_of"} | costs
+    assert set(found.seconds_of) == {"sampling", "features", "metric"}
+    assert sum(found.seconds_of.values()) == pytest.approx(found.seconds)
     assert found.to_dict()["values"] == found.values
 
 

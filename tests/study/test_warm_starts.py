@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,6 @@ from optuna.trial import TrialState
 
 import autodiffusion_opt as ado
 from autodiffusion_opt import Candidate, Study, UserError
-from autodiffusion_opt.report.tables import proposed_by
 from autodiffusion_opt.sampling.load import load_pipeline
 from autodiffusion_opt.study.curves import images_of
 from autodiffusion_opt.study.results import open_study
@@ -208,6 +208,7 @@ def test_another_optimizer_that_is_none_is_refused_and_leaves_the_study_alone(ur
 
 THREE = """
 import sys
+from collections import Counter
 import autodiffusion_opt as ado
 url, optimizer = sys.argv[1:]
 study = ado.Study(
@@ -234,7 +235,7 @@ def test_three_processes_with_three_optimizers_share_one_history(url: str) -> No
     assert reasons <= {NOT_WANTED, "another worker enqueued it first"}
     history = History(stored.study).refresh()
     assert sorted(history.position(trial.number) for trial in ran) == list(range(60))
-    proposed = proposed_by(ran)
+    proposed = Counter(trial.user_attrs[OPTIMIZER] for trial in ran if OPTIMIZER in trial.user_attrs)
     assert set(proposed) == set(kinds)
     baselines = sum(BASELINE in trial.user_attrs for trial in ran)
     assert sum(proposed.values()) == 60 - baselines

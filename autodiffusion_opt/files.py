@@ -7,7 +7,7 @@ import os
 import uuid
 from pathlib import Path
 
-from autodiffusion_opt.errors import UserError
+from autodiffusion_opt.errors import UserError, reason_of
 
 CACHE_VARIABLE = "AUTODIFFUSION_CACHE"
 DIGEST = 32  # bytes of a SHA-256
@@ -52,7 +52,7 @@ def keep(path: Path, content: bytes, what: str) -> None:
         write_whole(path, content + _digest(path, content))
     except OSError as error:
         raise UserError(
-            f"the {what} cannot be kept in {path.parent}: {error.strerror}; name a folder that can be written, and "
+            f"the {what} cannot be kept in {path.parent}: {reason_of(error)}; name a folder that can be written, and "
             f"has room, with {CACHE_VARIABLE}"
         ) from None
 

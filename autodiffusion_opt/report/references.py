@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.table import Table
 
 from autodiffusion_opt.errors import UserError
 from autodiffusion_opt.objective.features import Extractor, colour, load_extractor
@@ -16,6 +15,7 @@ from autodiffusion_opt.objective.references import images_of, load_reference
 from autodiffusion_opt.paths import absolute
 from autodiffusion_opt.progress import Progress
 from autodiffusion_opt.report.grid import save_grid
+from autodiffusion_opt.report.text_table import TextTable
 from autodiffusion_opt.sampling.load import pick_device
 from autodiffusion_opt.zoo import EMBEDDED
 
@@ -92,11 +92,11 @@ def show_reference(
     return {"source": source, **contents}
 
 
-def reference_table(contents: Mapping[str, Any]) -> Table:
+def reference_table(contents: Mapping[str, Any]) -> TextTable:
     """A row a key, for a person."""
-    table = Table(show_header=False)
+    table = TextTable(show_header=False)
     for key, value in contents.items():
-        table.add_row(key, str(value))
+        table.add_cells(key, str(value))
     return table
 
 

@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from torch.utils._pytree import tree_map
 
-from autodiffusion_opt.errors import UserError, unknown
+from autodiffusion_opt.errors import UserError, reason_of, unknown
 from autodiffusion_opt.paths import absolute
 from autodiffusion_opt.sampling.compatibility import denoiser_of
 from autodiffusion_opt.sampling.config import ConditionsConfig
@@ -286,7 +286,7 @@ def read_prompts(path: Path, column: str | None = None) -> tuple[str, ...]:
     try:
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"conditions: file {path} cannot be read as UTF-8 text: {error}") from None
+        raise UserError(f"conditions: file {path} cannot be read as UTF-8 text: {reason_of(error)}") from None
     if path.suffix.lower() == ".json":
         lines = _captions(text, path)
     elif path.suffix.lower() in DELIMITERS:

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from autodiffusion_opt.errors import UserError, nearest, unknown
+from autodiffusion_opt.errors import UserError, nearest, reason_of, unknown
 from autodiffusion_opt.paths import absolute
 from autodiffusion_opt.sampling.apply import apply, saved_candidate
 from autodiffusion_opt.sampling.compatibility import check_compatible, check_replacement, denoiser_of
@@ -137,7 +137,7 @@ def _offload(pipeline: Any, device: str) -> None:
     try:
         pipeline.enable_model_cpu_offload(device=pick_device(device))
     except (ImportError, RuntimeError, ValueError) as error:
-        reason = str(error).splitlines()[0]
+        reason = reason_of(error)
         raise UserError(f"offload = true needs a GPU and accelerate (pip install accelerate): {reason}") from None
 
 
@@ -149,7 +149,7 @@ def pick_device(device: str) -> torch.device:
         picked = torch.device(device)
         torch.empty(0, device=picked)
     except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
+        reason = reason_of(error)
         raise UserError(
             f"device must be auto, cpu, or a GPU that is there (cuda, cuda:1); got {device!r}: {reason}"
         ) from None
@@ -191,7 +191,7 @@ def _read(model: str, base: Path | None, revision: str | None, variant: str | No
                 folder or model, torch_dtype=dtype, use_safetensors=True, **hub
             )
     except Exception as error:  # of an unknown class, a missing part, broken weights: each has an error of its own
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        reason = reason_of(error)
         place = f"{folder}: " if folder else f"there is no folder {absolute(model, base)}, and from the hub: "
         raise UserError(f"model {model!r} cannot be loaded: {place}{reason}") from error
     return _cast(_plain(pipeline), dtype)

@@ -14,7 +14,7 @@ from optuna.samplers import BaseSampler
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
-from autodiffusion_opt.errors import UserError
+from autodiffusion_opt.errors import UserError, named_reason_of
 from autodiffusion_opt.optimizer import DEFAULT
 from autodiffusion_opt.optimizer.base import kind_of
 from autodiffusion_opt.space import OWN, ModelInfo
@@ -308,7 +308,7 @@ class Study:
             yield
         except BaseException as error:
             self.storage.engine.dispose()  # a connection may be in the middle of something
-            claims.release(f"{type(error).__name__}: {error}"[:500], wanted)
+            claims.release(f"{named_reason_of(error)}"[:500], wanted)
             raise
 
     def trials(self) -> list[FrozenTrial]:

@@ -23,7 +23,7 @@ from optuna.storages import RDBStorage
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
-from autodiffusion_opt.errors import UserError, unknown
+from autodiffusion_opt.errors import UserError, reason_of, unknown
 from autodiffusion_opt.trials.attributes import CONSTRAINTS, ERROR, WORKER
 from autodiffusion_opt.trials.workers import GRACE_SECONDS, HEARTBEAT_SECONDS, this_worker
 
@@ -100,9 +100,8 @@ def open_storage(url: str, *, create: bool = True) -> Storage:
                 break
             time.sleep(random.random() * 0.2)
     hint = f" {DRIVERS}" if "DB access module" in str(last) else ""
-    raise UserError(
-        f"storage {without_password(url)} cannot be opened: {str(last).strip().splitlines()[0]}{hint}"
-    ) from None
+    assert last is not None
+    raise UserError(f"storage {without_password(url)} cannot be opened: {reason_of(last)}{hint}") from None
 
 
 def without_password(url: str) -> str:
@@ -118,7 +117,7 @@ def _prepare_file(url: str, path: Path, create: bool) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"storage {url} cannot be created: {error.strerror}: {path.parent}") from None
+        raise UserError(f"storage {url} cannot be created: {reason_of(error)}: {path.parent}") from None
 
 
 def _engine_arguments(url: str) -> dict[str, Any]:

@@ -24,6 +24,8 @@ COMPUTES: tuple[Compute, ...] = ("full", "partial")
 TIME_DECIMALS = 6
 # The version of the JSON form.
 FORMAT = 1
+# More steps than any model was trained with.
+MOST_STEPS = 10_000
 # Mistakes that are told of one text.
 MISTAKES = 10
 
@@ -77,8 +79,8 @@ class Candidate:
             that time left in it. None: where the scheduler ends by itself.
 
     Raises:
-        UserError: for no steps, two steps at one time, a guidance scale that is not a finite number, or an end time
-            that is not below the last step's.
+        UserError: for no steps or more than 10,000, two steps at one time, a guidance scale that is not a finite
+            number, or an end time that is not below the last step's.
     """
 
     steps: tuple[Step, ...]
@@ -90,6 +92,8 @@ class Candidate:
         object.__setattr__(self, "steps", ordered)
         if not ordered:
             raise UserError("a candidate must have at least one step; got none")
+        if len(ordered) > MOST_STEPS:
+            raise UserError(f"a candidate must have at most {MOST_STEPS:,} steps; got {len(ordered):,}")
         for step, following in pairwise(ordered):
             if step.time == following.time:
                 raise UserError(f"a candidate's times must be distinct; got {step.time:g} twice: remove it once")
@@ -152,7 +156,9 @@ class Candidate:
             errors.append(f"format must be {FORMAT}; got {quoted(values['format'])}: written by a newer version?")
         given = values.get("steps")
         steps: list[Step] = []
-        if not isinstance(given, list):
+        if isinstance(given, list) and len(given) > MOST_STEPS:
+            errors.append(f"steps must be at most {MOST_STEPS:,}; got {len(given):,}")
+        elif not isinstance(given, list):
             errors.append(f"steps must be a list of times or of objects with a time; got {quoted(given)}")
         else:
             for entry in given:

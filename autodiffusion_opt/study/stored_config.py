@@ -8,12 +8,13 @@ from typing import Any
 
 from pydantic import Field
 
-from autodiffusion_opt.config import Config, build
+from autodiffusion_opt.config import Config, build, combine
 from autodiffusion_opt.errors import UserError
 from autodiffusion_opt.paths import absolute, folder_of
 from autodiffusion_opt.sampling.config import PipelineConfig
 from autodiffusion_opt.study.config import (
     StudyConfig,
+    attempt,
     build_objective,
     build_optimizer,
     build_space,
@@ -60,23 +61,30 @@ def stored_config(name: str, path: str, definition: Mapping[str, Any], base: Pat
     missing = [key for key in ("pipeline", "space", "objective") if key not in definition]
     if missing:
         raise UserError(f"{path}: the definition must have {', '.join(missing)}; it has not")
+    definition = {"optimizer": {"kind": "random"}} | dict(definition)
     python = [key for key in ("pipeline", "space", "objective", "optimizer") if made_in_python(definition.get(key))]
     if python:
         raise UserError(
             f"{path}: the parts {', '.join(python)} of this study came from Python, and cannot be made from what SQL "
             "holds: use the methods of ado.Study in Python, verify and export say"
         )
-    beside = build(_Beside, {key: definition[key] for key in _Beside.model_fields if key in definition}, path)
+    given = {key: definition[key] for key in _Beside.model_fields if key in definition}
+    errors: list[UserError] = []
+    beside = attempt(errors, lambda: build(_Beside, given, path))
+    parts = (
+        attempt(errors, lambda: build(PipelineConfig, definition["pipeline"], f"{path}: pipeline")),
+        attempt(errors, lambda: build_space(definition["space"], f"{path}: space")),
+        attempt(errors, lambda: build_objective(definition["objective"], f"{path}: objective")),
+        attempt(errors, lambda: build_optimizer(definition["optimizer"], f"{path}: optimizer")),
+    )
+    combine(errors)
     file = beside.file
     base = absolute("", base) if file is None else folder_of(absolute(file, base))
     return StudyConfig(
         name,
         path if file is None else file,
         base,
-        build(PipelineConfig, definition["pipeline"], f"{path}: pipeline"),
-        build_space(definition["space"], f"{path}: space"),
-        build_objective(definition["objective"], f"{path}: objective"),
-        build_optimizer(definition.get("optimizer", {"kind": "random"}), f"{path}: optimizer"),
+        *parts,
         beside.trials,
         beside.seed,
         ranking=beside.ranking,

@@ -23,6 +23,7 @@ from autodiffusion_opt.cli.options import (
 )
 from autodiffusion_opt.cli.reference import reference
 from autodiffusion_opt.errors import UserError
+from autodiffusion_opt.files import check_output, check_output_folder
 from autodiffusion_opt.process import run_and_leave, say, tell
 from autodiffusion_opt.text import shell_word, visible
 
@@ -183,6 +184,8 @@ def best(study: str, count: int | None, output: Path | None, pick: int, storage:
     from autodiffusion_opt.report.tables import best_rows, best_table
     from autodiffusion_opt.study.results import candidate_file, open_study
 
+    if output is not None:
+        check_output(output)
     stored = open_study(study, storage)
     top = stored.top(count)
     if output is not None:
@@ -208,6 +211,7 @@ def export(study: str, output: Path, pick: int, storage: str | None, as_json: bo
     from autodiffusion_opt.study.results import open_study
     from autodiffusion_opt.study.stored_config import stored_config
 
+    check_output_folder(output)
     stored = open_study(study, storage)
     stored.pick(pick)  # a study without a result is told before its model is loaded
     config = stored_config(stored.name, stored.name, stored.definition)
@@ -235,12 +239,11 @@ def sample(
     """Images of CANDIDATE (a JSON file, or a study: its best) beside those of the pipeline's own schedule.
 
     Both from the same seeds."""
-    from autodiffusion_opt.report.grid import save_grid
+    from autodiffusion_opt.report.grid import check_picture, save_grid
     from autodiffusion_opt.study.progress_bar import Bar
     from autodiffusion_opt.study.results import resolve, sample_blocks
 
-    if not output.parent.is_dir():
-        raise UserError(f"-o: the folder {output.parent} must exist")
+    check_picture(output)
     chosen = resolve(candidate, study, storage)
     best = next(iter(chosen.candidates.values()))
     with Bar() as bar:

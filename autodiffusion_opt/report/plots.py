@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from autodiffusion_opt.errors import UserError, reason_of
-from autodiffusion_opt.files import write_whole
+from autodiffusion_opt.files import check_output, write_whole
 from autodiffusion_opt.report.comparison import Comparison, Sheet, sheets
 from autodiffusion_opt.study.comparison import ComparedStudy, OptimizerComparison, baseline_of
 from autodiffusion_opt.study.curves import Band
@@ -44,8 +44,7 @@ def check_picture(path: Path) -> None:
     """Raises UserError, before anything is measured, for a picture that could not be written."""
     if path.suffix not in ENDINGS:
         raise UserError(f"-o must end in {', '.join(ENDINGS)}; got {path}")
-    if not path.parent.is_dir():
-        raise UserError(f"-o: the folder {path.parent} must exist")
+    check_output(path)
     if importlib.util.find_spec("matplotlib") is None:
         raise UserError("a picture needs matplotlib: pip install 'autodiffusion-opt[plots]'")
 

@@ -147,7 +147,7 @@ def load_conditions(table: ConditionsConfig, pipeline: Any, base: Path | None = 
     """
     conditions: Conditions = Unconditional()
     if table.kind == "prompts":
-        prompts = read_prompts(_existing(str(table.file), base), table.column)
+        prompts = read_prompts(existing_file(str(table.file), base), table.column)
         conditions = Prompts(prompts, table.negative_prompt)
     elif table.kind == "labels":
         conditions = Labels(_labels(table.classes, class_count(pipeline)))
@@ -333,7 +333,8 @@ def _labels(classes: int | tuple[int, ...] | None, count: int | None) -> tuple[i
     return labels
 
 
-def _existing(name: str, base: Path | None) -> Path:
+def existing_file(name: str, base: Path | None) -> Path:
+    """The file of prompts. Raises UserError where it is not there."""
     path = absolute(name, base)
     if not path.is_file():
         raise UserError(f"conditions: file {name!r} is not there: there is no file {path}")

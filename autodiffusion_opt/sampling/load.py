@@ -77,6 +77,9 @@ def load_pipeline(
         UserError: for a model that is not there, a scheduler that is unknown or not accepted, or a candidate in the
             folder that does not fit the scheduler asked for.
     """
+    place = pick_device(device)
+    if scheduler is not None:
+        scheduler_class(scheduler)  # a wrong name is told before the model is loaded in vain
     pipeline = _read(model, base, revision, variant, getattr(torch, dtype))
     if scheduler is not None or scheduler_settings:
         before = pipeline.scheduler
@@ -84,7 +87,7 @@ def load_pipeline(
         check_replacement(before, pipeline.scheduler)
     check_pipeline(pipeline)
     pipeline.set_progress_bar_config(disable=True)
-    pipeline = pipeline.to(pick_device(device))
+    pipeline = pipeline.to(place)
     candidate = saved_candidate(model_folder(model, base)) if with_candidate else None
     return pipeline if candidate is None else apply(pipeline, candidate)
 

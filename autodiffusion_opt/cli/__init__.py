@@ -74,7 +74,6 @@ def run(
     Run it again to continue after an interruption, or with more --trials.
     """
     from autodiffusion_opt.report import tables
-    from autodiffusion_opt.study.results import open_study
     from autodiffusion_opt.study.run import Study
 
     names = [] if optimizer is None else optimizer.split(",")
@@ -99,7 +98,7 @@ def run(
         return
     if not complete:
         raise UserError(f"the study {name!r} has no complete trial after the timeout; give it more time")
-    stored = open_study(name, storage)
+    stored = studies[0].stored
     print_result(as_json, tables.run_summary(stored), tables.run_table(stored))
     if not as_json:
         tell(f"next: autodiffusion-opt verify {shell_word(name)}{storage_words(storage)}")

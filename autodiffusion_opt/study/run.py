@@ -20,6 +20,7 @@ from autodiffusion_opt.optimizer.base import kind_of
 from autodiffusion_opt.space import OWN, ModelInfo
 from autodiffusion_opt.study import results
 from autodiffusion_opt.study.callback import Callback
+from autodiffusion_opt.study.complete import is_complete, note_files
 from autodiffusion_opt.study.config import (
     StudyConfig,
     check_version,
@@ -36,13 +37,10 @@ from autodiffusion_opt.study.warm_starts import warm_starts
 from autodiffusion_opt.trials.attributes import (
     DEFINITION,
     ERROR,
-    FILE,
     FINGERPRINT,
-    FOLDERS,
     RANKING,
     SPENT,
     START,
-    WANTED,
 )
 from autodiffusion_opt.trials.claims import Claims
 from autodiffusion_opt.trials.history import History
@@ -111,6 +109,7 @@ class Study:
         self.url = storage_url(storage)
         self._callback = Callback()
         self._optimizer = self.config.optimizer  # of the present run
+        self._stored: results.StoredStudy | None = None
 
     @classmethod
     def load(
@@ -168,7 +167,7 @@ class Study:
         """The study of a resolved configuration."""
         study = object.__new__(cls)
         study.config, study.url, study._callback = config, storage_url(storage), Callback()
-        study._optimizer = config.optimizer
+        study._optimizer, study._stored = config.optimizer, None
         return study
 
     def __repr__(self) -> str:
@@ -220,9 +219,15 @@ class Study:
                 evaluations that fail again and again.
         """
         wanted = self.config.trials if trials is None else trials
+        self._stored = None
         self._optimizer = self.config.optimizer if optimizer is None else named_optimizer(optimizer, self.config.path)
         deadline = None if timeout is None else time.monotonic() + timeout
         with shown(progress) as self._callback:
+            complete = self._complete(wanted)
+            if complete is not None:
+                self._callback.started(self.config, complete, wanted)
+                self._stored = results.StoredStudy(complete.study, list(complete.trials.values()))
+                return self._stored.complete()
             study = self._open()
             history = History(study).refresh()
             study.sampler = sampler_of(self.config, self._optimizer, self.problem, history)
@@ -249,6 +254,27 @@ class Study:
                         )
         return results.complete(study)
 
+    def _complete(self, wanted: int) -> History | None:
+        """The history of a study that has all its trials; its model, which may be gone, is not loaded.
+
+        Raises:
+            UserError: where it has measured something under another definition.
+        """
+        study = find_study(self.storage, self.config.name)
+        if study is None or DEFINITION not in study.user_attrs or self.config.pipeline_object is not None:
+            return None
+        stored, definition = dict(study.user_attrs[DEFINITION]), self.config.definition()
+        stored.pop(FINGERPRINT, None)  # of what only the model tells
+        check_version(self.config.path, stored)
+        history = History(study).refresh()
+        is_changed = bool(differences(stored, definition))
+        if is_changed and history.is_measured:
+            self._refuse(stored, definition)
+        if is_changed or not is_complete(history, wanted, MOST_FAILURES):
+            return None
+        note_files(study, self.config)
+        return history
+
     def _open(self) -> optuna.Study:
         """The Optuna study, created on first use. Raises UserError where its definition differs."""
         optuna.logging.set_verbosity(optuna.logging.WARNING)  # its log is not ours
@@ -268,9 +294,7 @@ class Study:
         elif differences(known, definition):  # a key that is absent is one that this version added, at its default
             self._start_over(study, known, definition)
             return self._open()
-        study.set_user_attr(WANTED, self.config.trials)
-        study.set_user_attr(FILE, str(self.config.base / Path(self.config.path).name))
-        study.set_user_attr(FOLDERS, {part: str(folder) for part, folder in self.config.bases.items()})
+        note_files(study, self.config)
         return study
 
     def _start_over(self, study: optuna.Study, stored: Mapping[str, Any], definition: Mapping[str, Any]) -> None:
@@ -310,6 +334,11 @@ class Study:
             self.storage.engine.dispose()  # a connection may be in the middle of something
             claims.release(f"{named_reason_of(error)}"[:500], wanted)
             raise
+
+    @property
+    def stored(self) -> results.StoredStudy:
+        """The study as SQL holds it: as the last run read it where that had nothing to do. Raises UserError."""
+        return self._stored or results.stored_study(self.config.name, self.storage)
 
     def trials(self) -> list[FrozenTrial]:
         """All trials in SQL, in the order of their numbers; none where the study was never run."""

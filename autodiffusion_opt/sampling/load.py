@@ -6,6 +6,7 @@ import contextlib
 import importlib
 import inspect
 import io
+import json
 import logging
 import warnings
 from collections.abc import Iterator, Mapping
@@ -180,6 +181,17 @@ def model_folder(model: str, base: Path | None = None) -> Path | None:
             f"(owner/name); got {model!r}, and there is no folder {path}.{nearest(model, EMBEDDED)}"
         )
     return None
+
+
+def pipeline_class(folder: Path) -> type | None:
+    """The class of diffusers' that a model's folder names; None where it names another, or cannot be read."""
+    try:
+        content = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
+        diffusers = importlib.import_module("diffusers")
+        named = getattr(diffusers, content["_class_name"], None)
+    except (OSError, ValueError, RecursionError, KeyError, TypeError, ImportError, RuntimeError):
+        return None
+    return named if inspect.isclass(named) and issubclass(named, diffusers.DiffusionPipeline) else None
 
 
 def _read(model: str, base: Path | None, revision: str | None, variant: str | None, dtype: torch.dtype) -> Any:

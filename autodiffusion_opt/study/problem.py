@@ -169,20 +169,25 @@ def load_sampler(config: StudyConfig, progress: Progress = silent) -> ImageSampl
             existing_file(described.file, config.base_of("objective"))
     with _told_of(config, "pipeline"):
         pipeline = _pipeline(config, table, progress)
-        check_call(pipeline, table.call)
+        check_call(type(pipeline), table.call)
     with _told_of(config, "objective.conditions"):
         conditions = load_conditions(described, pipeline, config.base_of("objective"))
     return ImageSampler(pipeline, conditions, table.call, table.micro_batch, table.batch_size)
 
 
 def _pipeline(config: StudyConfig, table: PipelineConfig, progress: Progress) -> Any:
-    from autodiffusion_opt.sampling.load import check_pipeline, load_configured, model_folder
+    from autodiffusion_opt.sampling.compatibility import check_call
+    from autodiffusion_opt.sampling.load import check_pipeline, load_configured, model_folder, pipeline_class
 
     if config.pipeline_object is not None:
         check_pipeline(config.pipeline_object)
         return config.pipeline_object
     base = config.base_of("pipeline")
-    if model_folder(table.model, base) is not None:
+    folder = model_folder(table.model, base)
+    if folder is not None:
+        kind = pipeline_class(folder)
+        if kind is not None:  # else the same is checked of the pipeline once it is loaded
+            check_call(kind, table.call)
         progress(f"loading {table.model}", 0, 0)
     return load_configured(table, base)
 

@@ -10,6 +10,7 @@ from typing import Any, NoReturn
 import pytest
 
 from autodiffusion_opt.report.grid import check_picture
+from autodiffusion_opt.sampling.load import pipeline_class
 
 Call = Callable[..., tuple[int, str, str]]
 Write = Callable[..., Path]
@@ -71,6 +72,9 @@ def test_the_usual_pictures_may_be_written(ending: str) -> None:
     ("old", "new", "message"),
     [
         ('reference = "digits"', 'reference = "nothing"', "'nothing' is not there"),
+        ("batch_size = 10", "batch_size = 10\ncall = {heigth = 8, etta = 0.1}", "got 'heigth'."),
+        ("batch_size = 10", "batch_size = 10\ncall = {heigth = 8, etta = 0.1}", "got 'etta'."),
+        ("batch_size = 10", "batch_size = 10\ncall = {prompt = 'x'}", "call: prompt cannot be set here"),
         ('device = "cpu"', 'device = "cuda:77"', "device must be auto"),
         ('scheduler = "ddim"', 'scheduler = "dimm"', "Did you mean 'ddim'?"),
         ("images = 20", 'images = 20\nconditions = {kind = "prompts", file = "no.txt"}', "file 'no.txt' is not there"),
@@ -97,3 +101,12 @@ def test_a_budget_that_no_candidate_keeps_is_told_before_layers_are_ranked(
     (tmp_path / "wrong.toml").write_text(study_text.replace('kind = "time-steps"\nsteps = 4', joint))
     code, _, err = call("run", tmp_path / "wrong.toml", "--storage", url)
     assert (code, message in err) == (2, True), err
+
+
+@pytest.mark.parametrize(
+    "text", [None, "", "[" * 10**5, "[]", "{}", '{"_class_name": 7}', '{"_class_name": "Nothing"}']
+)
+def test_a_folder_whose_class_is_not_known_is_left_to_who_loads_it(text: str | None) -> None:
+    if text is not None:
+        Path("model_index.json").write_text(text)
+    assert pipeline_class(Path()) is None

@@ -30,7 +30,7 @@ class DataSet:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         if (folder / "dataset_dict.json").is_file():
-            splits = ", ".join(sorted(state.parent.name for state in folder.glob("*/state.json")))
+            splits = ", ".join(sorted(state.parent.name for state in folder.glob("*/state.json"))) or "(there is none)"
             raise UserError(f"reference: {folder} holds several splits; name the folder of one below it: {splits}")
         try:
             library = importlib.import_module("datasets")

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import random
+import re
 import time
 import warnings
 from collections.abc import Mapping, Sequence
@@ -23,12 +24,16 @@ from optuna.storages import RDBStorage
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
-from autodiffusion_opt.errors import UserError, reason_of, unknown
+from autodiffusion_opt.errors import UserError, reason_of, unknown, unknown_text
+from autodiffusion_opt.text import HIDDEN, quoted
 from autodiffusion_opt.trials.attributes import CONSTRAINTS, ERROR, WORKER
 from autodiffusion_opt.trials.workers import GRACE_SECONDS, HEARTBEAT_SECONDS, this_worker
 
 DEFAULT_URL = "sqlite:///studies/studies.db"
 VARIABLE = "AUTODIFFUSION_STORAGE"
+KINDS = ("sqlite", "postgresql", "mysql+pymysql")
+# What opening a database raises beside SQLAlchemy's own errors: of drivers, of arguments after ``?``, of paths.
+UNOPENED = (ImportError, RuntimeError, ValueError, TypeError, AttributeError, KeyError, OSError)
 DRIVERS = "For postgresql:// that is: pip install 'psycopg[binary]'; for mysql+pymysql://: pip install pymysql"
 
 
@@ -76,13 +81,8 @@ def open_storage(url: str, *, create: bool = True) -> Storage:
     Raises:
         UserError: for text that is no URL, or a database that cannot be opened.
     """
-    try:
-        parsed = sqlalchemy.engine.make_url(url)
-    except sqlalchemy.exc.ArgumentError:
-        raise UserError(
-            f"storage must be a URL such as {DEFAULT_URL} or postgresql://user@host/name; got {url!r}"
-        ) from None
-    if parsed.get_backend_name() == "sqlite" and parsed.database not in (None, "", ":memory:"):
+    parsed = checked_url(url)
+    if parsed.get_backend_name() == "sqlite":
         _prepare_file(url, Path(str(parsed.database)), create)
     last: Exception | None = None
     for _ in range(20):  # the first use of an empty database by several processes is a race
@@ -91,8 +91,7 @@ def open_storage(url: str, *, create: bool = True) -> Storage:
         except (
             sqlalchemy.exc.SQLAlchemyError,
             optuna.exceptions.StorageInternalError,
-            ImportError,
-            RuntimeError,
+            *UNOPENED,
         ) as error:
             last = error
             text = str(error).lower()
@@ -104,17 +103,48 @@ def open_storage(url: str, *, create: bool = True) -> Storage:
     raise UserError(f"storage {without_password(url)} cannot be opened: {reason_of(last)}{hint}") from None
 
 
+def checked_url(url: str) -> sqlalchemy.URL:
+    """The parts of a storage's URL. Raises UserError for text that is none, or that no database can be opened by."""
+    try:
+        parsed = sqlalchemy.engine.make_url(url)
+        parsed.get_dialect()
+    except sqlalchemy.exc.NoSuchModuleError:
+        kind = url.partition(":")[0]
+        raise UserError(f"storage: {unknown_text('the kind of database', kind, KINDS)}") from None
+    except (sqlalchemy.exc.ArgumentError, *UNOPENED):
+        given = quoted(without_password(url))
+        raise UserError(
+            f"storage must be a URL such as {DEFAULT_URL} or postgresql://user@host/name; got {given}"
+        ) from None
+    if HIDDEN.search(url):
+        raise UserError(
+            f"storage: a URL must not hold characters that are not printed; got {quoted(without_password(url))}"
+        )
+    is_memory = parsed.database in (None, "", ":memory:") or "memory" in (
+        parsed.query.get("mode"),
+        parsed.query.get("vfs"),
+    )
+    if parsed.get_backend_name() == "sqlite" and is_memory:
+        raise UserError(
+            f"storage: SQLite in memory forgets a study when its run ends; name a file, as {DEFAULT_URL} does"
+        )
+    return parsed
+
+
 def without_password(url: str) -> str:
-    """The URL with ``***`` where a password is."""
-    return sqlalchemy.engine.make_url(url).render_as_string(hide_password=True)
+    """The URL with ``***`` where a password is, or would be if it were a URL."""
+    try:
+        return sqlalchemy.engine.make_url(url).render_as_string(hide_password=True)
+    except (sqlalchemy.exc.ArgumentError, ValueError):
+        return re.sub(r"(//[^:/@]*:).*@", r"\1***@", url)
 
 
 def _prepare_file(url: str, path: Path, create: bool) -> None:
-    if path.is_file():
-        return
-    if not create:
-        raise UserError(f"storage {url} does not exist; run a study first, or name another with --storage")
     try:
+        if path.is_file():
+            return
+        if not create:
+            raise UserError(f"storage {url} does not exist; run a study first, or name another with --storage")
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"storage {url} cannot be created: {reason_of(error)}: {path.parent}") from None

@@ -15,7 +15,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
-from autodiffusion_opt.errors import UserError, unknown_text
+from autodiffusion_opt.errors import UserError, reason_of, unknown_text
+from autodiffusion_opt.text import quoted
 
 Compute = Literal["full", "partial"]
 COMPUTES: tuple[Compute, ...] = ("full", "partial")
@@ -23,6 +24,10 @@ COMPUTES: tuple[Compute, ...] = ("full", "partial")
 TIME_DECIMALS = 6
 # The version of the JSON form.
 FORMAT = 1
+# More steps than any model was trained with.
+MOST_STEPS = 10_000
+# Mistakes that are told of one text.
+MISTAKES = 10
 
 
 @dataclass(frozen=True)
@@ -46,7 +51,7 @@ class Step:
         object.__setattr__(self, "time", _canonical_time(self.time))
         object.__setattr__(self, "removed", _canonical_layers(self.removed))
         if self.compute not in COMPUTES:
-            raise UserError(unknown_text("a step's compute", str(self.compute), COMPUTES))
+            raise UserError(unknown_text("a step's compute", self.compute, COMPUTES))
 
     def to_dict(self) -> dict[str, Any]:
         """The shortest dict that says the same: defaults are left out."""
@@ -74,8 +79,8 @@ class Candidate:
             that time left in it. None: where the scheduler ends by itself.
 
     Raises:
-        UserError: for no steps, two steps at one time, a guidance scale that is not a finite number, or an end time
-            that is not below the last step's.
+        UserError: for no steps or more than 10,000, two steps at one time, a guidance scale that is not a finite
+            number, or an end time that is not below the last step's.
     """
 
     steps: tuple[Step, ...]
@@ -87,6 +92,8 @@ class Candidate:
         object.__setattr__(self, "steps", ordered)
         if not ordered:
             raise UserError("a candidate must have at least one step; got none")
+        if len(ordered) > MOST_STEPS:
+            raise UserError(f"a candidate must have at most {MOST_STEPS:,} steps; got {len(ordered):,}")
         for step, following in pairwise(ordered):
             if step.time == following.time:
                 raise UserError(f"a candidate's times must be distinct; got {step.time:g} twice: remove it once")
@@ -146,32 +153,44 @@ class Candidate:
         allowed = ("format", "steps", "guidance_scale", "end_time", "source", "comment")
         errors = [unknown_text("a candidate's key", key, allowed) for key in values if key not in allowed]
         if values.get("format", FORMAT) != FORMAT:
-            errors.append(f"format must be {FORMAT}; got {values['format']!r}: written by a newer version?")
-        steps = values.get("steps")
-        if not isinstance(steps, list):
-            errors.append("steps must be a list of times or of objects with a time")
+            errors.append(f"format must be {FORMAT}; got {quoted(values['format'])}: written by a newer version?")
+        given = values.get("steps")
+        steps: list[Step] = []
+        if isinstance(given, list) and len(given) > MOST_STEPS:
+            errors.append(f"steps must be at most {MOST_STEPS:,}; got {len(given):,}")
+        elif not isinstance(given, list):
+            errors.append(f"steps must be a list of times or of objects with a time; got {quoted(given)}")
+        else:
+            for entry in given:
+                try:
+                    steps.append(_step_from(entry))
+                except UserError as error:
+                    errors.append(str(error))
         if errors:
-            raise UserError("; ".join(errors))
-        assert isinstance(steps, list)
-        return cls(tuple(map(_step_from, steps)), values.get("guidance_scale"), values.get("end_time"))
+            more = f"; and {len(errors) - MISTAKES} more mistakes" if len(errors) > MISTAKES else ""
+            raise UserError("; ".join(errors[:MISTAKES]) + more)
+        return cls(tuple(steps), values.get("guidance_scale"), values.get("end_time"))
 
     @classmethod
     def from_json(cls, text: str) -> Candidate:
         """A candidate from JSON text. Raises UserError for text that is no JSON or no candidate."""
-        try:
-            return cls.from_dict(json.loads(text))
-        except json.JSONDecodeError as error:
-            raise UserError(f"a candidate must be JSON; {error}") from None
+        return cls.from_dict(_parsed(text))
 
     @classmethod
     def load(cls, path: str | Path) -> Candidate:
         """A candidate from a JSON file. Raises UserError, naming the file."""
+        return cls.load_with_source(path)[0]
+
+    @classmethod
+    def load_with_source(cls, path: str | Path) -> tuple[Candidate, object]:
+        """A candidate from a JSON file, and what stands there as its ``source``. Raises UserError, naming the file."""
         try:
-            return cls.from_json(Path(path).read_text(encoding="utf-8"))
-        except OSError as error:
-            raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+            content = _parsed(Path(path).read_text(encoding="utf-8"))
+            return cls.from_dict(content), content.get("source") if isinstance(content, dict) else None
         except UnicodeDecodeError:
             raise UserError(f"{path}: must be a JSON text file in UTF-8; it is not text") from None
+        except (OSError, ValueError) as error:  # ValueError: a path with a NUL
+            raise UserError(f"{path}: cannot be read: {reason_of(error)}") from None
         except UserError as error:
             raise UserError(f"{path}: {error}") from None
 
@@ -188,6 +207,16 @@ class Candidate:
         return "[" + ", ".join(map(str, self.steps)) + "]"
 
 
+def _parsed(text: str) -> object:
+    """The values of a JSON text. Raises UserError."""
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise UserError("a candidate must be JSON; this text is nested too deeply") from None
+    except ValueError as error:  # json.JSONDecodeError; or an integer of more than 4,300 digits
+        raise UserError(f"a candidate must be JSON; {reason_of(error)}") from None
+
+
 def _step_from(entry: object) -> Step:
     if not isinstance(entry, dict):
         return Step(entry)  # type: ignore[arg-type]  # checked by Step
@@ -196,10 +225,10 @@ def _step_from(entry: object) -> Step:
         if key not in allowed:
             raise UserError(unknown_text("a step's key", key, allowed))
     if "time" not in entry:
-        raise UserError(f"a step must have a time; got {entry!r}")
+        raise UserError(f"a step must have a time; got {quoted(entry)}")
     removed = entry.get("removed", [])
     if not isinstance(removed, list):
-        raise UserError(f"a step's removed must be a list of layer indices; got {removed!r}")
+        raise UserError(f"a step's removed must be a list of layer indices; got {quoted(removed)}")
     return Step(entry["time"], tuple(removed), entry.get("compute", "full"))
 
 
@@ -219,7 +248,7 @@ def _canonical_layers(removed: Iterable[int]) -> tuple[int, ...]:
     layers = tuple(removed)
     for layer in layers:
         if isinstance(layer, bool) or not isinstance(layer, int) or layer < 0:
-            raise UserError(f"a removed layer must be an index, 0 or more; got {layer!r}")
+            raise UserError(f"a removed layer must be an index, 0 or more; got {quoted(layer)}")
     return tuple(sorted(set(layers)))
 
 
@@ -229,5 +258,5 @@ def _finite(value: object, what: str) -> float:
     except OverflowError:  # JSON knows integers of any length
         number = math.inf
     if not math.isfinite(number):
-        raise UserError(f"{what} must be a finite number; got {value!r}")
+        raise UserError(f"{what} must be a finite number; got {quoted(value)}")
     return number

@@ -12,11 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from autodiffusion_opt.errors import UserError, unknown
+from autodiffusion_opt.errors import UserError, reason_of, unknown
 from autodiffusion_opt.paths import absolute, folder_of
 
 Section = Literal["spaces", "objectives", "studies"]
 SECTIONS: tuple[Section, ...] = ("spaces", "objectives", "studies")
+# Of a file, without its ending.
+LONGEST_NAME = 250
 _PACKAGE = Path(__file__).parent
 
 
@@ -83,6 +85,8 @@ def find_candidate(name: str) -> Path | None:
     """A candidate's file: a path that ends in .json, or a name in ``studies/candidates/``; None for neither."""
     if name.endswith(".json"):
         return Path(name)
+    if len(name) > LONGEST_NAME:
+        return None
     files = (root / "studies" / "candidates" / f"{name}.json" for root in roots())
     return next((path for path in files if path.is_file()), None)
 
@@ -95,9 +99,27 @@ def _known(section: Section, name: str, near: Path | None) -> str:
 def read_toml(path: Path) -> dict[str, Any]:
     """A TOML file. Raises UserError, naming the file, the line and what is wrong."""
     try:
-        return tomllib.loads(read_text(path))
-    except tomllib.TOMLDecodeError as error:
-        raise UserError(f"{path}: must be a TOML file: {error}") from None
+        return parse_toml(read_text(path))
+    except ValueError as error:
+        raise UserError(f"{path}: must be a TOML file: {reason_of(error)}") from None
+
+
+def parse_toml(text: str) -> dict[str, Any]:
+    """The tables of a TOML text. Raises ValueError for what TOML does not allow, integers beyond 64 bits too."""
+    try:
+        tables = tomllib.loads(text)
+        _check_numbers(tables)
+    except RecursionError:
+        raise ValueError("its arrays or tables are nested too deeply") from None
+    return tables
+
+
+def _check_numbers(value: Any) -> None:
+    if isinstance(value, int) and not -(2**63) <= value < 2**63:
+        raise ValueError("an integer must be within 64 bits")
+    if isinstance(value, dict | list):
+        for inner in value.values() if isinstance(value, dict) else value:
+            _check_numbers(inner)
 
 
 def read_text(path: Path) -> str:
@@ -107,7 +129,7 @@ def read_text(path: Path) -> str:
     except UnicodeDecodeError:
         raise UserError(f"{path}: must be a TOML file in UTF-8; it is not text") from None
     except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+        raise UserError(f"{path}: cannot be read: {reason_of(error)}") from None
 
 
 def show(name: str) -> Entry:

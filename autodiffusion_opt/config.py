@@ -12,7 +12,8 @@ from typing import Any, Generic, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from autodiffusion_opt.errors import UserError, unknown_text
+from autodiffusion_opt.errors import UserError, reason_of, unknown_text
+from autodiffusion_opt.text import quoted, visible
 
 AnyConfig = TypeVar("AnyConfig", bound="Config")
 Entry = TypeVar("Entry")
@@ -76,7 +77,9 @@ class Registry(Mapping[str, Entry], Generic[Entry]):
             try:
                 self.register(name, plugin.load())
             except (ImportError, AttributeError) as error:
-                raise UserError(f"the {self.what} {name!r} of {plugin.value} cannot be loaded: {error}") from error
+                raise UserError(
+                    f"the {self.what} {name!r} of {plugin.value} cannot be loaded: {reason_of(error)}"
+                ) from error
         return self._entries[name]
 
     def __contains__(self, name: object) -> bool:
@@ -92,7 +95,7 @@ class Registry(Mapping[str, Entry], Generic[Entry]):
     def get_kind(self, name: object, where: str = "") -> Entry:
         """The entry of a name. Raises UserError, after ``where``, with those there are and the nearest match."""
         if not isinstance(name, str) or name not in self:
-            raise UserError(f"{where}{unknown_text(f'the kind of {self.what}', str(name), self.names())}")
+            raise UserError(f"{where}{unknown_text(f'the kind of {self.what}', name, self.names())}")
         return self[name]
 
     def names(self) -> list[str]:
@@ -118,7 +121,7 @@ def build(table_class: type[AnyConfig], table: object, where: str) -> AnyConfig:
         UserError: naming every wrong key at once, what is allowed, and the nearest match.
     """
     if not isinstance(table, Mapping):
-        raise UserError(f"{where}: must be a table; got {table!r}")
+        raise UserError(f"{where}: must be a table; got {quoted(table)}")
     try:
         return table_class.model_validate(dict(table))
     except ValidationError as error:
@@ -129,7 +132,7 @@ def build(table_class: type[AnyConfig], table: object, where: str) -> AnyConfig:
 def kind_in(table: object, registry: Registry[Any], where: str) -> Any:
     """The entry of ``registry`` that the table's key ``kind`` names. Raises UserError."""
     if not isinstance(table, Mapping):
-        raise UserError(f"{where}: must be a table; got {table!r}")
+        raise UserError(f"{where}: must be a table; got {quoted(table)}")
     if "kind" not in table:
         raise UserError(f"{where}: kind is missing; it must be one of: {', '.join(registry.names())}")
     return registry.get_kind(table["kind"], f"{where}: ")
@@ -143,7 +146,7 @@ def combine(errors: Iterable[UserError]) -> None:
 
 
 def _explain(table_class: type[Config], error: Any) -> str:
-    path = ".".join(str(part) for part in error["loc"])
+    path = ".".join(visible(str(part)) for part in error["loc"])
     if error["type"] == "extra_forbidden":
         names = _field_names(table_class, error["loc"][:-1])
         return unknown_text(f"key {path}", str(error["loc"][-1]), names).replace("must be", "is unknown; it must be", 1)
@@ -151,9 +154,9 @@ def _explain(table_class: type[Config], error: Any) -> str:
         return f"{path} is missing"
     if error["type"] == "literal_error":
         allowed = error["ctx"]["expected"].replace(" or ", ", ").replace("'", "").split(", ")
-        return unknown_text(path, str(error["input"]), allowed)
+        return unknown_text(path, error["input"], allowed)
     message = error["msg"].removeprefix("Value error, ").removeprefix("Input ")
-    return f"{path}: {message}; got {error['input']!r}" if path else message
+    return f"{path}: {message}; got {quoted(error['input'])}" if path else message
 
 
 def _field_names(table_class: type[Config], path: tuple[Any, ...]) -> list[str]:

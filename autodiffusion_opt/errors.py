@@ -5,6 +5,8 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+from autodiffusion_opt.text import NAME, listed, quoted
+
 
 class UserError(Exception):
     """A mistake in what the user gave (a file, a name, an option). The command line exits with 2, no traceback.
@@ -25,15 +27,28 @@ def unknown(what: str, came: str, allowed: Iterable[str]) -> UserError:
     return UserError(unknown_text(what, came, allowed))
 
 
-def unknown_text(what: str, came: str, allowed: Iterable[str]) -> str:
+def unknown_text(what: str, came: object, allowed: Iterable[str]) -> str:
     """``what`` must be one of ``allowed``; got ``came``; did you mean ...? (one sentence)"""
     names = sorted(allowed)
-    listed = ", ".join(names) if names else "(there is none)"
-    return f"{what} must be one of: {listed}; got {came!r}.{nearest(came, names)}"
+    choice = listed(names) if names else "(there is none)"
+    near = nearest(came, names) if isinstance(came, str) else ""
+    return f"{what} must be one of: {choice}; got {quoted(came)}.{near}"
 
 
 def nearest(came: str, allowed: Iterable[str]) -> str:
     """ " Did you mean ...?" for the nearest match; nothing where none is near."""
-    original = {name.lower(): name for name in allowed}
-    near = difflib.get_close_matches(came.lower(), original, n=1, cutoff=0.5)
-    return f" Did you mean {original[near[0]]!r}?" if near else ""
+    original = {name.lower()[:NAME]: name for name in allowed}  # comparing long names takes their lengths' product
+    near = difflib.get_close_matches(came.lower()[:NAME], original, n=1, cutoff=0.5)
+    return f" Did you mean {quoted(original[near[0]])}?" if near else ""
+
+
+def reason_of(error: BaseException) -> str:
+    """Why something failed, on one line: what the system or the error says, else the name of the error's class."""
+    said = getattr(error, "strerror", None) or str(error)
+    return next((line.strip() for line in said.splitlines() if line.strip()), type(error).__name__)
+
+
+def named_reason_of(error: BaseException) -> str:
+    """The name of an error's class, and what the error says where it says anything: ``KeyError: 'height'``."""
+    name, reason = type(error).__name__, reason_of(error)
+    return name if reason == name else f"{name}: {reason}"

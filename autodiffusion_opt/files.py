@@ -7,7 +7,8 @@ import os
 import uuid
 from pathlib import Path
 
-from autodiffusion_opt.errors import UserError
+from autodiffusion_opt.errors import UserError, reason_of
+from autodiffusion_opt.text import quoted
 
 CACHE_VARIABLE = "AUTODIFFUSION_CACHE"
 DIGEST = 32  # bytes of a SHA-256
@@ -19,6 +20,32 @@ def cache_folder() -> Path:
     if given:
         return Path(given)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "autodiffusion-opt"
+
+
+def check_output(path: Path) -> None:
+    """Raises UserError, before anything is computed for it, for a file that could not be written."""
+    try:
+        is_folder, has_folder = path.is_dir(), path.parent.is_dir()
+    except OSError as error:  # too long, or no permission
+        raise UserError(f"-o: {quoted(str(path))} cannot be written: {reason_of(error)}") from None
+    if is_folder:
+        raise UserError(f"-o: {path} is a folder; name a file in it")
+    if not has_folder:
+        raise UserError(f"-o: the folder {path.parent} must exist")
+    if not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise UserError(f"-o: {path} cannot be written: no permission")
+
+
+def check_output_folder(folder: Path) -> None:
+    """Raises UserError, before anything is computed for it, for a folder that cannot be made or written to."""
+    try:
+        nearest = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    except OSError as error:
+        raise UserError(f"-o: {quoted(str(folder))} cannot be written: {reason_of(error)}") from None
+    if not nearest.is_dir():
+        raise UserError(f"-o: {folder} cannot be written: {nearest} is not a folder")
+    if not os.access(nearest, os.W_OK):
+        raise UserError(f"-o: {folder} cannot be written: no permission for {nearest}")
 
 
 def write_whole(path: Path, content: bytes) -> None:
@@ -52,7 +79,7 @@ def keep(path: Path, content: bytes, what: str) -> None:
         write_whole(path, content + _digest(path, content))
     except OSError as error:
         raise UserError(
-            f"the {what} cannot be kept in {path.parent}: {error.strerror}; name a folder that can be written, and "
+            f"the {what} cannot be kept in {path.parent}: {reason_of(error)}; name a folder that can be written, and "
             f"has room, with {CACHE_VARIABLE}"
         ) from None
 

@@ -13,11 +13,17 @@ import click
 
 from autodiffusion_opt import signals
 from autodiffusion_opt.errors import UserError
+from autodiffusion_opt.text import as_message, visible
 
 
 def say(text: str) -> None:
-    """A status line, on stderr."""
-    click.echo(text, err=True)
+    """A message on stderr, of one line or several."""
+    click.echo(as_message(text), err=True)
+
+
+def tell(text: str) -> None:
+    """Text on stdout, of any length."""
+    click.echo(visible(text, None, keep="\n\t"))
 
 
 def run_and_leave(call: Callable[[], Any]) -> NoReturn:
@@ -45,6 +51,7 @@ def exit_code(call: Callable[[], Any]) -> int:
         say(f"error: {error}")
         return 2
     except click.ClickException as error:
+        error.message = as_message(error.message)  # type: ignore[misc]  # it repeats what was given
         error.show()
         return error.exit_code
     except (KeyboardInterrupt, click.Abort) as error:

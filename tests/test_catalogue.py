@@ -146,3 +146,26 @@ def test_a_file_that_is_no_toml_is_named(content: bytes, here: Path) -> None:
 def test_a_file_that_cannot_be_read_is_named(here: Path) -> None:
     with pytest.raises(UserError, match="cannot be read"):
         catalogue.read_toml(here / "studies")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("x = 0x" + "f" * 5000, "an integer must be within 64 bits"),
+        ("x = " + "9" * 5000, "Exceeds the limit"),
+        ("x = [{y = 9223372036854775808}]", "an integer must be within 64 bits"),
+        ("x = " + "[" * 10_000, "nested too deeply"),
+    ],
+)
+def test_numbers_and_nests_that_nothing_can_hold_are_refused(text: str, message: str) -> None:
+    Path("wrong.toml").write_text(text)
+    with pytest.raises(UserError, match=f"wrong.toml: must be a TOML file: .*{message}"):
+        catalogue.read_toml(Path("wrong.toml"))
+
+
+def test_words_that_can_be_no_path_are_refused() -> None:
+    with pytest.raises(UserError, match="File name too long"):
+        catalogue.find("studies", "x" * 10_000)
+    with pytest.raises(UserError, match="NUL"):
+        catalogue.find("studies", "x\0")
+    assert catalogue.find_candidate("x" * 10_000) is None

@@ -239,7 +239,7 @@ def test_status_names_the_best_baseline(ran: tuple[Path, str], call: Call) -> No
 
 
 def test_a_password_does_not_go_to_a_log() -> None:
-    assert options.storage_words("postgresql://me:secret@host/name") == " --storage postgresql://me:***@host/name"
+    assert options.storage_words("postgresql://me:secret@host/name") == " --storage 'postgresql://me:***@host/name'"
 
 
 # What is wrong with the study's file -> part of the message.

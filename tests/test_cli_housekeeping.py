@@ -96,7 +96,7 @@ def test_a_renamed_study_is_continued_shown_and_measured_again(
     assert (code, json.loads(out)["trials"]) == (0, 15)
     assert "continuing after 14 of 15 trials" in err
     assert json.loads(out)["best"]["value"] <= before["value"]
-    assert call("rename", "big", "small", "--storage", there)[1] == "big is now 'small' (15 trials)\n"
+    assert call("rename", "big", "small", "--storage", there)[1] == "'big' is now 'small' (15 trials)\n"
 
 
 @pytest.mark.parametrize("name", ["", "a.toml.toml", " small", "small\n", "a\x1b[2Jb", "n" * 513])

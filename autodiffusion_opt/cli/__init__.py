@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -25,7 +24,9 @@ from autodiffusion_opt.cli.options import (
 )
 from autodiffusion_opt.cli.reference import reference
 from autodiffusion_opt.errors import UserError
-from autodiffusion_opt.process import run_and_leave, say
+from autodiffusion_opt.files import check_output, check_output_folder
+from autodiffusion_opt.process import run_and_leave, say, tell
+from autodiffusion_opt.text import shell_word, visible
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -121,7 +122,7 @@ def run(
     stored = open_study(name, storage)
     print_result(as_json, tables.run_summary(stored), tables.run_table(stored))
     if not as_json:
-        click.echo(f"next: autodiffusion-opt verify {shlex.quote(name)}{storage_words(storage)}")
+        tell(f"next: autodiffusion-opt verify {shell_word(name)}{storage_words(storage)}")
 
 
 @app.command(name="ls")
@@ -136,13 +137,13 @@ def list_catalogue(section: Any, as_json: bool) -> None:
         rows = [{"section": e.section, "name": e.name, "description": e.description} for e in listed]
         click.echo(json.dumps(rows))
         return
-    width = max((len(entry.name) for entry in listed), default=0)
+    width = max((len(visible(entry.name)) for entry in listed), default=0)
     previous = None
     for entry in listed:
         if entry.section != previous:
             click.echo(f"{entry.section}/")
             previous = entry.section
-        click.echo(f"  {entry.name:<{width}}  {entry.description}")
+        click.echo(f"  {visible(entry.name):<{width}}  {visible(entry.description, None)}")
 
 
 @app.command()
@@ -164,7 +165,7 @@ def show(name: str, trial: int | None, storage: str | None, as_json: bool) -> No
         content = catalogue.read_toml(entry.path)
         click.echo(json.dumps({"section": entry.section, "name": entry.name, "content": content}))
     else:
-        click.echo(catalogue.read_text(entry.path), nl=False)
+        tell(catalogue.read_text(entry.path).removesuffix("\n"))
 
 
 @app.command()
@@ -191,7 +192,7 @@ def status(storage: str | None, as_json: bool) -> None:
     url = storage_url(storage)
     rows = status_rows(open_storage(url, create=False))
     if not rows and not as_json:
-        click.echo(f"no study in {without_password(url)} yet; start with: autodiffusion-opt run digits-4", err=True)
+        say(f"no study in {without_password(url)} yet; start with: autodiffusion-opt run digits-4")
         return
     print_result(as_json, rows, status_table(rows))
 
@@ -211,6 +212,8 @@ def best(study: str, count: int | None, output: Path | None, pick: int, storage:
     from autodiffusion_opt.report.tables import best_rows, best_table
     from autodiffusion_opt.study.results import candidate_file, open_study
 
+    if output is not None:
+        check_output(output)
     stored = open_study(study, storage)
     top = stored.top(count)
     if output is not None:
@@ -230,12 +233,13 @@ def best(study: str, count: int | None, output: Path | None, pick: int, storage:
 def export(study: str, output: Path, pick: int, storage: str | None, as_json: bool) -> None:
     """Write the best candidate of STUDY to DIR: its JSON, a README with the numbers, a script that uses it, and where
     the scheduler takes them, plain timesteps or sigmas for people who do not install this library."""
-    from autodiffusion_opt.study.config import stored_config
     from autodiffusion_opt.study.export import export_study
     from autodiffusion_opt.study.problem import load_sampler
     from autodiffusion_opt.study.progress_bar import Bar
     from autodiffusion_opt.study.results import open_study
+    from autodiffusion_opt.study.stored_config import stored_config
 
+    check_output_folder(output)
     stored = open_study(study, storage)
     stored.pick(pick)  # a study without a result is told before its model is loaded
     config = stored_config(stored.name, stored.name, stored.definition)
@@ -244,7 +248,7 @@ def export(study: str, output: Path, pick: int, storage: str | None, as_json: bo
     if as_json:
         click.echo(json.dumps({"folder": str(output), "files": [path.name for path in written]}))
     else:
-        click.echo("\n".join(str(path) for path in written))
+        tell("\n".join(str(path) for path in written))
 
 
 @app.command()
@@ -263,18 +267,17 @@ def sample(
     """Images of CANDIDATE (a JSON file, or a study: its best) beside those of the pipeline's own schedule.
 
     Both from the same seeds."""
-    from autodiffusion_opt.report.grid import save_grid
+    from autodiffusion_opt.report.grid import check_picture, save_grid
     from autodiffusion_opt.study.progress_bar import Bar
     from autodiffusion_opt.study.results import resolve, sample_blocks
 
-    if not output.parent.is_dir():
-        raise UserError(f"-o: the folder {output.parent} must exist")
+    check_picture(output)
     chosen = resolve(candidate, study, storage)
     best = next(iter(chosen.candidates.values()))
     with Bar() as bar:
         blocks = sample_blocks(chosen.config.on_device(device), best, count, seed, bar)
     save_grid(blocks, output)
-    click.echo(str(output))
+    tell(str(output))
 
 
 @app.command()
@@ -317,7 +320,7 @@ def verify(
         result = verified(problem, chosen.candidates, searched, images, repeats, extrapolate, bar)
     print_result(as_json, result.to_dict(), rescored_table(result.rescored))
     if not as_json:
-        click.echo("\n".join(result.sentences))
+        tell("\n".join(result.sentences))
 
 
 @app.command()
@@ -363,13 +366,13 @@ def print_comparison(
         say(f"wrote {output}")
     print_result(as_json, compared.to_dict(), comparison_table(compared))
     if not as_json:
-        click.echo("\n".join(compared.sentences))
+        tell("\n".join(compared.sentences))
 
 
 def _again(study: str, storage: str | None, options: Mapping[str, Any], overrides: tuple[str, ...]) -> str:
-    given = "".join(f" --{key} {value}" for key, value in options.items() if value is not None)
-    changed = "".join(f" --set {shlex.quote(text)}" for text in overrides)
-    return f"autodiffusion-opt run {study}{given}{changed}{storage_words(storage)}"
+    given = "".join(f" --{key} {shell_word(str(value))}" for key, value in options.items() if value is not None)
+    changed = "".join(f" --set {shell_word(text)}" for text in overrides)
+    return f"autodiffusion-opt run {shell_word(study)}{given}{changed}{storage_words(storage)}"
 
 
 def main() -> NoReturn:

@@ -12,7 +12,8 @@ import click
 
 from autodiffusion_opt.cli.options import json_option, print_result, storage_option
 from autodiffusion_opt.errors import UserError
-from autodiffusion_opt.process import say
+from autodiffusion_opt.process import say, tell
+from autodiffusion_opt.text import quoted
 
 if TYPE_CHECKING:
     from autodiffusion_opt.study.housekeeping import Moved
@@ -55,7 +56,7 @@ def rename(study: str, new: str, storage: str | None, as_json: bool) -> None:
     from autodiffusion_opt.trials.opening import open_storage
 
     renamed = housekeeping.rename(study, new, open_storage(storage_url(storage), create=False))
-    _print(as_json, asdict(renamed), f"{study} is now {_listed([renamed])}")
+    _print(as_json, asdict(renamed), f"{quoted(study)} is now {_listed([renamed])}")
 
 
 @click.command()
@@ -86,8 +87,11 @@ def print_trial(study: str, number: int, storage: str | None, as_json: bool) -> 
 
 
 def _listed(studies: Sequence[Moved]) -> str:
-    return ", ".join(f"{each.study!r} ({each.trials:,} trial{'s' * (each.trials != 1)})" for each in studies)
+    return ", ".join(f"{quoted(each.study)} ({each.trials:,} trial{'s' * (each.trials != 1)})" for each in studies)
 
 
 def _print(as_json: bool, result: dict[str, Any], sentence: str) -> None:
-    click.echo(json.dumps(result) if as_json else sentence)
+    if as_json:
+        click.echo(json.dumps(result))
+    else:
+        tell(sentence)

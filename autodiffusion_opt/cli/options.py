@@ -9,7 +9,8 @@ from typing import Any
 
 import click
 
-from autodiffusion_opt.errors import UserError
+from autodiffusion_opt.errors import UserError, reason_of
+from autodiffusion_opt.text import shell_word
 
 storage_option = click.option(
     "--storage", metavar="URL", help="SQL database.  [default: $AUTODIFFUSION_STORAGE or sqlite:///studies/studies.db]"
@@ -28,14 +29,14 @@ def storage_words(storage: str | None) -> str:
     """As given, but a password does not go to a log."""
     from autodiffusion_opt.trials.database import without_password
 
-    return "" if storage is None else f" --storage {without_password(storage)}"
+    return "" if storage is None else f" --storage {shell_word(without_password(storage))}"
 
 
 def write_text(path: Path, text: str) -> None:
     try:
         path.write_text(text, encoding="utf-8")
     except OSError as error:
-        raise UserError(f"-o: {path} cannot be written: {error.strerror}") from None
+        raise UserError(f"-o: {path} cannot be written: {reason_of(error)}") from None
 
 
 def print_result(as_json: bool, value: Any, table: Any) -> None:

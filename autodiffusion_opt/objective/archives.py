@@ -14,7 +14,7 @@ from typing import IO, Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from autodiffusion_opt.errors import UserError
+from autodiffusion_opt.errors import UserError, reason_of
 
 # A member that is greater than this many bytes must not be packed to less than a hundredth.
 LARGE = 100 * 2**20
@@ -111,4 +111,4 @@ class Archive:
         return Header(shape, dtype, fortran)
 
     def _wrong(self, error: BaseException) -> UserError:
-        return UserError(f"reference: {self._path} must be an .npz file of plain arrays; {error}")
+        return UserError(f"reference: {self._path} must be an .npz file of plain arrays; {reason_of(error)}")

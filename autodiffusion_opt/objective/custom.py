@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from autodiffusion_opt.candidate import Candidate
 from autodiffusion_opt.config import build
-from autodiffusion_opt.errors import EvaluationError, UserError
+from autodiffusion_opt.errors import EvaluationError, UserError, named_reason_of
 from autodiffusion_opt.objective.base import Score, ascending, rungs_of
 from autodiffusion_opt.objective.goals import COSTS, Bound, Direction, Goals, goals_of
 from autodiffusion_opt.objective.image_objective import ImageObjective
@@ -301,7 +301,7 @@ def _call(function: Callable[[Any], Any], argument: Any, what: str) -> Any:
     try:
         return function(argument)
     except Exception as error:
-        raise EvaluationError(f"{what} failed: {type(error).__name__}: {error}") from error
+        raise EvaluationError(f"{what} failed: {named_reason_of(error)}") from error
 
 
 def _need_identity(what: str, function: object, identity: str) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from autodiffusion_opt.errors import UserError
+from autodiffusion_opt.errors import UserError, reason_of
 from autodiffusion_opt.objective.image_files import as_tensor
 from autodiffusion_opt.progress import Progress
 
@@ -30,7 +30,7 @@ class DataSet:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         if (folder / "dataset_dict.json").is_file():
-            splits = ", ".join(sorted(state.parent.name for state in folder.glob("*/state.json")))
+            splits = ", ".join(sorted(state.parent.name for state in folder.glob("*/state.json"))) or "(there is none)"
             raise UserError(f"reference: {folder} holds several splits; name the folder of one below it: {splits}")
         try:
             library = importlib.import_module("datasets")
@@ -42,7 +42,7 @@ class DataSet:
         try:
             self._rows: Any = library.load_from_disk(str(folder))
         except Exception as error:
-            raise UserError(f"reference: datasets cannot read {folder}: {error}") from None
+            raise UserError(f"reference: datasets cannot read {folder}: {reason_of(error)}") from None
         columns = [name for name, kind in self._rows.features.items() if type(kind).__name__ == "Image"]
         if len(columns) != 1:
             raise UserError(
@@ -74,6 +74,6 @@ class DataSet:
                 tensor = as_tensor(self._rows[index][self._column])
             except Exception as error:  # decoders of broken images raise errors of any class
                 raise UserError(
-                    f"reference: row {index} of {self._folder} cannot be read as an image: {error}"
+                    f"reference: row {index} of {self._folder} cannot be read as an image: {reason_of(error)}"
                 ) from None
             yield tensor

@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 
 from autodiffusion_opt.config import Registry
-from autodiffusion_opt.errors import UserError, unknown
+from autodiffusion_opt.errors import UserError, reason_of, unknown
 from autodiffusion_opt.objective.networks import NetworkFeatures, is_network
 from autodiffusion_opt.objective.pickles import no_pickles
 from autodiffusion_opt.paths import absolute
@@ -143,7 +143,7 @@ def _fidelity_network(name: str, layer: str, weights: Path | None) -> Any:
             f"features_weights: torch-fidelity reads no file of weights for {name!r}; {_where_weights_go(name)}"
         ) from None
     except (OSError, RuntimeError, KeyError) as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0]
+        reason = reason_of(error)
         if weights is not None:
             raise UserError(f"features_weights: {weights} does not hold the weights of {name!r} ({reason})") from None
         raise UserError(

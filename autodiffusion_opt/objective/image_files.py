@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from autodiffusion_opt.errors import UserError
+from autodiffusion_opt.errors import UserError, reason_of
 from autodiffusion_opt.progress import Progress
 
 if TYPE_CHECKING:
@@ -135,7 +135,7 @@ def _reason(error: Exception) -> str:
         return "no image"
     if type(error).__name__ == "DecompressionBombError":
         return str(error).split(",")[0]  # the rest repeats what it is
-    return (getattr(error, "strerror", None) or str(error) or type(error).__name__).splitlines()[0]
+    return reason_of(error)
 
 
 def _not_images(folder: Path, wrong: dict[Path, str], files: list[Path]) -> UserError:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 import transformers
 
-from autodiffusion_opt.errors import UserError
+from autodiffusion_opt.errors import UserError, reason_of
 from autodiffusion_opt.objective.features import colour
 from autodiffusion_opt.sampling.fingerprint import fingerprint_weights
 from autodiffusion_opt.sampling.generate import enough_memory
@@ -32,7 +32,7 @@ class PromptScores:
             self._processor = transformers.CLIPImageProcessor.from_pretrained(model)
         except (OSError, ValueError) as error:
             raise UserError(
-                f"clip-score: the model {model!r} cannot be had as a CLIP model: {str(error).splitlines()[0]}"
+                f"clip-score: the model {model!r} cannot be had as a CLIP model: {reason_of(error)}"
             ) from None
         self._prompts = tuple(prompts)
         self._device = device

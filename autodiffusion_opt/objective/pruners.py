@@ -27,7 +27,7 @@ from optuna.pruners import (
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial
 
-from autodiffusion_opt.errors import UserError, unknown_text
+from autodiffusion_opt.errors import UserError, reason_of, unknown_text
 
 PRUNERS: dict[str, type[BasePruner]] = {
     "median": MedianPruner,
@@ -150,7 +150,7 @@ def make_pruner(setting: str | Mapping[str, Any], rungs: Sequence[int], numbers_
             warnings.simplefilter("ignore", ExperimentalWarning)  # Wilcoxon's
             pruner = PRUNERS[kind](**options)
     except (TypeError, ValueError) as error:
-        raise UserError(f"pruner {kind}: {error}") from None
+        raise UserError(f"pruner {kind}: {reason_of(error)}") from None
     if isinstance(pruner, WilcoxonPruner):
         return AtEachImage(pruner, numbers_of)
     return AtEqualImages(pruner) if isinstance(pruner, PercentilePruner) else pruner  # MedianPruner is one

@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from autodiffusion_opt.cache import packed
-from autodiffusion_opt.errors import UserError
+from autodiffusion_opt.errors import UserError, reason_of
 from autodiffusion_opt.files import write_whole
 from autodiffusion_opt.objective.archives import Archive
 from autodiffusion_opt.objective.statistics import Gaussian
@@ -69,7 +69,7 @@ def write_statistics(path: Path, gaussian: Gaussian, identity: str) -> None:
     try:
         write_whole(path, packed({**arrays, EXTRACTOR: np.array(identity)}))
     except OSError as error:
-        raise UserError(f"-o: {path} cannot be written: {error.strerror}") from None
+        raise UserError(f"-o: {path} cannot be written: {reason_of(error)}") from None
 
 
 class ReferenceFile:

@@ -108,7 +108,7 @@ def load_reference(
         UserError: for a reference that does not exist, cannot be read, holds no images, or has other features.
     """
     place = str(device) if device is not None and torch.device(device).type == "cuda" else None
-    path = None if name in EMBEDDED else _existing(name, base)
+    path = None if name in EMBEDDED else existing_source(name, base)
     if path is not None and path.suffix == ".npz":
         return _of_file(ReferenceFile(path), extractor, progress, place)
     images = images_of(name, base, progress)
@@ -126,7 +126,7 @@ def images_of(name: str, base: Path | None = None, progress: Progress = silent) 
         pixels = module.load_images()
         content = hashlib.sha256(module.IMAGES.read_bytes()).hexdigest()
         return Images(content, len(pixels), lambda: iter(pixels.split(256)))
-    path = _existing(name, base)
+    path = existing_source(name, base)
     if path.suffix == ".npz":
         return _images_of_file(ReferenceFile(path), progress)
     if is_data_set(path):
@@ -201,7 +201,8 @@ def _reference(
     return Reference(identity, statistics, lambda: np.concatenate(list(features())), device)
 
 
-def _existing(name: str, base: Path | None) -> Path:
+def existing_source(name: str, base: Path | None) -> Path:
+    """The folder or file of a source that no embedded model is. Raises UserError where it is not there."""
     path = absolute(name, base)
     if not path.exists():
         raise UserError(

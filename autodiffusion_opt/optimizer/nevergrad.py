@@ -15,7 +15,7 @@ import optuna
 from optuna.trial import FrozenTrial
 from pydantic import Field, model_validator
 
-from autodiffusion_opt.errors import UserError
+from autodiffusion_opt.errors import UserError, reason_of
 from autodiffusion_opt.optimizer import unit_box
 from autodiffusion_opt.optimizer.base import CandidateSampler, OptimizerConfig, Proposal, require_fully_parametric
 from autodiffusion_opt.optimizer.nevergrad_names import PREFIX, check_not_refused, unknown_name
@@ -45,7 +45,9 @@ class NevergradConfig(OptimizerConfig):
         try:
             registered = registered_names()
         except ImportError as error:
-            raise ValueError(f"{self.kind} needs the package nevergrad: pip install nevergrad ({error})") from None
+            raise ValueError(
+                f"{self.kind} needs the package nevergrad: pip install nevergrad ({reason_of(error)})"
+            ) from None
         if name not in registered:
             raise ValueError(unknown_name(name, registered))
         return self

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from autodiffusion_opt.errors import UserError
+from autodiffusion_opt.errors import UserError, named_reason_of
 from autodiffusion_opt.optimizer.nevergrad_names import PREFIX
 
 # First steps: Nevergrad asks for bounds that are at least 3 of them apart.
@@ -159,7 +159,7 @@ class Replay:
             except Exception as error:
                 raise UserError(
                     f"{PREFIX}{self.name} failed inside Nevergrad, with {_text(versions())}: "
-                    f"{type(error).__name__}: {error}. Use another optimizer, in a study of another name"
+                    f"{named_reason_of(error)}. Use another optimizer, in a study of another name"
                 ) from error
 
 

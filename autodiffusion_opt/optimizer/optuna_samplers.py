@@ -19,7 +19,7 @@ from optuna.samplers import BaseSampler, QMCSampler
 from optuna.trial import FrozenTrial
 from pydantic import ConfigDict, Field, model_validator
 
-from autodiffusion_opt.errors import UserError, unknown_text
+from autodiffusion_opt.errors import UserError, reason_of, unknown_text
 from autodiffusion_opt.optimizer.base import OptimizerConfig, require_fully_parametric
 from autodiffusion_opt.optimizer.catcma import CatCmaSampler
 from autodiffusion_opt.optimizer.grid import GridSearch
@@ -84,7 +84,7 @@ class OptunaConfig(OptimizerConfig):
                     return ParameterSampler(PositionalQMC(space.distributions(), seed=seed, **options), seed)
                 return ParameterSampler(sampler_class(seed=seed, **options), seed)
         except (TypeError, ValueError, AssertionError) as error:
-            raise UserError(f"optimizer {self.kind}: {error}") from None
+            raise UserError(f"optimizer {self.kind}: {reason_of(error)}") from None
 
 
 class GridConfig(OptimizerConfig):

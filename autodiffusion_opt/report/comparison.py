@@ -6,10 +6,9 @@ import math
 from dataclasses import dataclass
 
 from rich.console import Group
-from rich.table import Table
-from rich.text import Text
 
 from autodiffusion_opt.report.tables import number
+from autodiffusion_opt.report.text_table import TextTable
 from autodiffusion_opt.study.comparison import ComparedStudy, OptimizerComparison, OptimizerSummary, baseline_of
 from autodiffusion_opt.study.curves import Axis, Reached, Spread
 from autodiffusion_opt.study.steps_front import StepsComparison, unit_of
@@ -46,11 +45,9 @@ def comparison_table(comparison: Comparison) -> Group:
     """The same for a terminal."""
     tables = []
     for sheet in sheets(comparison):
-        table = Table(caption=Text(sheet.caption) if sheet.caption else None)
-        for column in sheet.columns:
-            table.add_column(Text(column))  # names may hold [markup]
+        table = TextTable(*sheet.columns, caption=sheet.caption)
         for index, row in enumerate(sheet.rows):
-            table.add_row(*map(Text, row), style="bold" if index in sheet.bold else "")
+            table.add_cells(*row, style="bold" if index in sheet.bold else "")
         tables.append(table)
     return Group(*tables)
 

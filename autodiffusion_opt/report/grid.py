@@ -2,20 +2,40 @@
 
 from __future__ import annotations
 
+import io
 import math
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from PIL import Image, ImageDraw, ImageFont
 
-from autodiffusion_opt.errors import UserError
+from autodiffusion_opt.errors import UserError, reason_of
+from autodiffusion_opt.files import check_output
+from autodiffusion_opt.text import visible
+
+if TYPE_CHECKING:
+    import torch
+
+# Some that Pillow writes.
+ENDINGS = (".png", ".jpg", ".webp", ".bmp", ".tif")
 
 GAP = 12
 CAPTION = 18
+CAPTION_LENGTH = 200
 # Images smaller than this are enlarged by a whole factor, so that pixels stay pixels.
 SMALLEST = 32
+
+
+def check_picture(path: Path) -> None:
+    """Raises UserError, before images are made for it, for a file whose ending names no format that can be written."""
+    check_output(path)
+    kind = Image.registered_extensions().get(path.suffix.lower())
+    try:
+        Image.new("RGB", (1, 1)).save(io.BytesIO(), kind or path.suffix)
+    except (KeyError, OSError, ValueError):
+        raise UserError(f"-o: {path} cannot be written: its ending must be {', '.join(ENDINGS)}") from None
 
 
 def save_grid(blocks: Mapping[str, torch.Tensor], path: Path) -> None:
@@ -28,7 +48,7 @@ def save_grid(blocks: Mapping[str, torch.Tensor], path: Path) -> None:
     Raises:
         UserError: for a file that cannot be written.
     """
-    pictures = [_captioned(caption, _tile(images)) for caption, images in blocks.items()]
+    pictures = [_captioned(visible(caption, CAPTION_LENGTH), _tile(images)) for caption, images in blocks.items()]
     width = sum(picture.width for picture in pictures) + GAP * (len(pictures) + 1)
     sheet = Image.new("RGB", (width, max(picture.height for picture in pictures) + 2 * GAP), "white")
     left = GAP
@@ -38,7 +58,7 @@ def save_grid(blocks: Mapping[str, torch.Tensor], path: Path) -> None:
     try:
         sheet.save(path)
     except (OSError, ValueError) as error:
-        raise UserError(f"the picture {path} cannot be written: {error}") from None
+        raise UserError(f"the picture {path} cannot be written: {reason_of(error)}") from None
 
 
 def _tile(images: torch.Tensor) -> Image.Image:

@@ -9,16 +9,18 @@ import html
 import importlib.util
 import io
 import math
+import warnings
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from autodiffusion_opt.errors import UserError
-from autodiffusion_opt.files import write_whole
+from autodiffusion_opt.errors import UserError, reason_of
+from autodiffusion_opt.files import check_output, write_whole
 from autodiffusion_opt.report.comparison import Comparison, Sheet, sheets
 from autodiffusion_opt.study.comparison import ComparedStudy, OptimizerComparison, baseline_of
 from autodiffusion_opt.study.curves import Band
 from autodiffusion_opt.study.steps_front import StepsComparison, unit_of
+from autodiffusion_opt.text import CELL, visible
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -42,8 +44,7 @@ def check_picture(path: Path) -> None:
     """Raises UserError, before anything is measured, for a picture that could not be written."""
     if path.suffix not in ENDINGS:
         raise UserError(f"-o must end in {', '.join(ENDINGS)}; got {path}")
-    if not path.parent.is_dir():
-        raise UserError(f"-o: the folder {path.parent} must exist")
+    check_output(path)
     if importlib.util.find_spec("matplotlib") is None:
         raise UserError("a picture needs matplotlib: pip install 'autodiffusion-opt[plots]'")
 
@@ -63,7 +64,7 @@ def save_picture(comparison: Comparison, path: Path) -> None:
     try:
         write_whole(path, content)
     except OSError as error:
-        raise UserError(f"-o: {path} cannot be written: {error.strerror}") from None
+        raise UserError(f"-o: {path} cannot be written: {reason_of(error)}") from None
 
 
 def draw(comparison: Comparison) -> Figure:
@@ -89,7 +90,8 @@ def _rendered(figure: Figure, kind: str) -> bytes:
     import matplotlib
 
     stream = io.BytesIO()
-    with matplotlib.rc_context({"svg.hashsalt": "autodiffusion-opt"}):
+    with matplotlib.rc_context({"svg.hashsalt": "autodiffusion-opt"}), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")  # of a name in any script
         figure.savefig(stream, format=kind, metadata={"Date": None} if kind == "svg" else None)
     return stream.getvalue()
 
@@ -123,7 +125,7 @@ def _draw_curves(axes: Axes, comparison: OptimizerComparison) -> None:
     axes.set_xlim(right=end)
     several = any(len(summary.studies) > 1 for summary in comparison.optimizers)
     axes.set_title(
-        f"Best {comparison.value_name} so far" + (": median over seeds, and range" if several else ""),
+        f"Best {_cut(comparison.value_name)} so far" + (": median over seeds, and range" if several else ""),
         **_TITLE,
     )
     axes.set_xlabel("images generated" if comparison.axis == "images" else "trials finished")
@@ -179,7 +181,7 @@ def _draw_front(axes: Axes, comparison: StepsComparison) -> None:
     measured = (
         "values of the search" if again is None else f"mean and std of {again.repeats} × {again.images:,} fresh images"
     )
-    axes.set_title(f"{comparison.value_name} against cost: {measured}", **_TITLE)
+    axes.set_title(f"{_cut(comparison.value_name)} against cost: {measured}", **_TITLE)
     axes.set_xlabel(f"{unit} an image" if cost == "flops" else "calls of the denoiser an image (NFE)")
     if cost == "nfe":
         axes.set_xticks(sorted({place for place, _ in (*front, *own)}))
@@ -218,7 +220,7 @@ def _finish(axes: Axes, drawn: Iterable[float], value_name: str, direction: str)
     if values and min(values) > 0 and max(values) / min(values) > WIDE:
         axes.set_yscale("log")
     better = "less" if direction == "minimize" else "more"
-    axes.set_ylabel(f"{value_name} ({better} is better)", parse_math=False)
+    axes.set_ylabel(f"{_cut(value_name)} ({better} is better)", parse_math=False)
     for axis in (axes.xaxis, axes.yaxis):
         if axis.get_scale() == "log":
             _plain_ticks(axis)
@@ -246,7 +248,7 @@ def _label_beside(axes: Axes, labels: Sequence[tuple[float, str, str]]) -> None:
     surplus = max(0.0, previous - 1.0)  # the topmost stays beside the axes
     for height, name, colour in placed:
         axes.annotate(
-            name,
+            _cut(name, 60),
             (1.01, height - surplus),
             xycoords="axes fraction",
             color=colour,
@@ -262,6 +264,7 @@ def _finite(values: Iterable[float]) -> list[float]:
 
 
 def _cut(label: str, length: int = 28) -> str:
+    label = visible(label, None)
     return label if len(label) <= length else f"{label[: length - 1]}…"
 
 
@@ -281,9 +284,9 @@ def page(comparison: Comparison, svg: str) -> str:
         comparison: its tables and sentences.
         svg: the picture, a whole SVG file.
     """
-    title = html.escape(f"{comparison.value_name}: {len(comparison.studies)} studies compared")
+    title = _escaped(f"{comparison.value_name}: {len(comparison.studies)} studies compared")
     tables = "\n".join(map(_html_table, sheets(comparison)))
-    sentences = "\n".join(f"<p>{html.escape(sentence)}</p>" for sentence in comparison.sentences)
+    sentences = "\n".join(f"<p>{_escaped(sentence)}</p>" for sentence in comparison.sentences)
     return (
         f'<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n<title>{title}</title>\n'
         f"<style>\n{STYLE}\n</style>\n</head>\n<body>\n<h1>{title}</h1>\n{svg[svg.index('<svg') :]}\n{tables}\n"
@@ -291,11 +294,15 @@ def page(comparison: Comparison, svg: str) -> str:
     )
 
 
+def _escaped(text: str) -> str:
+    return html.escape(visible(text, CELL))
+
+
 def _html_table(sheet: Sheet) -> str:
-    head = "".join(f"<th>{html.escape(column)}</th>" for column in sheet.columns)
+    head = "".join(f"<th>{_escaped(column)}</th>" for column in sheet.columns)
     rows = []
     for index, row in enumerate(sheet.rows):
-        cells = "".join(f"<td>{html.escape(cell)}</td>" for cell in row)
+        cells = "".join(f"<td>{_escaped(cell)}</td>" for cell in row)
         rows.append(f'<tr class="bold">{cells}</tr>' if index in sheet.bold else f"<tr>{cells}</tr>")
-    caption = f"<caption>{html.escape(sheet.caption)}</caption>" if sheet.caption else ""
+    caption = f"<caption>{_escaped(sheet.caption)}</caption>" if sheet.caption else ""
     return f"<div><table>{caption}\n<tr>{head}</tr>\n" + "\n".join(rows) + "\n</table></div>"

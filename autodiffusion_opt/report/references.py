@@ -7,15 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.table import Table
 
 from autodiffusion_opt.errors import UserError
+from autodiffusion_opt.files import check_output
 from autodiffusion_opt.objective.features import Extractor, colour, load_extractor
 from autodiffusion_opt.objective.reference_files import ReferenceFile, read_statistics, write_statistics
 from autodiffusion_opt.objective.references import images_of, load_reference
 from autodiffusion_opt.paths import absolute
 from autodiffusion_opt.progress import Progress
-from autodiffusion_opt.report.grid import save_grid
+from autodiffusion_opt.report.grid import check_picture, save_grid
+from autodiffusion_opt.report.text_table import TextTable
 from autodiffusion_opt.sampling.load import pick_device
 from autodiffusion_opt.zoo import EMBEDDED
 
@@ -42,7 +43,7 @@ def make_reference(
     """
     if output.suffix != ".npz":
         raise UserError(f"-o: a reference is a file that ends in .npz; got {output}")
-    _need_folder(output)
+    check_output(output)
     file = _file(source)
     if file is not None and file.has_statistics:
         raise UserError(f"reference: {file.path} holds statistics already; an objective may name it as its reference")
@@ -73,6 +74,8 @@ def show_reference(
     Raises:
         UserError: for a source that cannot be read or does not fit the features, or where there is nothing to preview.
     """
+    if preview is not None:
+        check_picture(preview)
     file = _file(source)
     contents: dict[str, Any] = {} if file is None else _of_file(file)
     if file is None or file.images:
@@ -86,17 +89,16 @@ def show_reference(
         statistics = reference.statistics
         contents |= _measured(statistics.count, len(statistics.mean), extractor) | {"identity": reference.identity}
     if preview is not None:
-        _need_folder(preview)
         save_grid({f"{source}: {images.count} images": _first(images.batches())}, preview)
         contents["preview"] = str(preview)
     return {"source": source, **contents}
 
 
-def reference_table(contents: Mapping[str, Any]) -> Table:
+def reference_table(contents: Mapping[str, Any]) -> TextTable:
     """A row a key, for a person."""
-    table = Table(show_header=False)
+    table = TextTable(show_header=False)
     for key, value in contents.items():
-        table.add_row(key, str(value))
+        table.add_cells(key, str(value))
     return table
 
 
@@ -147,8 +149,3 @@ def _resized(images: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
         return images
     smooth = torch.nn.functional.interpolate(images.float(), size, mode="bilinear", antialias=True)
     return smooth.round().clamp(0, 255).byte()
-
-
-def _need_folder(path: Path) -> None:
-    if not path.parent.is_dir():
-        raise UserError(f"-o: the folder {path.parent} must exist")

@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 from optuna.trial import FrozenTrial
 from rich.console import Console
-from rich.table import Table
 
+from autodiffusion_opt.report.text_table import TextTable
 from autodiffusion_opt.space.baselines import OWN, UNIFORM, compared_with
 from autodiffusion_opt.study.curves import images_of
 from autodiffusion_opt.study.progress_bar import WIDE
 from autodiffusion_opt.study.results import Result, StoredStudy, stored_studies
 from autodiffusion_opt.study.verify import Rescored
+from autodiffusion_opt.text import visible
 from autodiffusion_opt.trials.attributes import BASELINE, DEFINITION, WANTED
 from autodiffusion_opt.trials.storage import Storage
 
@@ -49,19 +50,19 @@ def run_summary(stored: StoredStudy) -> dict[str, Any]:
     }
 
 
-def run_table(stored: StoredStudy) -> Table:
+def run_table(stored: StoredStudy) -> TextTable:
     """Baselines and the best (of several values, the front), each one's first value divided by that of ``own``."""
     baselines, top = stored.baselines(), stored.top()
     names = _names([*baselines.values(), *top])
     base = compared_with(baselines)
-    table = Table("", *names, "" if base is None else f"of {base.baseline}", "NFE", "time steps")
+    table = TextTable("", *names, "" if base is None else f"of {base.baseline}", "NFE", "time steps")
 
     def add(label: str, result: Result, style: str = "") -> None:
         share = f"{_first(result) / _first(base):.3f}" if base is not None and _first(base) else ""
         nfe = result.costs["nfe"]
         values = (number(result.measured.get(name)) for name in names)
         label = f"{label}, beyond a bound" if result.excess else label
-        table.add_row(label, *values, share, "" if nfe is None else str(nfe), str(result.candidate), style=style)
+        table.add_cells(label, *values, share, "" if nfe is None else str(nfe), str(result.candidate), style=style)
 
     for result in baselines.values():
         add(result.label, result)
@@ -83,30 +84,32 @@ def best_rows(results: Sequence[Result]) -> list[dict[str, Any]]:
     ]
 
 
-def best_table(results: Sequence[Result]) -> Table:
+def best_table(results: Sequence[Result]) -> TextTable:
     """Rank, values, origin and candidate."""
     names = _names(results)
-    table = Table("rank", "trial", *names, "origin", "time steps")
+    table = TextTable("rank", "trial", *names, "origin", "time steps")
     for rank, result in enumerate(results, 1):
         values = (number(result.measured.get(name)) for name in names)
-        table.add_row(str(rank), str(result.trial), *values, result.origin, str(result.candidate))
+        table.add_cells(str(rank), str(result.trial), *values, result.origin, str(result.candidate))
     return table
 
 
-def rescored_table(rescored: Mapping[str, Rescored]) -> Table:
+def rescored_table(rescored: Mapping[str, Rescored]) -> TextTable:
     """Mean and spread of each, its first mean divided by that of ``own``, and the means of further values."""
     base = compared_with(rescored)
     name_of_base = OWN if OWN in rescored else UNIFORM
     infinite = ["∞ images"] if any(scored.extrapolated is not None for scored in rescored.values()) else []
     first, *further = dict.fromkeys(name for scored in rescored.values() for name in scored.measured)
     columns = ("mean", "std") if not further else (f"{first}, mean", "std")
-    table = Table("", *columns, "" if base is None else f"of {name_of_base}", *infinite, *further, "time steps")
+    table = TextTable("", *columns, "" if base is None else f"of {name_of_base}", *infinite, *further, "time steps")
     for label, scored in rescored.items():
         share = f"{scored.mean / base.mean:.3f}" if base is not None and base.mean else ""
         style = "bold" if label == "best" or label.startswith("front ") else ""
         more = [number(scored.extrapolated)] if infinite else []
         more += [_mean_and_interval(scored, name) if name in scored.measured else "" for name in further]
-        table.add_row(label, number(scored.mean), number(scored.std), share, *more, str(scored.candidate), style=style)
+        table.add_cells(
+            label, number(scored.mean), number(scored.std), share, *more, str(scored.candidate), style=style
+        )
     return table
 
 
@@ -144,9 +147,11 @@ def _baseline_row(trial: FrozenTrial) -> dict[str, Any]:
     return {"name": trial.user_attrs[BASELINE], "value": trial.values[0]}
 
 
-def status_table(rows: Sequence[Mapping[str, Any]]) -> Table:
+def status_table(rows: Sequence[Mapping[str, Any]]) -> TextTable:
     """The same for a person."""
-    table = Table("study", "done", "other", "images", "best", "best baseline", "optimizer", "stage", "last activity")
+    table = TextTable(
+        "study", "done", "other", "images", "best", "best baseline", "optimizer", "stage", "last activity"
+    )
     for row in rows:
         counts = dict(row["trials"])
         # What was stopped early is measured too, as far as was worth while.
@@ -159,7 +164,7 @@ def status_table(rows: Sequence[Mapping[str, Any]]) -> Table:
         if set(row["proposed"]) - {optimizer}:  # it went on with others
             optimizer = ", ".join(f"{kind} {count}" for kind, count in row["proposed"].items())
         best = number(row["best"]) if row["front"] is None else f"front of {row['front']}"
-        table.add_row(row["study"], done, rest, f"{row['images']:,}", best, text, optimizer, stage, last)
+        table.add_cells(visible(row["study"]), done, rest, f"{row['images']:,}", best, text, optimizer, stage, last)
     return table
 
 
@@ -180,7 +185,7 @@ def layer_rows(layers: Sequence[Layer], total: int) -> list[dict[str, Any]]:
     ]
 
 
-def layer_table(rows: Sequence[Mapping[str, Any]]) -> Table:
+def layer_table(rows: Sequence[Mapping[str, Any]]) -> TextTable:
     """The same for a person."""
     kinds: dict[str, int] = {}
     for row in rows:
@@ -188,10 +193,10 @@ def layer_table(rows: Sequence[Mapping[str, Any]]) -> Table:
     listed = " + ".join(f"{count} {kind}" for kind, count in kinds.items())
     share = sum(row["share"] for row in rows)
     caption = f"{len(rows)} layers ({listed}), {share:.1%} of the FLOPs of one forward pass of one image"
-    table = Table("index", "path", "kind", "MFLOP", "share", "parameters", "removable", caption=caption)
+    table = TextTable("index", "path", "kind", "MFLOP", "share", "parameters", "removable", caption=caption)
     for row in rows:
         numbers = f"{row['flops'] / 1e6:,.3f}", f"{row['share']:.1%}", f"{row['parameters']:,}"
-        table.add_row(str(row["index"]), row["path"], row["kind"], *numbers, "yes" if row["removable"] else "no")
+        table.add_cells(str(row["index"]), row["path"], row["kind"], *numbers, "yes" if row["removable"] else "no")
     return table
 
 

@@ -9,6 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from autodiffusion_opt.candidate import Candidate
+from autodiffusion_opt.text import CELL, visible
 
 
 def trial_table(trial: Mapping[str, Any]) -> Table:
@@ -39,11 +40,7 @@ def _text(value: Any) -> str:
     """A value on one line, of a table a line for each entry that is known; no control character reaches a terminal."""
     if isinstance(value, Mapping):
         entries = ((str(key), _text(inner).replace("\n", ", ")) for key, inner in value.items())
-        return "\n".join(f"{_plain(key)} {text}" for key, text in entries if text)
+        return "\n".join(f"{visible(key)} {text}" for key, text in entries if text)
     if value is None:
         return ""
-    return f"{value:.6g}" if isinstance(value, float) else _plain(str(value))
-
-
-def _plain(text: str) -> str:
-    return "".join(sign if sign.isprintable() else repr(sign)[1:-1] for sign in text)
+    return f"{value:.6g}" if isinstance(value, float) else visible(str(value), CELL)

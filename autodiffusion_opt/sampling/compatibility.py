@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping
 from functools import cache
 from typing import Any
 
+from autodiffusion_opt.config import combine
 from autodiffusion_opt.errors import UserError, unknown_text
 
 # Where pipelines keep the network that is called at each step.
@@ -127,15 +128,21 @@ def _noise(scheduler: Any) -> str:
     return "variance preserving diffusion" if hasattr(scheduler, "alphas_cumprod") else "another scale"
 
 
-def check_call(pipeline: Any, call: Mapping[str, Any]) -> None:
-    """Raises UserError for arguments of ``[pipeline.call]`` that the call does not take, or that are set elsewhere."""
-    allowed = [name for name in inspect.signature(type(pipeline).__call__).parameters if name != "self"]
+def check_call(kind: Any, call: Mapping[str, Any]) -> None:
+    """Whether ``[pipeline.call]`` fits the call of a pipeline's class.
+
+    Raises:
+        UserError: all arguments that the call does not take, or that are set elsewhere, at once.
+    """
+    allowed = [name for name in inspect.signature(kind.__call__).parameters if name != "self"]
     free = [name for name in allowed if name not in RESERVED and name != "kwargs"]
+    errors = []
     for name in call:
         if name in RESERVED:
-            raise UserError(f"call: {name} cannot be set here: {RESERVED[name]}")
-        if name not in allowed:
-            raise UserError(unknown_text(f"call: an argument of {type(pipeline).__name__}", name, free))
+            errors.append(UserError(f"call: {name} cannot be set here: {RESERVED[name]}"))
+        elif name not in allowed:
+            errors.append(UserError(unknown_text(f"call: an argument of {kind.__name__}", name, free)))
+    combine(errors)
 
 
 def _classes(kind: type) -> Iterator[type]:

@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from torch.utils._pytree import tree_map
 
-from autodiffusion_opt.errors import UserError, unknown
+from autodiffusion_opt.errors import UserError, reason_of, unknown
 from autodiffusion_opt.paths import absolute
 from autodiffusion_opt.sampling.compatibility import denoiser_of
 from autodiffusion_opt.sampling.config import ConditionsConfig
@@ -147,7 +147,7 @@ def load_conditions(table: ConditionsConfig, pipeline: Any, base: Path | None = 
     """
     conditions: Conditions = Unconditional()
     if table.kind == "prompts":
-        prompts = read_prompts(_existing(str(table.file), base), table.column)
+        prompts = read_prompts(existing_file(str(table.file), base), table.column)
         conditions = Prompts(prompts, table.negative_prompt)
     elif table.kind == "labels":
         conditions = Labels(_labels(table.classes, class_count(pipeline)))
@@ -286,7 +286,7 @@ def read_prompts(path: Path, column: str | None = None) -> tuple[str, ...]:
     try:
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"conditions: file {path} cannot be read as UTF-8 text: {error}") from None
+        raise UserError(f"conditions: file {path} cannot be read as UTF-8 text: {reason_of(error)}") from None
     if path.suffix.lower() == ".json":
         lines = _captions(text, path)
     elif path.suffix.lower() in DELIMITERS:
@@ -333,7 +333,8 @@ def _labels(classes: int | tuple[int, ...] | None, count: int | None) -> tuple[i
     return labels
 
 
-def _existing(name: str, base: Path | None) -> Path:
+def existing_file(name: str, base: Path | None) -> Path:
+    """The file of prompts. Raises UserError where it is not there."""
     path = absolute(name, base)
     if not path.is_file():
         raise UserError(f"conditions: file {name!r} is not there: there is no file {path}")

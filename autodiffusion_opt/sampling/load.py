@@ -6,6 +6,7 @@ import contextlib
 import importlib
 import inspect
 import io
+import json
 import logging
 import warnings
 from collections.abc import Iterator, Mapping
@@ -14,7 +15,7 @@ from typing import Any
 
 import torch
 
-from autodiffusion_opt.errors import UserError, nearest, unknown
+from autodiffusion_opt.errors import UserError, nearest, reason_of, unknown
 from autodiffusion_opt.paths import absolute
 from autodiffusion_opt.sampling.apply import apply, saved_candidate
 from autodiffusion_opt.sampling.compatibility import check_compatible, check_replacement, denoiser_of
@@ -77,6 +78,9 @@ def load_pipeline(
         UserError: for a model that is not there, a scheduler that is unknown or not accepted, or a candidate in the
             folder that does not fit the scheduler asked for.
     """
+    place = pick_device(device)
+    if scheduler is not None:
+        scheduler_class(scheduler)  # a wrong name is told before the model is loaded in vain
     pipeline = _read(model, base, revision, variant, getattr(torch, dtype))
     if scheduler is not None or scheduler_settings:
         before = pipeline.scheduler
@@ -84,7 +88,7 @@ def load_pipeline(
         check_replacement(before, pipeline.scheduler)
     check_pipeline(pipeline)
     pipeline.set_progress_bar_config(disable=True)
-    pipeline = pipeline.to(pick_device(device))
+    pipeline = pipeline.to(place)
     candidate = saved_candidate(model_folder(model, base)) if with_candidate else None
     return pipeline if candidate is None else apply(pipeline, candidate)
 
@@ -137,7 +141,7 @@ def _offload(pipeline: Any, device: str) -> None:
     try:
         pipeline.enable_model_cpu_offload(device=pick_device(device))
     except (ImportError, RuntimeError, ValueError) as error:
-        reason = str(error).splitlines()[0]
+        reason = reason_of(error)
         raise UserError(f"offload = true needs a GPU and accelerate (pip install accelerate): {reason}") from None
 
 
@@ -149,7 +153,7 @@ def pick_device(device: str) -> torch.device:
         picked = torch.device(device)
         torch.empty(0, device=picked)
     except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
+        reason = reason_of(error)
         raise UserError(
             f"device must be auto, cpu, or a GPU that is there (cuda, cuda:1); got {device!r}: {reason}"
         ) from None
@@ -179,6 +183,17 @@ def model_folder(model: str, base: Path | None = None) -> Path | None:
     return None
 
 
+def pipeline_class(folder: Path) -> type | None:
+    """The class of diffusers' that a model's folder names; None where it names another, or cannot be read."""
+    try:
+        content = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
+        diffusers = importlib.import_module("diffusers")
+        named = getattr(diffusers, content["_class_name"], None)
+    except (OSError, ValueError, RecursionError, KeyError, TypeError, ImportError, RuntimeError):
+        return None
+    return named if inspect.isclass(named) and issubclass(named, diffusers.DiffusionPipeline) else None
+
+
 def _read(model: str, base: Path | None, revision: str | None, variant: str | None, dtype: torch.dtype) -> Any:
     from diffusers import DiffusionPipeline
 
@@ -191,7 +206,7 @@ def _read(model: str, base: Path | None, revision: str | None, variant: str | No
                 folder or model, torch_dtype=dtype, use_safetensors=True, **hub
             )
     except Exception as error:  # of an unknown class, a missing part, broken weights: each has an error of its own
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        reason = reason_of(error)
         place = f"{folder}: " if folder else f"there is no folder {absolute(model, base)}, and from the hub: "
         raise UserError(f"model {model!r} cannot be loaded: {place}{reason}") from error
     return _cast(_plain(pipeline), dtype)

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from autodiffusion_opt.candidate import Candidate
-from autodiffusion_opt.errors import UserError
+from autodiffusion_opt.errors import UserError, reason_of
 from autodiffusion_opt.sampling.apply import GUIDANCE_SCALE, with_scheduler
 from autodiffusion_opt.sampling.conditions import call_parameters
 from autodiffusion_opt.sampling.generate import ImageSampler
@@ -73,7 +73,7 @@ def record_own_call(sampler: ImageSampler, steps: int) -> OwnCall:
         except _Recorded as recorded:
             return recorded.call
         except ValueError as error:  # diffusers' own words
-            raise UserError(f"{name} has no times of its own for {steps} steps: {error}") from None
+            raise UserError(f"{name} has no times of its own for {steps} steps: {reason_of(error)}") from None
     raise UserError(f"a call of {type(sampler.pipeline).__name__} does not use the pipeline's own scheduler")
 
 

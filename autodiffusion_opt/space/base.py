@@ -177,6 +177,14 @@ class SpaceConfig(Config):
     def space(self, info: ModelInfo) -> Space:
         """The space for a model's numbers. Raises UserError where the model does not allow it."""
 
+    def check_model(self, info: ModelInfo) -> None:
+        """Raises UserError where a model of these numbers does not allow the space, however its layers are ranked.
+
+        It needs no ranking, which takes long to measure, and is asked before.
+        """
+        if not self.needs_ranking:
+            self.space(info)
+
     def scalars(self, info: ModelInfo) -> Scalars:
         """The numbers beside the steps. Raises UserError for an end time that the model cannot stop at."""
         scalars = Scalars.from_settings(self.guidance_scale, self.end_time)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Literal
 
 from pydantic import Field, model_validator
@@ -62,6 +63,10 @@ class JointConfig(SpaceConfig):
     def needs_ranking(self) -> bool:
         """Unless layers are drawn uniformly."""
         return "ranked" in (self.layers, self.draw)
+
+    def check_model(self, info: ModelInfo) -> None:
+        """Raises UserError for a budget, numbers of steps or layers that no ranking makes possible."""
+        self.model_copy(update={"layers": "any"}).space(replace(info, ranking=()))
 
     def space(self, info: ModelInfo) -> Joint:
         """The space for a model's numbers."""

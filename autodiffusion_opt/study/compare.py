@@ -20,11 +20,12 @@ from autodiffusion_opt.objective.goals import Direction
 from autodiffusion_opt.progress import Progress, silent
 from autodiffusion_opt.space.baselines import compared_with
 from autodiffusion_opt.study.comparison import ComparedStudy, OptimizerComparison, Rescoring
-from autodiffusion_opt.study.config import differences, stored_config
+from autodiffusion_opt.study.config import differences
 from autodiffusion_opt.study.curves import curve_of
 from autodiffusion_opt.study.problem import load_problem
 from autodiffusion_opt.study.results import StoredStudy, stored_study, study_name
 from autodiffusion_opt.study.steps_front import StepsComparison
+from autodiffusion_opt.study.stored_config import stored_config
 from autodiffusion_opt.study.verify import rescore
 from autodiffusion_opt.trials.attributes import FINGERPRINT
 from autodiffusion_opt.trials.database import storage_url, without_password

@@ -12,9 +12,9 @@ from typing import Any, TypeVar
 from optuna.samplers import BaseSampler
 from pydantic import Field
 
-from autodiffusion_opt.catalogue import Section, find, read_toml
+from autodiffusion_opt.catalogue import Section, find, parse_toml, read_toml
 from autodiffusion_opt.config import Config, build, combine, kind_in
-from autodiffusion_opt.errors import UserError, unknown_text
+from autodiffusion_opt.errors import UserError, reason_of, unknown_text
 from autodiffusion_opt.objective import METRICS, CandidateMetric, ImageMetric, Objective, ObjectiveConfig
 from autodiffusion_opt.optimizer import DEFAULT, OPTIMIZERS, OptimizerConfig
 from autodiffusion_opt.optimizer.parameters import describe_sampler
@@ -22,10 +22,12 @@ from autodiffusion_opt.paths import absolute, folder_of
 from autodiffusion_opt.sampling.config import PipelineConfig
 from autodiffusion_opt.space import SPACES, Space, SpaceConfig
 from autodiffusion_opt.space.model_info import ModelInfo
+from autodiffusion_opt.text import quoted
 
 # Keys of [pipeline] that say where something runs, not what: they may change between two runs of a study.
 WHERE_KEYS = {"device", "offload"}
 PYTHON = "python"
+LONGEST_NAME = 512
 # Changes that do not show in the name of a changed study: of no part of the definition; the seed is named apart.
 UNNAMED = (["trials"], ["seed"], *(["pipeline", key] for key in sorted(WHERE_KEYS)))
 Result = TypeVar("Result")
@@ -102,7 +104,7 @@ class StudyConfig:
 
     def with_seed(self, seed: int) -> StudyConfig:
         """The same study with another seed; it gets a name of its own, since it is another sequence of trials."""
-        return self if seed == self.seed else replace(self, seed=seed, name=f"{self.name}-seed{seed}")
+        return self if seed == self.seed else replace(self, seed=seed, name=check_name(f"{self.name}-seed{seed}"))
 
     def on_model(self, model: str | None) -> StudyConfig:
         """The same study of another model, given on the command line; None: of its own. Raises UserError."""
@@ -165,14 +167,26 @@ def load_study_config(name: str, overrides: Iterable[str] = ()) -> StudyConfig:
     changes = [_parsed(text) for text in overrides]
     errors: list[UserError] = []
     if not changes:
-        return _resolved(path.stem, path, tables, errors)
+        return _resolved(check_name(path.stem), path, tables, errors)
     original = _resolved(path.stem, path, tables, errors)
     changed = _resolved(path.stem, path, tables, errors, changes)
     if changed.definition() == original.definition():
         return changed
     named = (f"{'.'.join(keys)}={text}" for keys, _, text in changes if keys not in UNNAMED)
     seeded = changed.seed != original.seed
-    return replace(changed, name="+".join([path.stem, *named]) + (f"-seed{changed.seed}" if seeded else ""))
+    return replace(changed, name=check_name("+".join([path.stem, *named]) + (f"-seed{changed.seed}" if seeded else "")))
+
+
+def check_name(name: str) -> str:
+    """The name of a study that is to be kept in SQL. Raises UserError for one that some database cannot hold."""
+    if not 1 <= len(name) <= LONGEST_NAME:
+        raise UserError(
+            f"a study's name must have at most {LONGEST_NAME} characters, which all databases hold; {quoted(name)} has "
+            f"{len(name):,}: copy its file under a shorter name"
+        )
+    if "\0" in name or any("\ud800" <= character <= "\udfff" for character in name):
+        raise UserError(f"a study's name must be text in UTF-8 without NUL; got {quoted(name)}: rename its file")
+    return name
 
 
 # A dotted key, its value, and the value's text.
@@ -184,14 +198,16 @@ def _parsed(text: str) -> Change:
     key, separator, value = text.partition("=")
     keys = [part.strip() for part in key.split(".")]
     if not separator or not all(keys):
-        raise UserError(f"--set must be key=value, such as space.steps=6; got {text!r}")
+        raise UserError(f"--set must be key=value, such as space.steps=6; got {quoted(text)}")
     if keys[0] not in StudyFile.model_fields:
         raise UserError(f"--set: {unknown_text('the first key', keys[0], StudyFile.model_fields)}")
     value = value.strip()
     try:
-        return keys, tomllib.loads(f"value = {value}")["value"], value
+        return keys, parse_toml(f"value = {value}")["value"], value
     except tomllib.TOMLDecodeError:
         return keys, value, value
+    except ValueError as error:
+        raise UserError(f"--set {quoted(text)}: {reason_of(error)}") from None
 
 
 def _changed(tables: dict[str, Any], changes: Iterable[Change]) -> dict[str, Any]:
@@ -202,7 +218,7 @@ def _changed(tables: dict[str, Any], changes: Iterable[Change]) -> dict[str, Any
         for key in keys[:-1]:
             inner = table.get(key, {})
             if not isinstance(inner, Mapping):
-                raise UserError(f"--set {'.'.join(keys)}={text}: {key} is no table; it is {inner!r}")
+                raise UserError(f"--set {'.'.join(keys)}={text}: {key} is no table; it is {quoted(inner)}")
             table[key] = dict(inner)
             table = table[key]
         table[keys[-1]] = value
@@ -304,48 +320,6 @@ def build_optimizer(table: object, where: str) -> OptimizerConfig:
     return optimizer
 
 
-def stored_config(name: str, path: str, definition: Mapping[str, Any], base: Path | None = None) -> StudyConfig:
-    """The study of a stored definition (:meth:`StudyConfig.definition`).
-
-    Args:
-        name: of the study.
-        path: where the definition was read, for messages.
-        definition: JSON values. Relative paths in its parts start from the folder of ``file``, the study's; those of
-            a part in ``folders`` from the folder there.
-        base: the folder that relative paths start from where no ``file`` is given; None: the working folder.
-
-    Raises:
-        UserError: for a definition of another version or from Python, or what is none.
-    """
-    if not isinstance(definition, Mapping):
-        raise UserError(f"{path}: the definition must be a table; got {definition!r}")
-    check_version(path, definition)
-    missing = [key for key in ("pipeline", "space", "objective") if key not in definition]
-    if missing:
-        raise UserError(f"{path}: the definition must have {', '.join(missing)}; it has not")
-    python = [key for key in ("pipeline", "space", "objective", "optimizer") if made_in_python(definition.get(key))]
-    if python:
-        raise UserError(
-            f"{path}: the parts {', '.join(python)} of this study came from Python, and cannot be made from what SQL "
-            "holds: use the methods of ado.Study in Python, verify and export say"
-        )
-    file = definition.get("file")
-    base = absolute("", base) if file is None else folder_of(absolute(file, base))
-    return StudyConfig(
-        name,
-        path if file is None else file,
-        base,
-        build(PipelineConfig, definition["pipeline"], f"{path}: pipeline"),
-        build_space(definition["space"], f"{path}: space"),
-        build_objective(definition["objective"], f"{path}: objective"),
-        build_optimizer(definition.get("optimizer", {"kind": "random"}), f"{path}: optimizer"),
-        int(definition.get("trials", 1)),
-        int(definition.get("seed", 0)),
-        ranking=tuple(tuple(third) for third in definition.get("ranking", ())),
-        bases={part: absolute(folder, base) for part, folder in definition.get("folders", {}).items()},
-    )
-
-
 def made_in_python(part: Any) -> bool:
     """Whether a part of a stored definition was an object, of which SQL holds a description only."""
     if not isinstance(part, Mapping):
@@ -373,7 +347,7 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = ""
         if isinstance(before, Mapping) and isinstance(after, Mapping):
             lines += differences(before, after, f"{prefix}{key}.")
         elif before != after:
-            lines.append(f"{prefix}{key}: {before!r} -> {after!r}")
+            lines.append(f"{prefix}{key}: {quoted(before)} -> {quoted(after)}")
     return lines
 
 

@@ -16,10 +16,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from autodiffusion_opt.candidate import Candidate
-from autodiffusion_opt.errors import UserError
+from autodiffusion_opt.errors import UserError, reason_of
 from autodiffusion_opt.objective import ObjectiveConfig
 from autodiffusion_opt.study.config import PYTHON, StudyConfig
 from autodiffusion_opt.study.results import Result, StoredStudy, candidate_file
+from autodiffusion_opt.text import code_in_markdown, in_markdown
 from autodiffusion_opt.zoo import EMBEDDED
 
 if TYPE_CHECKING:
@@ -54,7 +55,7 @@ def export_study(
     }
     if scheduler is not None:
         files[SCHEDULER] = json.dumps(scheduler_config(scheduler), indent=2, default=_listed) + "\n"
-    if sampler is not None and config.pipeline is not None and not config.pipeline.model.startswith(f"{PYTHON}:"):
+    if sampler is not None and config.pipeline is not None and not _is_python(config):
         files["sample.py"] = _script(config, sampler, len(best.candidate.steps))
     if plain:
         files[PLAIN] = json.dumps(plain) + "\n"
@@ -161,6 +162,11 @@ def _script(config: StudyConfig, sampler: ImageSampler, steps: int) -> str:
     return "\n".join(lines) + "\n"
 
 
+def _is_python(config: StudyConfig) -> bool:
+    """Whether the pipeline was an object, which a script cannot load."""
+    return config.pipeline is not None and config.pipeline.model.startswith(f"{PYTHON}:")
+
+
 def _local_folder(config: StudyConfig) -> Path | None:
     """The folder of a model that no name stands for, as it is found from anywhere; None for a name or a hub id."""
     from autodiffusion_opt.sampling.load import model_folder
@@ -196,25 +202,25 @@ def _readme(
     stored: StoredStudy, config: StudyConfig, best: Result, pick: int, plain: Mapping[str, list[float]], scheduler: str
 ) -> str:
     rank = f"front {pick}" if stored.has_front else "best" if pick == 1 else f"rank {pick}"
-    model = "" if config.pipeline is None else f"`{config.pipeline.model}`, "
+    model = "" if config.pipeline is None else f"{code_in_markdown(config.pipeline.model)}, "
     same_scheduler = [f"from diffusers import {scheduler}", f'pipeline.scheduler = {scheduler}.from_pretrained(".")']
     optimizer = getattr(config.optimizer, "kind", type(config.optimizer).__name__)
     names = list(best.measured)
     lines = [
-        f"# {config.name}",
+        f"# {in_markdown(config.name)}",
         "",
         f"{model}{len(best.candidate.steps)} steps: `{best.candidate}`.",
         "",
-        f"Found by `{optimizer}` in {len(stored.complete())} trials; {_objective_text(config)} "
+        f"Found by {code_in_markdown(optimizer)} in {len(stored.complete())} trials; {_objective_text(config)} "
         "These are values of the search, for ranking; "
         f"`autodiffusion-opt verify {CANDIDATE}` re-scores them on fresh seeds.",
         "",
-        f"| schedule | {' | '.join(names)} |",
+        f"| schedule | {' | '.join(map(in_markdown, names))} |",
         f"| --- |{' --- |' * len(names)}",
-        *(f"| {result.label} | {_row(result, names)} |" for result in stored.baselines().values()),
+        *(f"| {in_markdown(result.label)} | {_row(result, names)} |" for result in stored.baselines().values()),
         f"| **{rank}** (trial {best.trial}) | {_row(best, names, '**')} |",
         "",
-        f"Use it: {'`python sample.py`, or' if model and not model.startswith(f'`{PYTHON}:') else ''}".rstrip(),
+        f"Use it: {'`python sample.py`, or' if model and not _is_python(config) else ''}".rstrip(),
         "",
         "```python",
         "import autodiffusion_opt as ado",
@@ -241,9 +247,9 @@ def _objective_text(config: StudyConfig) -> str:
         for key in ("features", "reference", "teacher_steps"):
             value = getattr(objective, key, None)
             if value is not None:
-                parts.append(f"{key.replace('_', ' ')} `{getattr(value, 'identity', value)}`")
+                parts.append(f"{key.replace('_', ' ')} {code_in_markdown(str(getattr(value, 'identity', value)))}")
         return f"{', '.join(parts)}."
-    return f"the objective `{getattr(objective, 'identity', type(objective).__name__)}`."
+    return f"the objective {code_in_markdown(getattr(objective, 'identity', type(objective).__name__))}."
 
 
 def _row(result: Result, names: Iterable[str], mark: str = "") -> str:
@@ -257,5 +263,5 @@ def _write(folder: Path, files: Mapping[str, str]) -> list[Path]:
         for name, text in files.items():
             (folder / name).write_text(text, encoding="utf-8")
     except OSError as error:
-        raise UserError(f"-o: {folder} cannot be written: {error.strerror}") from None
+        raise UserError(f"-o: {folder} cannot be written: {reason_of(error)}") from None
     return [folder / name for name in files]

@@ -24,8 +24,10 @@ from autodiffusion_opt.study.config import (
     build_objective,
     build_optimizer,
     build_space,
+    check_name,
     find_part,
 )
+from autodiffusion_opt.text import quoted
 
 # Keys of [pipeline] that may be set beside a pipeline object; the others say how one is loaded.
 OBJECT_KEYS = {"batch_size", "micro_batch", "call"}
@@ -43,9 +45,10 @@ def python_study_config(
     model_info: ModelInfo | None,
 ) -> StudyConfig:
     """A study whose parts were handed over in Python: each a name, a table, or an object. Raises UserError."""
-    where = f"Study({name!r})"
+    where = f"Study({quoted(name)})"
     if not isinstance(name, str) or not name:
-        raise UserError(f"a study must have a name; got {name!r}")
+        raise UserError(f"a study must have a name; got {quoted(name)}")
+    check_name(name)
     errors: list[UserError] = []
     for key, number, least in (("trials", trials, 1), ("seed", seed, 0)):
         if isinstance(number, bool) or not isinstance(number, int) or number < least:

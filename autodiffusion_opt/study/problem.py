@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +20,7 @@ from autodiffusion_opt.sampling.config import ConditionsConfig, PipelineConfig
 from autodiffusion_opt.space import OWN, ModelInfo, Space, SpaceConfig
 from autodiffusion_opt.space.baselines import compared_with
 from autodiffusion_opt.study.config import StudyConfig
+from autodiffusion_opt.zoo import EMBEDDED
 
 if TYPE_CHECKING:
     from autodiffusion_opt.sampling.generate import ImageSampler
@@ -116,16 +117,18 @@ def load_problem(config: StudyConfig, ranking: Any = None, progress: Progress = 
     from autodiffusion_opt.sampling.introspect import read_model_info
     from autodiffusion_opt.sampling.own import own_shift
 
+    with _told_of(config, "objective"):
+        _check_reference(config)
     sampler = load_sampler(config, progress)
     counted = isinstance(config.objective, ImagesConfig) and {"layers", "flops"} & {*config.objective.goals.names}
     needs_layers = isinstance(config.space, SpaceConfig) and config.space.needs_layers
     with _told_of(config, "pipeline"):
-        info = read_model_info(
-            sampler.pipeline,
-            need_layers=needs_layers or bool(counted),
-            ranking=_ranking(config, sampler, ranking, progress),
-            shift=own_shift(sampler),
-        )
+        info = read_model_info(sampler.pipeline, need_layers=needs_layers or bool(counted), shift=own_shift(sampler))
+    with _told_of(config, "space"):
+        if isinstance(config.space, SpaceConfig):
+            config.space.check_model(info)
+    with _told_of(config, "pipeline"):
+        info = replace(info, ranking=tuple(map(tuple, _ranking(config, sampler, ranking, progress))))
     with _told_of(config, "space"):
         space = config.space.space(info) if isinstance(config.space, SpaceConfig) else config.space
     with _told_of(config, "objective"):
@@ -138,6 +141,15 @@ def load_problem(config: StudyConfig, ranking: Any = None, progress: Progress = 
     return Problem(info, space, objective, sampler, fingerprint)
 
 
+def _check_reference(config: StudyConfig) -> None:
+    """Raises UserError, before the model is loaded, for a reference that is not there."""
+    from autodiffusion_opt.objective.references import existing_source
+
+    reference = getattr(config.objective, "reference", None)
+    if isinstance(config.objective, ObjectiveConfig) and isinstance(reference, str) and reference not in EMBEDDED:
+        existing_source(reference, config.base_of("objective"))
+
+
 def load_sampler(config: StudyConfig, progress: Progress = silent) -> ImageSampler:
     """A study's pipeline with its conditions. A pipeline from a hub is downloaded under the hub's own progress bars.
 
@@ -145,29 +157,37 @@ def load_sampler(config: StudyConfig, progress: Progress = silent) -> ImageSampl
         UserError: for a pipeline or conditions that cannot be had.
     """
     from autodiffusion_opt.sampling.compatibility import check_call
-    from autodiffusion_opt.sampling.conditions import load_conditions
+    from autodiffusion_opt.sampling.conditions import existing_file, load_conditions
     from autodiffusion_opt.sampling.generate import ImageSampler
 
     table = config.pipeline
     if table is None:
         raise UserError(f"{config.path}: this study has no pipeline to make images with")
+    described = getattr(config.objective, "conditions", ConditionsConfig())
+    with _told_of(config, "objective.conditions"):
+        if described.file is not None:
+            existing_file(described.file, config.base_of("objective"))
     with _told_of(config, "pipeline"):
         pipeline = _pipeline(config, table, progress)
-        check_call(pipeline, table.call)
+        check_call(type(pipeline), table.call)
     with _told_of(config, "objective.conditions"):
-        described = getattr(config.objective, "conditions", ConditionsConfig())
         conditions = load_conditions(described, pipeline, config.base_of("objective"))
     return ImageSampler(pipeline, conditions, table.call, table.micro_batch, table.batch_size)
 
 
 def _pipeline(config: StudyConfig, table: PipelineConfig, progress: Progress) -> Any:
-    from autodiffusion_opt.sampling.load import check_pipeline, load_configured, model_folder
+    from autodiffusion_opt.sampling.compatibility import check_call
+    from autodiffusion_opt.sampling.load import check_pipeline, load_configured, model_folder, pipeline_class
 
     if config.pipeline_object is not None:
         check_pipeline(config.pipeline_object)
         return config.pipeline_object
     base = config.base_of("pipeline")
-    if model_folder(table.model, base) is not None:
+    folder = model_folder(table.model, base)
+    if folder is not None:
+        kind = pipeline_class(folder)
+        if kind is not None:  # else the same is checked of the pipeline once it is loaded
+            check_call(kind, table.call)
         progress(f"loading {table.model}", 0, 0)
     return load_configured(table, base)
 

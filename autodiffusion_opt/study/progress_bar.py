@@ -19,6 +19,7 @@ from autodiffusion_opt.candidate import Candidate
 from autodiffusion_opt.space.baselines import OWN, UNIFORM
 from autodiffusion_opt.study.callback import Callback
 from autodiffusion_opt.study.config import StudyConfig
+from autodiffusion_opt.text import visible
 from autodiffusion_opt.trials.history import MEASURED, History, front
 
 WIDE = 160
@@ -53,11 +54,13 @@ class Bar:
 
     def __init__(self) -> None:
         # Wide where nobody looks: a line in a file or a pipe is not folded to 80 columns.
-        self.console = Console(file=sys.stderr, highlight=False, width=None if sys.stderr.isatty() else WIDE)
+        self.console = Console(
+            file=sys.stderr, highlight=False, markup=False, emoji=False, width=None if sys.stderr.isatty() else WIDE
+        )
         self._bar = Bars(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=24),
-            TextColumn("{task.fields[text]}"),
+            TextColumn("{task.fields[text]}", markup=False),
             console=self.console,
             disable=not (self.console.is_terminal or self.console.is_jupyter),
             transient=True,
@@ -79,12 +82,14 @@ class Bar:
 
         The bar appears at the first call: what others print before that is left alone.
         """
+        what = visible(what)
         counts = f"{what} {done}/{total}" if total else what
         if what != self._what:
             self._what, self._began = what, time.monotonic()
         if text is None:
             left = (total - done) * (time.monotonic() - self._began) / done if done else 0.0
             text = f"{duration(left)} left" if done else ""
+        text = visible(text)
         if self._task is None:
             self._bar.start()
             self._task = self._bar.add_task(counts, total=None, text=text)
@@ -128,7 +133,7 @@ class StudyBar(Callback):
         self._done_at_start, self._wanted, self._begun = self._done, wanted, time.monotonic()
         self._is_running = True
         if 0 < self._done < wanted:
-            self._bar.console.print(f"{config.name}: continuing after {self._done} of {wanted} trials")
+            self._bar.console.print(f"{visible(config.name)}: continuing after {self._done} of {wanted} trials")
         self._show()
 
     def proposed(self, number: int, candidate: Candidate) -> None:

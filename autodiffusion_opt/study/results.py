@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -18,8 +17,9 @@ from autodiffusion_opt.errors import UserError
 from autodiffusion_opt.paths import folder_of
 from autodiffusion_opt.progress import Progress, counted, silent
 from autodiffusion_opt.space.baselines import OWN
-from autodiffusion_opt.study.config import StudyConfig, load_study_config, made_in_python, stored_config
+from autodiffusion_opt.study.config import StudyConfig, load_study_config, made_in_python
 from autodiffusion_opt.study.problem import load_sampler
+from autodiffusion_opt.study.stored_config import stored_config
 from autodiffusion_opt.trials.attributes import (
     BASELINE,
     DEFINITION,
@@ -206,9 +206,12 @@ def stored_studies(storage: Storage) -> list[StoredStudy]:
     return [StoredStudy(study) for study in every_study(storage)]
 
 
-def complete(study: optuna.Study) -> list[Result]:
-    """The complete trials of an Optuna study, best first."""
-    return StoredStudy(study).complete()
+def complete(study: optuna.Study, trials: Iterable[FrozenTrial] | None = None) -> list[Result]:
+    """The complete trials of an Optuna study, best first; ``trials`` are all, where they have been read."""
+    stored = StoredStudy(study)
+    if trials is not None:
+        vars(stored)["trials"] = list(trials)
+    return stored.complete()
 
 
 def _result(trial: FrozenTrial, names: Sequence[str]) -> Result:
@@ -311,11 +314,9 @@ def resolve(given: str, study: str | None, storage: str | None, count: int | Non
     if path is not None:
         if count is not None and count > 1:
             raise UserError(f"--top is for a study, which has several candidates; {path} holds one")
-        candidate = Candidate.load(path)
+        candidate, source = Candidate.load_with_source(path)
         if study:
             return Chosen(load_study_config(study), {"best": candidate}, None)
-        content = json.loads(path.read_text(encoding="utf-8"))
-        source = content.get("source") if isinstance(content, dict) else None
         config = _config_of(source, path)
         return Chosen(config, {"best": candidate}, _searched_value(source, config))
     stored = open_study(given, storage)
@@ -331,7 +332,10 @@ def resolve(given: str, study: str | None, storage: str | None, count: int | Non
 def _searched_value(source: Any, config: StudyConfig) -> tuple[float, int] | None:
     """The value of the search that a candidate's file holds, and its number of images; None for several values."""
     values, images = source.get("values"), getattr(config.objective, "rungs", (0,))[-1]
-    return (float(next(iter(values.values()))), images) if values and len(values) == 1 and images else None
+    if not isinstance(values, Mapping) or len(values) != 1 or not images:
+        return None
+    (value,) = values.values()
+    return (float(value), images) if isinstance(value, (int, float)) else None
 
 
 def _config_of(source: Any, path: Path) -> StudyConfig:

@@ -5,9 +5,8 @@ from __future__ import annotations
 import math
 import sys
 import time
-import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager, suppress
+from collections.abc import Mapping, Sequence
+from contextlib import closing
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -24,6 +23,7 @@ from autodiffusion_opt.optimizer.base import kind_of
 from autodiffusion_opt.space import OWN, ModelInfo
 from autodiffusion_opt.study import results
 from autodiffusion_opt.study.callback import Callback
+from autodiffusion_opt.study.complete import is_complete, note_files, warn_of_others
 from autodiffusion_opt.study.config import (
     StudyConfig,
     check_version,
@@ -41,14 +41,11 @@ from autodiffusion_opt.study.verify import Rescored, rescore
 from autodiffusion_opt.study.warm_starts import warm_starts
 from autodiffusion_opt.trials.attributes import (
     DEFINITION,
-    FILE,
     FINGERPRINT,
-    FOLDERS,
     RANKING,
     SPENT,
     START,
     VERSIONS,
-    WANTED,
 )
 from autodiffusion_opt.trials.claims import Claims
 from autodiffusion_opt.trials.database import storage_url, without_password
@@ -242,6 +239,10 @@ class Study:
         self._optimizer = self.config.optimizer if optimizer is None else named_optimizer(optimizer, self.config.path)
         deadline = math.inf if timeout is None else time.monotonic() + timeout
         with signals.handled() as signals_before, shown(progress) as self._callback, closing(self.connect(patience)):
+            complete = self._complete(wanted)
+            if complete is not None:
+                self._callback.started(self.config, complete, wanted)
+                return results.complete(complete.study, complete.trials.values())
             study = self._open()
             history = History(study).refresh()
             study.sampler = sampler_of(self.config, self._optimizer, self.problem, history)
@@ -253,7 +254,7 @@ class Study:
             self._enqueue_starts(claims, history)
             self._callback.started(self.config, history, wanted)
             failures = Failures()
-            with _released_on_error(claims, wanted):
+            with claims.released_on_error(wanted):
                 while time.monotonic() < deadline:
                     claim = claims.take(wanted)
                     if claim is None:
@@ -265,8 +266,29 @@ class Study:
                     signals.raise_since(signals_before)
                     self._callback.finished(trial, history.refresh())
                     failures.count(trial)
-            _tell_of_others(claims.others_at_work(wanted))
+            warn_of_others(claims.others_at_work(wanted))
             return results.complete(study)
+
+    def _complete(self, wanted: int) -> History | None:
+        """The history of a study that has all its trials; its model, which may be gone, is not loaded.
+
+        Raises:
+            UserError: where it has measured something under another definition.
+        """
+        study = find_study(self.storage, self.config.name)
+        if study is None or DEFINITION not in study.user_attrs or self.config.pipeline_object is not None:
+            return None
+        stored, definition = dict(study.user_attrs[DEFINITION]), self.config.definition()
+        stored.pop(FINGERPRINT, None)  # of what only the model tells
+        check_version(self.config.path, stored)
+        history = History(study).refresh()
+        is_changed = bool(differences(stored, definition))
+        if is_changed and history.is_measured:
+            self._refuse(stored, definition)
+        if is_changed or not is_complete(history, wanted, MOST_IN_A_ROW):
+            return None
+        note_files(study, self.config)
+        return history
 
     def _open(self) -> optuna.Study:
         """The Optuna study, created on first use. Raises UserError where its definition differs."""
@@ -288,9 +310,7 @@ class Study:
         elif differences(known, definition):  # a key that is absent is one that this version added, at its default
             self._start_over(study, known, definition)
             return self._open()
-        study.set_user_attr(WANTED, self.config.trials)
-        study.set_user_attr(FILE, str(self.config.base / Path(self.config.path).name))
-        study.set_user_attr(FOLDERS, {part: str(folder) for part, folder in self.config.bases.items()})
+        note_files(study, self.config)
         return study
 
     def _start_over(self, study: optuna.Study, stored: Mapping[str, Any], definition: Mapping[str, Any]) -> None:
@@ -372,28 +392,3 @@ class Study:
 
         stored = results.stored_study(self.config.name, self.storage)
         return export_study(stored, self.config, self.problem.sampler, Path(folder), pick)
-
-
-@contextmanager
-def _released_on_error(claims: Claims, wanted: int) -> Iterator[None]:
-    """Whatever stops the run: no trial of this worker stays running, and each is retried first next time.
-
-    Where the database is gone too, that is not written; then this worker's trials are those of a dead worker.
-    """
-    try:
-        yield
-    except BaseException as error:
-        with suppress(Exception):
-            claims.release(f"{type(error).__name__}: {error}"[:500], wanted)
-        raise
-
-
-def _tell_of_others(count: int) -> None:
-    """Warn that the study is not complete while other workers are at it."""
-    if count:
-        trials = "a trial is" if count == 1 else f"{count} trials are"
-        warnings.warn(
-            f"{trials} still being measured by other workers: the study is complete when they are done "
-            "(--wait waits for them)",
-            stacklevel=3,
-        )

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,11 +12,11 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from autodiffusion_opt.candidate import Candidate
+from autodiffusion_opt.errors import named_reason_of
 from autodiffusion_opt.trials import workers
 from autodiffusion_opt.trials.attributes import (
     BASELINE,
     CANDIDATE,
-    EVALUATION_FAILED,
     FIXED_PARAMETERS,
     INHERITED,
     LABEL,
@@ -162,11 +162,10 @@ class Claims:
 
     def retry_failures_in_a_row(self, count: int) -> None:
         """Where the last ``count`` trials to finish all failed to be measured, which stops a run, try them again."""
-        trials = self._history.refresh().trials
-        last = [trial for _, trial in sorted(trials.items()) if trial.state.is_finished()][-count:]
-        if len(last) == count and all(trial.user_attrs.get(EVALUATION_FAILED) for trial in last):
-            for position in sorted({self._history.position(trial.number) for trial in last} & self._history.settled):
-                self._enqueue_again(position)
+        last = {self._history.position(trial.number) for trial in self._history.refresh().failures_in_a_row(count)}
+        for position in sorted(last & self._history.settled):
+            self._enqueue_again(position)
+        if last:
             self._history.refresh()
 
     def release(self, reason: str, wanted: int) -> None:
@@ -176,6 +175,19 @@ class Claims:
                 fail(self._study, trial._trial_id, reason)
         self._history.refresh()
         self._retry_open(wanted)
+
+    @contextmanager
+    def released_on_error(self, wanted: int) -> Iterator[None]:
+        """Whatever ends the block: :meth:`release`, with the error as the reason.
+
+        Where the database is gone too, that is not written; then this worker's trials are those of a dead worker.
+        """
+        try:
+            yield
+        except BaseException as error:
+            with suppress(Exception):
+                self.release(named_reason_of(error)[:500], wanted)
+            raise
 
     def others_at_work(self, wanted: int) -> int:
         """How many of the ``wanted`` positions other workers are measuring, as far as can be told."""

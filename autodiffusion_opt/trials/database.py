@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sqlite3
 import warnings
 from collections.abc import Callable
@@ -11,16 +12,29 @@ from typing import Any
 
 import optuna
 import sqlalchemy
-from sqlalchemy.exc import ArgumentError, InterfaceError, OperationalError, PendingRollbackError, SQLAlchemyError
+from sqlalchemy.exc import (
+    ArgumentError,
+    InterfaceError,
+    NoSuchModuleError,
+    OperationalError,
+    PendingRollbackError,
+    SQLAlchemyError,
+)
 
-from autodiffusion_opt.errors import UserError
+from autodiffusion_opt.errors import UserError, reason_of, unknown_text
+from autodiffusion_opt.text import HIDDEN, quoted
 
 DEFAULT_URL = "sqlite:///studies/studies.db"
 VARIABLE = "AUTODIFFUSION_STORAGE"
-DRIVERS = {
-    "postgresql": "pip install 'autodiffusion-opt[postgres]'",
-    "mysql": "pip install 'autodiffusion-opt[mysql]', and write mysql+pymysql://",
-}
+# Optuna's gRPC proxy.
+PROXY = "grpc"
+KINDS = ("sqlite", "postgresql", "mysql+pymysql", PROXY)
+# What opening a database raises beside SQLAlchemy's own errors: of drivers, of arguments after ``?``, of paths.
+UNOPENED = (ImportError, RuntimeError, ValueError, TypeError, AttributeError, KeyError, OSError)
+DRIVERS = (
+    "For postgresql:// that is: pip install 'autodiffusion-opt[postgres]'; for mysql+pymysql://: pip install "
+    "'autodiffusion-opt[mysql]'"
+)
 # What both kinds of errors are: Optuna's of a transaction, and those that it lets through.
 ERRORS = (SQLAlchemyError, optuna.exceptions.StorageInternalError)
 # SQLite waits so long for another's lock.
@@ -35,25 +49,42 @@ def storage_url(given: str | None = None) -> str:
 
 
 def parsed_url(url: str) -> sqlalchemy.URL:
-    """The parts of a URL.
-
-    Raises:
-        UserError: for text that is no URL of a database that can be kept.
-    """
+    """The parts of a URL. Raises UserError for text that is none, or that no database can be kept at."""
     try:
         parsed = sqlalchemy.engine.make_url(url)
-    except (ArgumentError, ValueError):
-        parsed = None
-    if parsed is None or "\0" in url:
-        raise UserError(f"storage must be a URL such as {DEFAULT_URL} or postgresql://user@host/name; got {url!r}")
-    if is_sqlite(parsed) and parsed.database in (None, "", ":memory:"):
-        raise UserError(f"storage must be kept on disk, as {DEFAULT_URL} is; got {url!r}, which ends with the process")
+        if parsed.drivername != PROXY:
+            parsed.get_dialect()
+    except NoSuchModuleError:
+        kind = url.partition(":")[0]
+        raise UserError(f"storage: {unknown_text('the kind of database', kind, KINDS)}") from None
+    except (ArgumentError, *UNOPENED) as error:
+        given = quoted(without_password(url))
+        if isinstance(error, ImportError):
+            raise UserError(f"storage {given} needs a driver ({reason_of(error)}). {DRIVERS}") from None
+        raise UserError(
+            f"storage must be a URL such as {DEFAULT_URL} or postgresql://user@host/name; got {given}"
+        ) from None
+    if HIDDEN.search(url):
+        raise UserError(
+            f"storage: a URL must not hold characters that are not printed; got {quoted(without_password(url))}"
+        )
+    is_memory = parsed.database in (None, "", ":memory:") or "memory" in (
+        parsed.query.get("mode"),
+        parsed.query.get("vfs"),
+    )
+    if is_sqlite(parsed) and is_memory:
+        raise UserError(
+            f"storage: SQLite in memory forgets a study when its run ends; name a file, as {DEFAULT_URL} does"
+        )
     return parsed
 
 
 def without_password(url: str) -> str:
-    """The URL with ``***`` where a password is."""
-    return sqlalchemy.engine.make_url(url).render_as_string(hide_password=True)
+    """The URL with ``***`` where a password is, or would be if it were a URL."""
+    try:
+        return sqlalchemy.engine.make_url(url).render_as_string(hide_password=True)
+    except (ArgumentError, ValueError):
+        return re.sub(r"(//[^:/@]*:).*@", r"\1***@", url)
 
 
 def is_sqlite(url: sqlalchemy.URL) -> bool:
@@ -67,14 +98,14 @@ def prepare_file(url: str, path: Path, create: bool) -> None:
     Raises:
         UserError: where it is not there and not to be created, or damaged.
     """
-    if not path.is_file():
-        if not create:
+    try:
+        is_there = path.is_file()
+        if not is_there and not create:
             raise UserError(f"storage {url} does not exist; run a study first, or name another with --storage")
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(f"storage {url} cannot be created: {error.strerror}: {path.parent}") from None
-    elif create and path.stat().st_size:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"storage {url} cannot be created: {reason_of(error)}: {path.parent}") from None
+    if is_there and create and path.stat().st_size:
         _check_whole(url, path)
     kind = file_system(path)
     if kind.removeprefix("fuse.").startswith(NETWORK):
@@ -159,8 +190,7 @@ def merge(path: Path) -> None:
 def first_line(error: BaseException) -> str:
     """What a database says of an error, in a line."""
     cause = error.__cause__ if isinstance(error, optuna.exceptions.StorageInternalError) else error
-    text = str(getattr(cause, "orig", None) or cause or error).strip()
-    return text.splitlines()[0].strip() if text else type(error).__name__
+    return reason_of(getattr(cause, "orig", None) or cause or error)
 
 
 def may_pass(error: BaseException, url: str) -> bool:

@@ -7,6 +7,7 @@ import operator
 from bisect import insort
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 import numpy as np
 import optuna
@@ -324,6 +325,12 @@ class History:
     def open_positions(self) -> list[int]:
         """Positions whose every trial lost its worker, ascending: to be retried."""
         return sorted(self._open)
+
+    def failures_in_a_row(self, count: int) -> list[FrozenTrial]:
+        """The last ``count`` trials that finished, where all of them failed to be measured; else none."""
+        finished = (trial for _, trial in sorted(self.trials.items(), reverse=True) if trial.state.is_finished())
+        last = list(islice(finished, count))
+        return last if len(last) == count and all(trial.user_attrs.get(EVALUATION_FAILED) for trial in last) else []
 
     def given_names(self, kind: str = BASELINE) -> set[str]:
         """The baselines, or the warm starts, that were ever enqueued."""

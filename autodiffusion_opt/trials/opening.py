@@ -12,7 +12,7 @@ from autodiffusion_opt import signals
 from autodiffusion_opt.errors import UserError
 from autodiffusion_opt.trials import database
 from autodiffusion_opt.trials.database import without_password
-from autodiffusion_opt.trials.proxy import SCHEME, ProxyStorage
+from autodiffusion_opt.trials.proxy import ProxyStorage
 from autodiffusion_opt.trials.sql import SqlStorage
 from autodiffusion_opt.trials.storage import Storage
 
@@ -44,7 +44,7 @@ def open_storage(url: str, *, create: bool = True, patience: float = 0.0) -> Sto
         UserError: for text that is no URL, or a database that cannot be opened.
     """
     parsed = database.parsed_url(url)
-    if parsed.drivername == SCHEME:
+    if parsed.drivername == database.PROXY:
         return _opened(ProxyStorage(parsed))
     if database.is_sqlite(parsed):
         database.prepare_file(url, Path(str(parsed.database)), create)
@@ -54,14 +54,13 @@ def open_storage(url: str, *, create: bool = True, patience: float = 0.0) -> Sto
         attempt += 1
         try:
             return _opened(SqlStorage(url))
-        except (*database.ERRORS, ImportError, RuntimeError) as error:
+        except (*database.ERRORS, *database.UNOPENED) as error:
             text = str(error).lower()
             # The first use of an empty database by several processes is a race.
             is_race = any(part in text for part in ("already exists", "locked", "unique", "duplicate"))
             is_waited_for = database.may_pass(error, url) and time.monotonic() < begun + patience
             if not (is_waited_for or (is_race and attempt < 20)):
-                hint = database.DRIVERS.get(parsed.get_backend_name(), "") if "DB access module" in str(error) else ""
-                hint = f" It needs a driver: {hint}" if hint else ""
+                hint = f". {database.DRIVERS}" if "DB access module" in str(error) else ""
                 raise UserError(
                     f"storage {without_password(url)} cannot be opened: {database.first_line(error)}{hint}"
                 ) from None

@@ -20,7 +20,6 @@ from autodiffusion_opt.trials.attributes import WORKER
 from autodiffusion_opt.trials.storage import Storage, patient
 from autodiffusion_opt.trials.workers import this_worker
 
-SCHEME = "grpc"
 INSTALL = "pip install 'autodiffusion-opt[grpc]'"
 # Seconds for which a server is waited for when it is opened.
 READY_SECONDS = 10.0

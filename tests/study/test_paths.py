@@ -18,9 +18,10 @@ from PIL import Image
 
 from autodiffusion_opt import Study, UserError
 from autodiffusion_opt.objective import features
-from autodiffusion_opt.study.config import StudyConfig, load_study_config, stored_config
+from autodiffusion_opt.study.config import StudyConfig, load_study_config
 from autodiffusion_opt.study.problem import load_problem, load_sampler
 from autodiffusion_opt.study.results import candidate_file, listed_layers, open_study, resolve
+from autodiffusion_opt.study.stored_config import stored_config
 from autodiffusion_opt.trials.attributes import FILE, FOLDERS
 
 PIPELINE = 'model = "weights"\nmicro_batch = 2\nbatch_size = 2\n'

@@ -163,7 +163,7 @@ def test_interrupted_and_resumed_it_is_the_uninterrupted_study(
     assert not [trial for trial in study.trials() if trial.state == TrialState.RUNNING]
     (failed,) = [trial for trial in study.trials() if trial.state == TrialState.FAIL]
     assert failed.number == number
-    assert failed.user_attrs[ERROR] == "KeyboardInterrupt: "
+    assert failed.user_attrs[ERROR] == "KeyboardInterrupt"
     again = Study.load(path, storage=url)
     assert len(again.run()) == TRIALS
     assert sequence(again) == sequence(uninterrupted)

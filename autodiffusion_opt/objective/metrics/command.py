@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 from pydantic import Field
 
-from autodiffusion_opt.errors import EvaluationError, UserError
+from autodiffusion_opt.errors import EvaluationError, UserError, reason_of
 from autodiffusion_opt.objective.custom import named_values
 from autodiffusion_opt.objective.goals import Direction
 from autodiffusion_opt.objective.metrics.base import Comparison, ImagesConfig, Metric
@@ -119,7 +119,7 @@ class Program:
             # In a session of its own, so that its children are stopped with it.
             process = subprocess.Popen(words, cwd=self.folder, start_new_session=True, **pipes)  # type: ignore[call-overload]
         except OSError as error:
-            raise EvaluationError(f"command: {first!r} cannot be started: {error.strerror}") from None
+            raise EvaluationError(f"command: {first!r} cannot be started: {reason_of(error)}") from None
         try:
             printed, told = process.communicate(timeout=self.config.timeout)
         except subprocess.TimeoutExpired:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from autodiffusion_opt.errors import UserError
+from autodiffusion_opt.errors import UserError, reason_of
 from autodiffusion_opt.objective.metrics.base import Comparison, TeacherConfig
 from autodiffusion_opt.objective.metrics.to_teacher import ToTeacher
 from autodiffusion_opt.objective.pickles import no_pickles
@@ -63,7 +63,7 @@ def load_network(name: str, device: Any) -> tuple[Any, str]:
         with no_pickles():
             network = LearnedPerceptualImagePatchSimilarity(net_type=name, reduction="mean", normalize=True)
     except (ImportError, OSError) as error:  # without torchvision, or without a network to download with
-        raise UserError(f"lpips: the network {name!r} cannot be had: {str(error).splitlines()[0]}") from None
+        raise UserError(f"lpips: the network {name!r} cannot be had: {reason_of(error)}") from None
     return network.to(device).eval(), str(torchmetrics.__version__)
 
 
@@ -91,5 +91,5 @@ class Lpips(ToTeacher):
                 raise
             except RuntimeError as error:
                 size = f"{images.shape[-2]} x {images.shape[-1]}"
-                raise UserError(f"lpips cannot compare images of {size}: {str(error).splitlines()[0]}") from None
+                raise UserError(f"lpips cannot compare images of {size}: {reason_of(error)}") from None
         return mean.double().expand(len(images))

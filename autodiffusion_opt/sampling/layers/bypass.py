@@ -12,6 +12,7 @@ from autodiffusion_opt.errors import UserError
 from autodiffusion_opt.sampling.hooks import Attachments, attach_all, is_attached
 from autodiffusion_opt.sampling.layers.kinds import kind_of
 from autodiffusion_opt.sampling.layers.listing import Layer, known_layers, unwrap
+from autodiffusion_opt.text import listed, quoted
 
 # The name of the hook on a layer that is removed at some step.
 NAME = "autodiffusion_opt.bypass"
@@ -68,13 +69,14 @@ def install_bypass(
     layer is bypassed: nothing needs to be loaded for it. Hooks put on it later stay when this one goes.
     Offload of the whole denoiser (``enable_model_cpu_offload``) is not affected.
     """
-    removed_at = _steps_of_layers(removed)
-    if not removed_at:
+    indices = sorted(set().union(*removed))
+    if not indices:
         return Bypass(None)
     _refuse_compiled(denoiser)
     _refuse_group_offload(denoiser)
     refuse_cache(denoiser)
-    layers = _removable_layers(denoiser, removed_at)
+    layers = _removable_layers(denoiser, indices)
+    removed_at = _steps_of_layers(removed)
     if any(is_attached(denoiser.get_submodule(layer.path), name) for layer in layers):
         raise UserError(f"{type(denoiser).__name__} has a bypass already: remove() that one first")
     hooks = {
@@ -113,8 +115,11 @@ class _BypassHook(ModelHook):  # type: ignore[misc]  # diffusers is untyped
 
 def _steps_of_layers(removed: Sequence[Collection[int]]) -> dict[int, frozenset[int]]:
     """layer -> the steps at which it is removed"""
-    layers = sorted({layer for gone in removed for layer in gone})
-    return {layer: frozenset(i for i, gone in enumerate(removed) if layer in gone) for layer in layers}
+    steps: dict[int, set[int]] = {}
+    for index, gone in enumerate(removed):
+        for layer in gone:
+            steps.setdefault(layer, set()).add(index)
+    return {layer: frozenset(at) for layer, at in steps.items()}
 
 
 def _removable_layers(denoiser: torch.nn.Module, indices: Iterable[int]) -> list[Layer]:
@@ -122,8 +127,7 @@ def _removable_layers(denoiser: torch.nn.Module, indices: Iterable[int]) -> list
     layers, name = known_layers(denoiser), type(denoiser).__name__
     wrong = [index for index in indices if not 0 <= index < len(layers)]
     if wrong:
-        listed = ", ".join(str(index) for index in wrong)
-        raise UserError(f"{name} has {len(layers)} layers, 0 to {len(layers) - 1}; got {listed}")
+        raise UserError(f"{name} has {len(layers)} layers, 0 to {len(layers) - 1}; got {listed(map(quoted, wrong))}")
     chosen = [layers[index] for index in indices]
     fixed = [f"{layer.index} ({layer.path})" for layer in chosen if not layer.removable]
     if fixed:

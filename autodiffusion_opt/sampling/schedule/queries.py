@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from autodiffusion_opt.errors import UserError
+from autodiffusion_opt.errors import UserError, reason_of
 from autodiffusion_opt.sampling.schedule.noise import Floats, times_of, training_sigmas
 from autodiffusion_opt.sampling.schedule.specs import SPECS, is_flow, spec_of
 from autodiffusion_opt.sampling.schedule.state import ScheduleState, schedule_on
@@ -101,7 +101,9 @@ def default_times(scheduler: Any, steps: int, *, mu: float | None = None) -> tup
         try:
             copied.set_timesteps(steps, **options)
         except ValueError as error:
-            raise UserError(f"{type(copied).__name__} has no default times for {steps} steps: {error}") from error
+            raise UserError(
+                f"{type(copied).__name__} has no default times for {steps} steps: {reason_of(error)}"
+            ) from error
     return own_times(copied)
 
 

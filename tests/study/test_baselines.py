@@ -60,7 +60,7 @@ def test_own_is_first_exact_and_what_results_are_divided_by_though_its_times_are
     summary = run_summary(stored)
     assert summary["factor_of"] == "own"
     assert summary["factor"] == pytest.approx(summary["best"]["value"] / summary["baselines"]["own"])
-    assert "of own" in [column.header for column in run_table(stored).columns]
+    assert "of own" in [str(column.header) for column in run_table(stored).columns]
 
 
 def test_the_other_baselines_of_flow_matching_have_the_models_shift(url: str, tmp_path: Path) -> None:

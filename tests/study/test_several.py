@@ -202,8 +202,8 @@ def test_tables_show_the_front(two: ado.Study) -> None:
     [row] = tables.status_rows(two.storage)
     assert (row["best"], row["front"]) == (None, len(front))
     shown = tables.run_table(stored)
-    assert [column.header for column in shown.columns][1:4] == ["fid", "flops", "kid"]
-    assert [cell for cell in shown.columns[0].cells if cell.startswith("front")] == [
+    assert [str(column.header) for column in shown.columns][1:4] == ["fid", "flops", "kid"]
+    assert [cell for cell in map(str, shown.columns[0].cells) if cell.startswith("front")] == [
         f"front {rank}" for rank in range(1, len(front) + 1)
     ]
     frame = two.dataframe().set_index("trial")
@@ -228,7 +228,7 @@ def test_a_front_is_re_scored_and_those_that_are_dominated_now_are_dropped(two: 
     kept = [result.rescored[name] for name in result.candidates]
     for first in kept:
         assert not any(other.mean < first.mean and other.mean_of("flops") <= first.mean_of("flops") for other in kept)
-    assert "own" in tables.rescored_table(result.rescored).columns[0].cells
+    assert "own" in map(str, tables.rescored_table(result.rescored).columns[0].cells)
 
 
 @pytest.mark.slow
@@ -262,5 +262,5 @@ def test_a_share_of_flops_is_of_the_pipelines_own_schedule(two: ado.Study, tmp_p
     for result in results:
         assert bool(result.excess) == (result.measured["flops"] > bound.limit)
     stored = stored_study("half", study.storage)
-    labels = list(tables.run_table(stored).columns[0].cells)
+    labels = list(map(str, tables.run_table(stored).columns[0].cells))
     assert any(label.startswith("own") and label.endswith("beyond a bound") for label in labels)

@@ -204,6 +204,7 @@ ALLOWED = {
     ("trials.queries", "_study_id"),
     ("trials.queries", "_get_trials"),
     ("trials.queries", "_trial_id"),
+    ("trials.reading", "_rdb"),  # the same
     ("trials.moving", "_rdb"),  # the same, for whole studies
     ("trials.moving", "_storage"),
     ("trials.moving", "_study_id"),

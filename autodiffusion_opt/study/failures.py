@@ -13,24 +13,28 @@ MOST_IN_A_ROW = 5
 
 
 class Failures:
-    """The reasons of the trials that failed since the last that did not."""
+    """The positions that failed since the last trial that did not, with their reasons."""
 
     def __init__(self) -> None:
-        self._reasons: list[str] = []
+        self._reasons: dict[int, str] = {}
 
-    def count(self, trial: FrozenTrial) -> None:
-        """Take note of a trial that ended. Raises UserError where it is the last of too many failures in a row."""
+    def count(self, position: int, trial: FrozenTrial) -> None:
+        """Take note of a trial that ended; of those that are tried again, each position counts once.
+
+        Raises:
+            UserError: where it is the last of too many failures in a row.
+        """
         if trial.state != TrialState.FAIL:
             self._reasons.clear()
             return
-        self._reasons.append(trial.user_attrs.get(ERROR, "no reason is known"))
+        self._reasons[position] = trial.user_attrs.get(ERROR, "no reason is known")
         if len(self._reasons) == MOST_IN_A_ROW:
-            raise UserError(in_common(self._reasons))
+            raise UserError(in_common(list(self._reasons.values())))
 
 
 def in_common(reasons: Sequence[str]) -> str:
     """A sentence on evaluations that failed in a row: their common reason, or its kind, or each."""
-    several = f"{len(reasons)} evaluations in a row failed"
+    several = f"{len(reasons)} candidates in a row failed"
     kinds = {reason.rsplit(": ", 1)[0] for reason in reasons}
     if len(set(reasons)) == 1:
         what = f", all with: {reasons[0]}"

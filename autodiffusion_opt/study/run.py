@@ -265,7 +265,7 @@ class Study:
                     trial = run_trial(kind_of(self._optimizer), self.problem, claim, history, self._callback)
                     signals.raise_since(signals_before)
                     self._callback.finished(trial, history.refresh())
-                    failures.count(trial)
+                    failures.count(claim.position, trial)
             warn_of_others(claims.others_at_work(wanted))
             return results.complete(study)
 

@@ -161,8 +161,8 @@ class Claims:
         return len(lost)
 
     def retry_failures_in_a_row(self, count: int) -> None:
-        """Where the last ``count`` trials to finish all failed to be measured, which stops a run, try them again."""
-        last = {self._history.position(trial.number) for trial in self._history.refresh().failures_in_a_row(count)}
+        """Where ``count`` candidates in a row failed to be measured, which stops a run, try them again."""
+        last = self._history.refresh().failures_in_a_row(count)
         for position in sorted(last & self._history.settled):
             self._enqueue_again(position)
         if last:

@@ -7,7 +7,6 @@ import operator
 from bisect import insort
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
 
 import numpy as np
 import optuna
@@ -326,11 +325,15 @@ class History:
         """Positions whose every trial lost its worker, ascending: to be retried."""
         return sorted(self._open)
 
-    def failures_in_a_row(self, count: int) -> list[FrozenTrial]:
-        """The last ``count`` trials that finished, where all of them failed to be measured; else none."""
+    def failures_in_a_row(self, count: int) -> set[int]:
+        """The positions at which the last trials to finish all failed to be measured; none where they are fewer."""
+        positions: set[int] = set()
         finished = (trial for _, trial in sorted(self.trials.items(), reverse=True) if trial.state.is_finished())
-        last = list(islice(finished, count))
-        return last if len(last) == count and all(trial.user_attrs.get(EVALUATION_FAILED) for trial in last) else []
+        for trial in finished:
+            if len(positions) == count or not trial.user_attrs.get(EVALUATION_FAILED):
+                break
+            positions.add(self._position[trial.number])
+        return positions if len(positions) == count else set()
 
     def given_names(self, kind: str = BASELINE) -> set[str]:
         """The baselines, or the warm starts, that were ever enqueued."""

@@ -16,7 +16,7 @@ import sqlite3
 import threading
 import warnings
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,7 @@ from optuna.trial import FrozenTrial, TrialState
 from autodiffusion_opt.errors import UserError
 from autodiffusion_opt.trials import database
 from autodiffusion_opt.trials.attributes import WORKER
+from autodiffusion_opt.trials.reading import read_trials
 from autodiffusion_opt.trials.storage import Storage, patient
 from autodiffusion_opt.trials.workers import GRACE_SECONDS, HEARTBEAT_SECONDS, this_worker
 
@@ -81,7 +82,10 @@ class SqlStorage(Storage, RDBStorage):
 
     @contextlib.contextmanager
     def together(self) -> Iterator[None]:
-        """In one transaction; nothing where an error ends the block."""
+        """In one transaction, that of the outermost block; nothing where an error ends it."""
+        if self._together is not None:
+            yield
+            return
         self._together = []
         try:
             yield
@@ -184,7 +188,23 @@ class SqlStorage(Storage, RDBStorage):
 
     def new_trials(self, study_id: int, unfinished: set[int], last_id: int) -> list[FrozenTrial]:
         """Only these are asked for."""
-        return self._get_trials(study_id, states=None, included_trial_ids=unfinished, trial_id_greater_than=last_id)
+        return self._get_trials(study_id, None, unfinished, last_id)
+
+    def _get_trials(
+        self,
+        study_id: int,
+        states: Container[TrialState] | None,
+        included_trial_ids: set[int],
+        trial_id_greater_than: int,
+    ) -> list[FrozenTrial]:
+
+        def call(_: bool) -> list[FrozenTrial]:
+            with self.engine.connect() as connection:
+                return read_trials(connection, study_id, included_trial_ids, trial_id_greater_than)
+
+        with self.reading():
+            trials = self.patiently(call)
+        return [trial for trial in trials if states is None or trial.state in states]
 
     @contextlib.contextmanager
     def reading(self) -> Iterator[None]:
@@ -252,5 +272,5 @@ def _made_patient(name: str) -> Callable[..., Any]:
     return noted
 
 
-for _name in {*BaseStorage.__abstractmethods__, "_get_trials", "_get_stale_trial_ids"} - set(vars(SqlStorage)):
+for _name in {*BaseStorage.__abstractmethods__, "_get_stale_trial_ids"} - set(vars(SqlStorage)):
     setattr(SqlStorage, _name, _made_patient(_name))

@@ -235,7 +235,7 @@ def test_a_failing_function_fails_its_trial_with_the_message_and_the_study_goes_
     found = mine.run(progress=False)
     trials = mine.trials()
     failed = [trial for trial in trials if trial.state == optuna.trial.TrialState.FAIL]
-    assert (len(trials), len(failed), len(found)) == (12, 1, 11)
+    assert (len(trials), len(failed), len(found)) == (13, 2, 11)
     assert any("ZeroDivisionError: of my own" in str(text) for text in failed[0].user_attrs.values())
 
 

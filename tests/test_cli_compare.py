@@ -156,6 +156,7 @@ def test_a_study_made_in_python_cannot_be_measured_again_from_here(url: str, cal
 # Pictures.
 
 
+@pytest.mark.slow
 def test_a_picture_of_each_kind_is_written(searched: str, call: Call, tmp_path: Path) -> None:
     for ending in ("png", "svg", "html"):
         for names in (["small*optimizer*"], ["small*steps*", "small+optimizer=random"]):

@@ -121,6 +121,7 @@ def test_copy_goes_to_a_new_file_and_refuses_a_name_that_is_there(there: str, ca
     assert shown[0] == shown[1]
 
 
+@pytest.mark.slow
 def test_a_copy_that_was_interrupted_is_continued_as_the_study_would_be(
     study_file: Write, url: str, call: Call, tmp_path: Path
 ) -> None:

@@ -32,11 +32,11 @@ def workers_of(path: Path, url: str) -> list[str]:
 
 @pytest.mark.slow
 def test_two_workers_share_a_study(study_file: Write, url: str) -> None:
-    path = study_file(trials="trials = 400")
+    path = study_file(trials="trials = 150")
     words = ["run", str(path), "--storage", url, "--workers", "2", "--json"]
     ended = subprocess.run([*COMMAND, *words], capture_output=True, text=True, timeout=200)
     assert ended.returncode == 0, ended.stderr
-    assert json.loads(ended.stdout)["trials"] == 400
+    assert json.loads(ended.stdout)["trials"] == 150
     assert len(set(workers_of(path, url))) == 2
     assert not any(str(os.getpid()) == worker.split(":")[1] for worker in workers_of(path, url))
     again = subprocess.run([*COMMAND, *words], capture_output=True, text=True, timeout=200)

@@ -91,7 +91,8 @@ def check(call: Call, monkeypatch: pytest.MonkeyPatch, digits: Any) -> Check:
         assert len(err) <= 2000
         assert not HIDDEN.search(err.replace("\n", "")), err
         assert not re.search(r": *($|\n|;)", err), f"an empty reason: {err}"
-        assert took < SECONDS, f"{took:.1f} s: {err[:500]}"
+        # What is accepted runs, and imports what it runs with.
+        assert code == 0 or took < SECONDS, f"{took:.1f} s: {err[:500]}"
         return code, err
 
     return checked

@@ -96,6 +96,7 @@ class Elements(HTMLParser):
         self.names.add(tag)
 
 
+@pytest.mark.slow
 def test_comparisons_show_names_as_text(ran: tuple[Path, str], tmp_path: Path, call: Call) -> None:
     """Two seeds of an optimizer that calls itself what it likes."""
     url = f"sqlite:///{tmp_path}/compared.db"

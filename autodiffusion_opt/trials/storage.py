@@ -59,7 +59,7 @@ class Storage(BaseStorage):
                     result = call(lost is not None)
                 if lost is not None:
                     self.back_since = time.monotonic()
-                    warnings.warn(f"the database is back after {self.back_since - lost:.0f} s", stacklevel=3)
+                    _warn(f"the database is back after {self.back_since - lost:.0f} s")
                 return result
             except self.errors as error:
                 if not self._may_pass(error):
@@ -69,7 +69,7 @@ class Storage(BaseStorage):
                     lost = now
                     if self.patience:
                         gone = f"storage {database.without_password(self.url)} is gone: {database.first_line(error)}"
-                        warnings.warn(f"{gone}. Waiting for it, up to {self.patience:.0f} s", stacklevel=3)
+                        _warn(f"{gone}. Waiting for it, up to {self.patience:.0f} s")
                 if now + pause > lost + self.patience:
                     raise UserError(f"{database.what_to_do(error, self.url)}; waited {now - lost:.0f} s") from error
             self._let_go()
@@ -133,6 +133,11 @@ class Storage(BaseStorage):
     @abstractmethod
     def _let_go(self) -> None:
         """Of what was connected to a database that is gone."""
+
+
+def _warn(text: str) -> None:
+    """With the time of day, since Python shows an equal warning once."""
+    warnings.warn(f"{time.strftime('%H:%M:%S')}: {text}", stacklevel=4)
 
 
 def patient(method: Callable[..., T]) -> Callable[..., T]:

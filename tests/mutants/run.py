@@ -36,9 +36,12 @@ TESTS = {
     "config.py": ["tests/study/test_config.py", "tests/test_plugins.py"],
     "paths.py": ["tests/test_paths.py", "tests/study/test_paths.py"],
     "plugins.py": ["tests/test_plugins.py"],
+    "process.py": ["tests/test_cli.py"],
     "report": ["tests/test_cli.py"],
     "sampling/hooks.py": ["tests/sampling/test_hooks.py", "tests/sampling/test_layers_bypass.py"],
     "sampling/layers": ["tests/sampling/test_layers*.py"],
+    "signals.py": ["tests/test_signals.py"],
+    "study/workers.py": ["tests/test_cli_workers.py"],
     "sampling/schedule": ["tests/sampling/test_schedule*.py", "tests/sampling/test_steps_seen.py"],
 }
 

@@ -102,6 +102,7 @@ CLAIM = "{'descr': '<f8', 'fortran_order': False, 'shape': (1048576, 1048576), }
 IMAGES = "{'descr': '|u1', 'fortran_order': False, 'shape': (1000000, 1024, 1024, 3), }"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("key", ["sigma", "feats"])
 def test_a_header_that_claims_eight_tebibytes_takes_no_memory(path: Path, key: str) -> None:
     members = {"sigma": {"mu": saved(np.zeros(2))}, "feats": {}}[key]

@@ -134,6 +134,7 @@ def megabytes_taken(path: Path) -> int:
     return int(ran.stdout.splitlines()[-1])
 
 
+@pytest.mark.slow
 def test_files_that_claim_much_take_no_memory(folder: Path) -> None:
     for number, (make, _) in enumerate(WRONG.values()):
         make(folder / f"x{number:02}.png")

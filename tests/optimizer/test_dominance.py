@@ -80,6 +80,7 @@ def front_after(table: dict[str, object], count: int) -> list[tuple[float, ...]]
     return [observation.losses or () for observation in front_of(observations.before(count), before=count)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("small_moves", [0.0, 1.0])
 def test_evolution_gets_nearer_to_the_front_than_random_draws(small_moves: float) -> None:
     sizes = {"population": 20, "parents": 8, "mutations": 10, "crossovers": 6, "small_moves": small_moves}

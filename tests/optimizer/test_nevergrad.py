@@ -84,6 +84,7 @@ def test_nevergrad_is_not_imported_before_a_table_names_it() -> None:
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
+@pytest.mark.slow
 def test_a_process_that_used_it_prints_nothing_and_exits_by_itself(url: str) -> None:
     code = (
         "import warnings; warnings.simplefilter('error')\n"

@@ -89,6 +89,7 @@ def test_a_study_run_in_parts_proposes_what_a_single_run_does(
     assert sequence(study) == single_run(name)
 
 
+@pytest.mark.slow
 @quiet
 @every_sampler
 def test_two_workers_in_turn_and_a_killed_trial_change_nothing(

@@ -251,6 +251,7 @@ def in_threads(*functions: Any, times: int = 6) -> list[list[torch.Tensor]]:
     return results
 
 
+@pytest.mark.slow
 def test_two_threads_with_pipelines_that_share_a_denoiser_get_the_right_images() -> None:
     first = load("ddim")
     second = diffusers.DDIMPipeline(first.unet, first.scheduler)

@@ -164,6 +164,7 @@ def dit_of(layers: int) -> Any:
     return type(dit()).from_config(config).eval()
 
 
+@pytest.mark.slow
 def test_more_different_layers_of_one_class_than_torch_allows_are_all_compiled(backend: Counting) -> None:
     wide = unet(
         block_out_channels=(8, 16, 24, 32),
@@ -198,6 +199,7 @@ def test_torch_without_a_limit_for_one_function_gets_a_higher_one_for_all(monkey
     assert set(given) == {("inductor", False)}
 
 
+@pytest.mark.slow
 def test_calls_with_and_without_inference_mode_are_compiled_once_each(backend: Counting) -> None:
     pipeline, plain = load("dit"), load("dit")
     compile_layers(pipeline, backend)
@@ -214,6 +216,7 @@ def test_calls_with_and_without_inference_mode_are_compiled_once_each(backend: C
     assert backend.graphs <= 2 * graphs
 
 
+@pytest.mark.slow
 def test_layers_that_see_the_time_are_compiled_once_for_whole_and_once_for_fractional_times(backend: Counting) -> None:
     """DiT's blocks embed the time themselves, and a scheduler's whole times are of another type."""
     pipeline, graphs = compile_layers(load("dit"), backend), []
@@ -230,6 +233,7 @@ def forwards(denoiser: Any) -> list[Any]:
     return [vars(block).get("forward") for block in find_blocks(denoiser).values()]
 
 
+@pytest.mark.slow
 def test_a_bypass_leaves_the_compiled_layers_as_they_were(backend: Counting) -> None:
     denoiser, inputs = made("SD")
     compiled(denoiser, backend)

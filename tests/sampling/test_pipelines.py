@@ -110,6 +110,7 @@ def test_a_study_runs_is_resumed_and_its_best_candidate_deploys(
     assert found.float().std() > 10
 
 
+@pytest.mark.slow
 def test_a_changed_file_of_prompts_is_another_study(reference: Path, tmp_path: Path, url: str) -> None:
     path = write_study(tmp_path, "stable_diffusion", reference)
     Study.load(path, storage=url).run(1)

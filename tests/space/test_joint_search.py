@@ -111,6 +111,7 @@ def test_a_new_step_removes_what_the_step_nearest_to_it_removes() -> None:
         assert new.removed == min(parent.steps, key=lambda step: abs(step.time - new.time)).removed
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("info", "n_max", "reached"),
     # Three steps run 15 layers in 3 calls, or 25 in 5; a layer given back at the last step of Heun is a single run.

@@ -102,6 +102,7 @@ def test_paths_start_from_the_file_that_names_them_now_and_from_sql(
     assert listed_layers(str(path))[0][0].path.startswith("down_blocks")
 
 
+@pytest.mark.slow
 def test_a_definition_has_no_absolute_path_so_that_two_checkouts_share_a_study(
     project: Path, url: str, tmp_path: Path
 ) -> None:

@@ -155,6 +155,7 @@ def test_evolution_takes_no_parents_from_what_was_stopped(digits: Any, url: str)
     assert {history.trials[observation.position].number for observation in best} <= complete
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", slow_but(sorted(set(PRUNERS) - {"wilcoxon"}), "successive-halving"))  # tested below
 def test_every_pruner_runs(kind: str, digits: Any, url: str) -> None:
     needed = {"percentile": {"percentile": 25.0}, "threshold": {"upper": 30.0}}.get(kind, {})

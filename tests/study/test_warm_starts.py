@@ -113,6 +113,7 @@ def test_none_is_started_from_where_none_is_named(digits: Any, url: str) -> None
     assert spent(study) == []
 
 
+@pytest.mark.slow
 def test_it_starts_from_a_file_and_from_another_studys_winner_respaced(digits: Any, url: str, tmp_path: Path) -> None:
     three = study_of(digits, url, name="three", optimizer="random", trials=10)
     three.run(progress=False)
@@ -173,6 +174,7 @@ def test_a_distilled_model_goes_without_it_and_says_so(url: str) -> None:
         study_of(digits, url, name="asked", optimizer={"kind": "local", "start_from": ["dp"]}).run(progress=False)
 
 
+@pytest.mark.slow
 def test_a_study_goes_on_with_other_optimizers_and_status_says_who_proposed_what(url: str, call: Any) -> None:
     study = plain(url)
     study.run(9, progress=False)

@@ -127,6 +127,7 @@ copy_study(need_study(source, "random 0"), target, "copy")
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
 def test_a_copy_whose_process_ends_in_a_statement_leaves_nothing_behind(
     number: signal.Signals, url: str, tmp_path: Path

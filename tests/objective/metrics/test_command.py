@@ -150,6 +150,7 @@ def test_of_a_long_stderr_the_end_is_shown(digits: Any, write: Any) -> None:
     assert len(str(error.value)) < 2500
 
 
+@pytest.mark.slow
 def test_a_program_that_takes_too_long_is_stopped_with_its_children(digits: Any, write: Any) -> None:
     text = """
     import subprocess, sys, time

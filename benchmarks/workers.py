@@ -134,7 +134,7 @@ def main() -> None:
     arguments.add_argument("--storage", metavar="URL", help="of the many (default: SQLite in a temporary folder)")
     options = arguments.parse_args()
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    trials = 24 if options.quick else 60
+    trials = 40 if options.quick else 120
     with tempfile.TemporaryDirectory() as folder:
         rates = {}
         for count in (1, 2):

@@ -7,6 +7,7 @@ commit at a time; so other workers see it at once.
 
 from __future__ import annotations
 
+import time
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ import optuna
 from optuna.distributions import BaseDistribution
 from optuna.pruners import BasePruner
 from optuna.samplers import BaseSampler
-from optuna.trial import FrozenTrial
+from optuna.trial import FrozenTrial, TrialState
 
 from autodiffusion_opt.candidate import Candidate
 from autodiffusion_opt.config import Config
@@ -29,6 +30,8 @@ from autodiffusion_opt.trials.studies import set_attributes
 
 # Draws before a maker of candidates is held to be exhausted: all that it makes was proposed before.
 TRIES = 100
+# Seconds for which a worker waits for those that are being asked for earlier positions, and between two looks.
+PROPOSING_SECONDS, POLL_SECONDS = 2.0, 0.01
 
 
 class OptimizerConfig(Config):
@@ -118,7 +121,7 @@ class CandidateSampler(BaseSampler):
         # Somebody enqueued parameters: these are what is to be tried.
         if self._candidate is not None or history.trials[trial.number].system_attrs.get(FIXED_PARAMETERS):
             return
-        past = history.observations.before(history.position(trial.number))
+        past = _past_once_proposed(history, history.position(trial.number))
         proposal = self.propose_from(past)
         self._candidate = proposal.candidate
         stage = {} if proposal.stage is None else {STAGE: proposal.stage}
@@ -147,6 +150,22 @@ class CandidateSampler(BaseSampler):
         seed = int(np.random.default_rng([self.seed, trial.number]).integers(2**31))
         sampler = optuna.samplers.RandomSampler(seed=seed)
         return sampler.sample_independent(study, trial, param_name, param_distribution)
+
+
+def _past_once_proposed(history: History, position: int) -> Past:
+    """What is known before a position, once the workers that are being asked for earlier ones have their candidates.
+
+    Else two workers that ask at the same moment would be given the same. One that died meanwhile is not waited for
+    longer than ``PROPOSING_SECONDS``.
+    """
+    deadline = time.monotonic() + PROPOSING_SECONDS
+    while time.monotonic() < deadline:
+        running = history.unfinished(TrialState.RUNNING)
+        if all(candidate_of(trial) is not None or history.position(trial.number) >= position for trial in running):
+            break
+        time.sleep(POLL_SECONDS)
+        history.refresh()
+    return history.observations.before(position)
 
 
 def first_new(makers: Sequence[Callable[[], Proposal]], past: Past) -> Proposal:

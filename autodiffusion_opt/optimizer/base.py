@@ -30,8 +30,8 @@ from autodiffusion_opt.trials.studies import set_attributes
 
 # Draws before a maker of candidates is held to be exhausted: all that it makes was proposed before.
 TRIES = 100
-# Seconds for which a worker waits for those that are being asked for earlier positions, and between two looks.
-PROPOSING_SECONDS, POLL_SECONDS = 2.0, 0.01
+# Seconds for which a worker waits for those that are being asked for earlier positions, and before the second look.
+PROPOSING_SECONDS, FIRST_PAUSE = 2.0, 0.01
 
 
 class OptimizerConfig(Config):
@@ -158,12 +158,13 @@ def _past_once_proposed(history: History, position: int) -> Past:
     Else two workers that ask at the same moment would be given the same. One that died meanwhile is not waited for
     longer than ``PROPOSING_SECONDS``.
     """
-    deadline = time.monotonic() + PROPOSING_SECONDS
+    deadline, pause = time.monotonic() + PROPOSING_SECONDS, FIRST_PAUSE
     while time.monotonic() < deadline:
         running = history.unfinished(TrialState.RUNNING)
         if all(candidate_of(trial) is not None or history.position(trial.number) >= position for trial in running):
             break
-        time.sleep(POLL_SECONDS)
+        time.sleep(pause)
+        pause *= 2
         history.refresh()
     return history.observations.before(position)
 

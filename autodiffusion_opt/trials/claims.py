@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
@@ -67,19 +67,30 @@ def storage_of(study: optuna.Study) -> Storage:
 
 
 def is_alive(study: optuna.Study, trial: FrozenTrial) -> bool:
-    """Whether the worker of a running trial is at work, as far as can be told.
+    """Whether the worker of a running trial is at work: :func:`alive`."""
+    return bool(alive(study, [trial]))
+
+
+def alive(study: optuna.Study, trials: Iterable[FrozenTrial]) -> list[FrozenTrial]:
+    """The running trials whose workers are at work, as far as can be told.
 
     On this machine its process tells, elsewhere its heartbeat, by the database's own clock. While the database was gone
     nobody could tell it of a heartbeat: for a while after that all count as alive. A trial without a worker was begun
     by another program, and is left to it.
     """
-    worker = trial.user_attrs.get(WORKER)
-    if worker is not None and (is_there := workers.is_there(str(worker))) is not None:
-        return is_there
     storage = storage_of(study)
-    if storage.back_since is not None and time.monotonic() < storage.back_since + workers.GRACE_SECONDS:
-        return True
-    return trial._trial_id not in storage.stale_trial_ids(study._study_id)
+    was_gone = storage.back_since is not None and time.monotonic() < storage.back_since + workers.GRACE_SECONDS
+    stale: set[int] | None = None  # asked for once
+    living = []
+    for trial in trials:
+        worker = trial.user_attrs.get(WORKER)
+        is_there = None if worker is None else workers.is_there(str(worker))
+        if is_there is None and not was_gone:
+            stale = storage.stale_trial_ids(study._study_id) if stale is None else stale
+            is_there = trial._trial_id not in stale
+        if is_there or (is_there is None and was_gone):
+            living.append(trial)
+    return living
 
 
 def fail_if_dead(study: optuna.Study, trial: FrozenTrial) -> bool:
@@ -154,7 +165,11 @@ class Claims:
         A trial that is finished already is left alone, and a position that another worker retried first is retried by
         that worker.
         """
-        lost = [trial for trial in self._running() if fail_if_dead(self._study, trial)]
+        running = self._running()
+        living = {trial.number for trial in alive(self._study, running)}
+        lost = [trial for trial in running if trial.number not in living]
+        for trial in lost:
+            fail(self._study, trial._trial_id, WORKER_DIED)
         if lost:
             self._history.refresh()
         self._retry_open(wanted)
@@ -191,9 +206,7 @@ class Claims:
 
     def others_at_work(self, wanted: int) -> int:
         """How many of the ``wanted`` positions other workers are measuring, as far as can be told."""
-        return sum(
-            is_alive(self._study, trial) and self._history.position(trial.number) < wanted for trial in self._running()
-        )
+        return sum(self._history.position(trial.number) < wanted for trial in alive(self._study, self._running()))
 
     def _running(self) -> list[FrozenTrial]:
         return self._history.refresh().unfinished(TrialState.RUNNING)
@@ -201,7 +214,7 @@ class Claims:
     def _taken(self) -> set[int]:
         """Positions that are settled, or at which a live worker works."""
         running = self._history.unfinished(TrialState.RUNNING)
-        live = {self._history.position(trial.number) for trial in running if is_alive(self._study, trial)}
+        live = {self._history.position(trial.number) for trial in alive(self._study, running)}
         return self._history.settled | live
 
     def _retry_open(self, wanted: int) -> None:

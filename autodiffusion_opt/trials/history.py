@@ -16,6 +16,7 @@ from optuna.trial import FrozenTrial, TrialState
 from autodiffusion_opt.candidate import Candidate
 from autodiffusion_opt.trials.attributes import (
     BASELINE,
+    CANDIDATE,
     ERROR,
     EVALUATION_FAILED,
     RETRY_OF,
@@ -255,7 +256,13 @@ class History:
         """Read the trials that are new or were not finished; returns itself."""
         storage, study_id = self.study._storage, self.study._study_id
         if isinstance(storage, Storage):
-            fresh = storage.new_trials(study_id, set(self._unfinished), self._last_id)
+            # Of a trial that runs, and whose candidate is known, there is nothing new until it has ended.
+            trials = ((trial_id, self.trials[number]) for trial_id, number in self._unfinished.items())
+            at_work = {
+                key for key, trial in trials if trial.state == TrialState.RUNNING and CANDIDATE in trial.user_attrs
+            }
+            ended = storage.ended(study_id, at_work)
+            fresh = storage.new_trials(study_id, set(self._unfinished) - at_work | ended, self._last_id)
         else:  # another program's, which one of our samplers serves
             fresh = storage.get_all_trials(study_id, deepcopy=False)
         for trial in sorted(fresh, key=lambda trial: trial.number):

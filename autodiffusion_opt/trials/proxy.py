@@ -95,6 +95,10 @@ class ProxyStorage(Storage, GrpcStorageProxy):
         trials = self.get_all_trials(study_id, deepcopy=False)
         return [trial for trial in trials if trial._trial_id > last_id or trial._trial_id in unfinished]
 
+    def ended(self, study_id: int, running: set[int]) -> set[int]:
+        """All trials are asked for anyway."""
+        return running
+
     def close(self) -> None:
         """Nothing is kept here."""
 

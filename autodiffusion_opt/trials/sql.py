@@ -190,6 +190,16 @@ class SqlStorage(Storage, RDBStorage):
         """Only these are asked for."""
         return self._get_trials(study_id, None, unfinished, last_id)
 
+    def ended(self, study_id: int, running: set[int]) -> set[int]:
+        """In one statement, which names no trial."""
+        if not running:
+            return set()
+        trials = models.TrialModel
+        query = sqlalchemy.select(trials.trial_id).where(
+            trials.study_id == study_id, trials.state == TrialState.RUNNING, trials.trial_id >= min(running)
+        )
+        return running - {trial_id for (trial_id,) in self.rows(query)}
+
     def _get_trials(
         self,
         study_id: int,

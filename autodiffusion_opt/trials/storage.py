@@ -123,6 +123,10 @@ class Storage(BaseStorage):
         """The trials whose ids are above ``last_id`` or among ``unfinished``."""
 
     @abstractmethod
+    def ended(self, study_id: int, running: set[int]) -> set[int]:
+        """The ids of trials among ``running`` that run no longer."""
+
+    @abstractmethod
     def close(self) -> None:
         """Let go of the database; it may be used again."""
 

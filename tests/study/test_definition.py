@@ -50,15 +50,17 @@ def test_a_file_is_put_right_before_anything_is_measured(study_file: Write, url:
 def test_a_study_whose_first_trial_another_worker_measures_is_not_put_right(study_file: Write, url: str) -> None:
     class Leave(Callback):
         def proposed(self, number: int, candidate: Candidate) -> None:
-            stored = find_study(study.storage, "small")
-            assert stored is not None
-            (running,) = stored.get_trials(states=(TrialState.RUNNING,))
-            study.storage.set_trial_user_attr(running._trial_id, WORKER, "elsewhere:1:1")
             raise RuntimeError
 
     study = Study.load(study_file(), storage=url)
     with pytest.raises(RuntimeError):
         study.run(progress=Leave())
+    stored = find_study(study.storage, "small")
+    assert stored is not None
+    waiting = stored.get_trials(states=(TrialState.WAITING,))[0]
+    started = study.storage.start(stored._study_id, waiting._trial_id)
+    assert started is not None
+    study.storage.set_trial_user_attr(started, WORKER, "elsewhere:1:1")
     before = study.trials()
     assert TrialState.RUNNING in {trial.state for trial in before}
     with pytest.raises(UserError, match="micro_batch: 10 -> 5"):

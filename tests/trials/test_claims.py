@@ -128,6 +128,7 @@ def test_a_retry_keeps_the_baselines_name_and_where_the_candidate_came_from(stud
     lost = take(claims)
     study._storage.set_trial_user_attr(lost.trial_id, STAGE, "times")
     given_to(study, lost, dead_worker())
+    claims = claims_of(study)
     claims.recover(100)
     attributes = trials(study)[1].user_attrs
     assert (attributes[BASELINE], attributes[ORIGIN], attributes[STAGE]) == ("leading", "baseline", "times")
@@ -147,6 +148,7 @@ def test_an_earlier_position_comes_before_a_later_one_though_its_retry_was_enque
     claims = claims_of(study)
     claims.enqueue({"leading": at(3), "trailing": at(4)})
     given_to(study, take(claims), dead_worker())
+    claims = claims_of(study)
     assert take(claims, 1).position == 0
     assert claims.take(1) is None
 
@@ -206,18 +208,18 @@ def test_a_position_is_retried_once_however_many_workers_see_it_open(study: optu
         each._enqueue_again(0)
     assert [trial.state.name for trial in trials(study)] == ["FAIL", "WAITING"]
     given_to(study, take(claims), dead_worker())
-    claims.recover(100)
+    claims_of(study).recover(100)
     assert [trial.state.name for trial in trials(study)] == ["FAIL", "FAIL", "WAITING"]
 
 
 def test_a_position_at_which_workers_die_again_and_again_is_given_up(study: optuna.Study) -> None:
     """Its candidate needs more memory than there is, say; a run would never end."""
-    claims, dead = claims_of(study), dead_worker()
+    dead = dead_worker()
     for _ in range(MOST_DEATHS):
-        claim = take(claims, 1)
+        claim = take(claims_of(study), 1)
         assert claim.position == 0
         given_to(study, claim, dead, 7)
-    assert claims.take(1) is None
+    assert claims_of(study).take(1) is None
     assert len(trials(study)) == MOST_DEATHS
 
 

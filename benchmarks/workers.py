@@ -38,9 +38,10 @@ FORK = multiprocessing.get_context("fork")
 INFO = ado.ModelInfo(train_steps=1000)
 
 
-def trials_a_second(count: int, trials: int, url: str) -> float:
+def trials_a_second(count: int, trials: int, images: int, url: str) -> float:
     """Of ``count`` workers, between the first trial of the last of them and the last trial of the first to end."""
-    loading = {"name": "digits-4", "storage": url, "overrides": ["optimizer=random", "objective=digits-fid"]}
+    overrides = ["optimizer=random", f"objective.images={images}"]
+    loading = {"name": "digits-4", "storage": url, "overrides": overrides}
     study = ado.Study.load(**loading)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -134,11 +135,11 @@ def main() -> None:
     arguments.add_argument("--storage", metavar="URL", help="of the many (default: SQLite in a temporary folder)")
     options = arguments.parse_args()
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    trials = 40 if options.quick else 120
+    trials, images = (60, 200) if options.quick else (120, 500)
     with tempfile.TemporaryDirectory() as folder:
         rates = {}
         for count in (1, 2):
-            rates[count] = trials_a_second(count, trials, f"sqlite:///{Path(folder)}/{count}.db")
+            rates[count] = trials_a_second(count, trials, images, f"sqlite:///{Path(folder)}/{count}.db")
             say(f"{count} workers: {rates[count]:.2f} trials a second")
         count, seconds, rounds = (20, 2.0, 4) if options.quick else (100, 10.0, 6)
         url = options.storage or f"sqlite:///{Path(folder)}/many.db"

@@ -20,7 +20,7 @@ from autodiffusion_opt.trials.attributes import REUSED_FROM, UNMEASURED, candida
 
 WORKERS, TRIALS, KILLS = 4, 200, 60
 # Of a trial, so that there is time for all the kills.
-SECONDS = 0.5
+SECONDS = 0.8
 DEADLINE_SECONDS = 500.0
 
 

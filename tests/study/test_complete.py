@@ -26,8 +26,14 @@ def never(*given: object, **more: object) -> NoReturn:
     raise AssertionError("the model was to be left alone")
 
 
+@pytest.fixture
+def file_url(tmp_path: Path) -> str:
+    """An SQLite database, on whichever server the others are."""
+    return f"sqlite:///{tmp_path}/copy.db"
+
+
 def copied(stored: str, url: str) -> sqlite3.Connection:
-    """A copy of a database."""
+    """A copy of an SQLite database."""
     database = sqlite3.connect(url.removeprefix("sqlite:///"))
     with sqlite3.connect(stored.removeprefix("sqlite:///")) as original:
         original.backup(database)
@@ -50,18 +56,22 @@ def test_a_complete_study_prints_its_result_though_its_model_is_gone(
     assert (code, "there is no folder" in err) == (2, True)
 
 
-def test_a_complete_study_is_told_of_and_noted_all_the_same(ran: tuple[Path, str], study_file: Write, url: str) -> None:
-    copied(ran[1], url).close()
+def test_a_complete_study_is_told_of_and_noted_all_the_same(
+    ran: tuple[Path, str], study_file: Write, file_url: str
+) -> None:
+    copied(ran[1], file_url).close()
     told: list[int] = []
 
     class Heard(Callback):
         def started(self, config: Any, history: History, wanted: int) -> None:
             told.append(len(history.settled))
 
-    study = Study.load(study_file(trials="trials = 12"), storage=url)
+    study = Study.load(study_file(trials="trials = 12"), storage=file_url)
     results = study.run(progress=Heard())
     assert told == [14]
-    assert [result.trial for result in results] == [result.trial for result in Study.load(ran[0], storage=url).run()]
+    assert [result.trial for result in results] == [
+        result.trial for result in Study.load(ran[0], storage=file_url).run()
+    ]
     assert {trial.number for trial in study.trials()} == set(range(14))
 
 
@@ -74,24 +84,24 @@ def test_a_changed_definition_is_refused_without_the_model(
     assert len(Study.load(ran[0], storage=ran[1]).run(9)) == 14
 
 
-def test_evaluations_that_failed_in_a_row_are_tried_again(ran: tuple[Path, str], url: str) -> None:
+def test_evaluations_that_failed_in_a_row_are_tried_again(ran: tuple[Path, str], file_url: str) -> None:
     """They ended the run, so the study is not complete although each position is settled."""
-    with copied(ran[1], url) as database:
+    with copied(ran[1], file_url) as database:
         database.execute("UPDATE trials SET state = 'FAIL' WHERE number >= 9")
         database.execute("DELETE FROM trial_values WHERE trial_id IN (SELECT trial_id FROM trials WHERE number >= 9)")
         database.execute(
             "INSERT INTO trial_user_attributes (trial_id, key, value_json) "
             "SELECT trial_id, 'evaluation_failed', 'true' FROM trials WHERE number >= 9"
         )
-    study = Study.load(ran[0], storage=url)
+    study = Study.load(ran[0], storage=file_url)
     study.run()
     assert len(study.trials()) > 14
 
 
 def test_the_trials_of_a_complete_study_are_read_once(
-    ran: tuple[Path, str], url: str, call: Call, monkeypatch: pytest.MonkeyPatch
+    ran: tuple[Path, str], file_url: str, call: Call, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with copied(ran[1], url) as database:
+    with copied(ran[1], file_url) as database:
         fill(database, 1000)
     monkeypatch.setattr("autodiffusion_opt.study.run.load_problem", never)
     reads: list[int] = []
@@ -102,7 +112,7 @@ def test_the_trials_of_a_complete_study_are_read_once(
         return trials
 
     monkeypatch.setattr("autodiffusion_opt.trials.sql.read_trials", counted)
-    code, out, _ = call("run", ran[0], "--storage", url, "--trials", 1000, "--json")
+    code, out, _ = call("run", ran[0], "--storage", file_url, "--trials", 1000, "--json")
     assert (code, json.loads(out)["trials"]) == (0, 1000)
     assert sum(reads) < 1000 + 50  # and those that are shown
 

@@ -31,6 +31,7 @@ def brightness(images: torch.Tensor) -> float:
 
 def study_of(url: str, **parts: Any) -> ado.Study:
     defaults: dict[str, Any] = {
+        "name": "mine",
         "pipeline": DIGITS,
         "space": FOUR,
         "objective": ado.ImageMetric(brightness, images=10, identity="brightness-1"),
@@ -38,7 +39,7 @@ def study_of(url: str, **parts: Any) -> ado.Study:
         "trials": 10,
         "storage": url,
     }
-    return ado.Study("mine", **{**defaults, **parts})
+    return ado.Study(**{**defaults, **parts})
 
 
 def steps_of(candidate: ado.Candidate) -> float:
@@ -116,7 +117,7 @@ def test_a_metric_of_candidates_needs_no_pipeline(url: str) -> None:
     assert study.best().costs["nfe"] == 4
     assert study.verify(repeats=1)["best"].mean == study.best().value
     space = build_space(FOUR, "here").space(INFO)
-    assert len(plain(url, space=space, model_info=None, storage=url + "2").run(2, progress=False)) == 2
+    assert len(plain(url, space=space, model_info=None, name="second").run(2, progress=False)) == 2
 
 
 def test_more_is_better_where_the_metric_says_so(url: str) -> None:

@@ -16,6 +16,7 @@ from autodiffusion_opt.report import tables
 from autodiffusion_opt.study.results import stored_study
 from autodiffusion_opt.study.verify import verified
 from autodiffusion_opt.trials.attributes import REUSED_FROM, constraints_of, excess_of
+from autodiffusion_opt.trials.opening import open_storage
 
 INFO = ado.ModelInfo(1000)
 quiet = pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
@@ -58,7 +59,7 @@ def test_the_front_is_what_optuna_says_and_is_the_same_in_parts(optimizer: str, 
         trial.params for trial in whole.trials()
     ]
     front = whole.top()
-    theirs = optuna.load_study(study_name="several", storage=url).best_trials
+    theirs = optuna.load_study(study_name="several", storage=open_storage(url)).best_trials
     assert {tuple(result.values.values()) for result in front} == {tuple(trial.values) for trial in theirs}
     assert len(front) > 2
     means = [result.values["mean"] for result in front]
@@ -83,7 +84,7 @@ def test_bounds_are_optunas_constraints_and_the_dashboards_list(url: str) -> Non
     assert all(result.measured["mean"] <= 500 and result.measured["first"] <= 900 for result in kept)
     assert study.best() == kept[0]
     assert min(result.value for result in results) < study.best().value
-    optunas = optuna.load_study(study_name="bounded", storage=url).best_trial
+    optunas = optuna.load_study(study_name="bounded", storage=open_storage(url)).best_trial
     assert optunas.values == list(study.best().values.values())
 
 
@@ -138,7 +139,7 @@ def test_where_nothing_keeps_to_its_bounds_the_nearest_is_told(url: str) -> None
 def test_a_repeated_candidate_has_the_constraints_of_the_first(url: str) -> None:
     study = study_of(url, trials=12, minimise=("distance",), at_most={"mean": 500.0})
     study.run(progress=False)
-    stored = optuna.load_study(study_name="several", storage=url)
+    stored = optuna.load_study(study_name="several", storage=open_storage(url))
     stored.enqueue_trial(study.trials()[1].params)
     study.run(13, progress=False)
     again = study.trials()[12]

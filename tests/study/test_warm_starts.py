@@ -146,9 +146,9 @@ def test_what_is_not_there_is_refused_with_what_is(names: list[str], message: st
         study_of(digits, url, optimizer={"kind": "local", "start_from": names}).run(progress=False)
 
 
-def plain(url: str, **table: Any) -> Study:
+def plain(url: str, name: str = "plain", **table: Any) -> Study:
     return Study(
-        "plain",
+        name,
         space={"kind": "time-steps", "steps": 3},
         objective=ado.CandidateMetric(lambda candidate: candidate.times[0], identity="first"),
         optimizer={"kind": "local"} | table,
@@ -163,7 +163,7 @@ def test_without_a_pipeline_there_is_none_unless_it_was_asked_for(url: str) -> N
     study.run(progress=False)
     assert starts(study) == {}
     with pytest.raises(UserError, match="start_from: dp needs a pipeline to sample with"):
-        plain(url.replace("studies.db", "other.db"), start_from=["dp"]).run(progress=False)
+        plain(url, name="asked", start_from=["dp"]).run(progress=False)
 
 
 def test_a_distilled_model_goes_without_it_and_says_so(url: str) -> None:

@@ -96,12 +96,13 @@ def test_studies_come_by_name(url: str) -> None:
 
 def test_status_and_best_read_no_trials_that_they_do_not_show(url: str) -> None:
     study = random_study(url, 0, 1)
-    read = []
+    read: list[list[int]] = []
 
     @sqlalchemy.event.listens_for(study._storage.engine, "after_cursor_execute")
     def on_execute(connection: Any, cursor: Any, statement: str, parameters: Any, *more: Any) -> None:
         if "FROM trial_params" in statement:
-            read.append(parameters[2:])  # after the study and the last id that is not asked for: the trials
+            values = list(parameters.values() if isinstance(parameters, dict) else parameters)  # psycopg names them
+            read.append(values[2:])  # after the study and the last id that is not asked for: the trials
 
     stored = StoredStudy(study)
     shown = {result.trial for result in stored.top(2)}

@@ -81,6 +81,7 @@ def test_run_on_another_device(study_file: Write, url: str, call: Call) -> None:
         assert "got 'cuda:77'" in err
 
 
+@pytest.mark.slow
 def test_run_stores_where_the_variable_says(study_file: Write, url: str, call: Call, monkeypatch: Any) -> None:
     monkeypatch.setenv("AUTODIFFUSION_STORAGE", url)
     assert call("run", study_file(), "--trials", 1, "--device", "cpu")[0] == 0
@@ -177,6 +178,7 @@ def test_verify(how: str, ran: tuple[Path, str], call: Call, best_file: Path) ->
     assert "best" in out
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("scans")
 def test_a_relative_reference_is_found_again(tmp_path: Path, study_text: str, url: str, call: Call) -> None:
     """Relative to the study's file in run, and in what comes after it, whatever the working folder."""
@@ -359,6 +361,7 @@ def complete(url: str) -> int:
         return 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("number", "code"),
     [(signal.SIGINT, 130), pytest.param(signal.SIGTERM, 128 + signal.SIGTERM, marks=pytest.mark.slow)],

@@ -246,6 +246,7 @@ def test_a_page_says_what_the_terminal_says(searched: str) -> None:
     assert set(compared.sentences) <= set(shown)
 
 
+@pytest.mark.slow
 def test_a_curve_without_a_value_at_first_is_drawn(url: str) -> None:
     plain(url, "a", direction="maximize")
     (axes,) = draw(ado.compare("a", url)).axes

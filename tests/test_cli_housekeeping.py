@@ -83,6 +83,7 @@ def test_rm_deletes_nothing_where_one_name_is_wrong(there: str, call: Call) -> N
     assert "Did you mean 'small'?" in err
 
 
+@pytest.mark.slow
 def test_a_renamed_study_is_continued_shown_and_measured_again(
     there: str, study_file: Write, call: Call, tmp_path: Path
 ) -> None:

@@ -68,6 +68,7 @@ def test_the_public_names_that_know_no_model_import_neither_torch_nor_diffusers(
     assert heavy_modules(script, tmp_path) == []
 
 
+@pytest.mark.slow
 def test_the_probe_sees_torch_where_it_is_imported(tmp_path: Path) -> None:
     assert "torch" in heavy_modules("import autodiffusion_opt; autodiffusion_opt.apply", tmp_path)
 

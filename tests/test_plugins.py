@@ -146,7 +146,7 @@ def write_study(folder: Path, **changes: Any) -> Path:
 KEYS = {"metrics": "metric", "features": "features", "optimizers": "optimizer", "spaces": "space"}
 
 
-@pytest.mark.parametrize("group", list(ENTRIES))
+@pytest.mark.parametrize("group", slow_but(ENTRIES, "metrics"))
 @pytest.mark.parametrize("way", slow_but(["registered", "entry point"], "registered"))
 def test_a_study_that_names_a_third_partys_kind_runs(
     group: str, way: str, tmp_path: Path, url: str, plugins: list[EntryPoint], monkeypatch: pytest.MonkeyPatch
@@ -170,6 +170,7 @@ def test_a_study_that_names_a_third_partys_kind_runs(
     assert {"metrics": list(results[0].values) == ["ink"]}.get(group, True)
 
 
+@pytest.mark.slow
 def test_all_four_kinds_of_third_parties_go_together(tmp_path: Path, url: str) -> None:
     for name, entry, register in ENTRIES.values():
         register(name, entry)
@@ -183,6 +184,7 @@ def test_all_four_kinds_of_third_parties_go_together(tmp_path: Path, url: str) -
     assert first.value == pytest.approx(next(one for one in found if one.trial == 0).value ** 0.5)
 
 
+@pytest.mark.slow
 def test_a_metric_that_is_maximised_is_searched_upwards(tmp_path: Path, url: str) -> None:
     ado.register_metric("most-ink", MostInk)
     found = Study.load(write_study(tmp_path, metric="most-ink"), storage=url).run(progress=False)

@@ -239,6 +239,7 @@ def test_a_failing_function_fails_its_trial_with_the_message_and_the_study_goes_
     assert any("ZeroDivisionError: of my own" in str(text) for text in failed[0].user_attrs.values())
 
 
+@pytest.mark.slow
 def test_features_of_ones_own_serve_fid_in_a_study(url: str, digits: Any) -> None:
     flat = Features(lambda images: images.flatten(1)[:, ::8].float(), identity="flat-1")
     objective = {"kind": "fid", "images": 20, "features": flat, "reference": "digits"}

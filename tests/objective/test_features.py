@@ -13,6 +13,7 @@ from urllib.error import URLError
 import numpy as np
 import pytest
 import torch
+from marks import slow_but
 from PIL import Image
 
 from autodiffusion_opt.errors import UserError
@@ -164,7 +165,7 @@ FILES = {
 }
 
 
-@pytest.mark.parametrize("name", sorted({*FIDELITY_LAYERS, *SHORT_NAMES}))
+@pytest.mark.parametrize("name", slow_but(sorted({*FIDELITY_LAYERS, *SHORT_NAMES}), "inception"))
 def test_without_a_network_the_message_says_which_file_goes_where(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

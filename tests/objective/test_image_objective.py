@@ -147,6 +147,7 @@ def test_better_images_have_a_lower_value(digits: Any) -> None:
     assert found[-1] > 10 * found[0]
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_images_of_fid(digits: Any) -> None:
     """What a trial keeps, beyond one batch, is the sums: 64·64 of them."""
     found, peaks = objective(digits, batch_size=50), []
@@ -162,6 +163,7 @@ def test_memory_does_not_grow_with_the_images_of_fid(digits: Any) -> None:
 # What does not fit.
 
 
+@pytest.mark.slow
 def test_a_reference_of_another_extractor_is_refused(digits: Any, tmp_path: Path) -> None:
     np.savez(tmp_path / "inception.npz", mu=np.zeros(2048), sigma=np.eye(2048))
     with pytest.raises(UserError, match="64 dimensions, as the extractor gives; it has 2048"):

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from marks import slow_but
 
 from autodiffusion_opt import Study, UserError
 from autodiffusion_opt.objective.exported import load_exported
@@ -112,7 +113,7 @@ def test_a_relative_path_starts_from_the_given_folder(files: Path) -> None:
         load_extractor("net.pt", CPU)
 
 
-@pytest.mark.parametrize("name", ["net.pt2", "net.pt"])
+@pytest.mark.parametrize("name", slow_but(["net.pt2", "net.pt"], "net.pt2"))
 def test_a_study_searches_with_them_and_a_resumed_one_refuses_another_network(
     name: str, files: Path, tmp_path: Path, study_text: str, url: str
 ) -> None:

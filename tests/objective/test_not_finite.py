@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from marks import slow_but
 from optuna.trial import TrialState
 
 from autodiffusion_opt import Candidate, EvaluationError, Features, ImageMetric, Study
@@ -91,6 +92,7 @@ def test_where_none_is_finite_there_is_no_value(digits: Any) -> None:
         list(metric.measure(CANDIDATE))
 
 
+@pytest.mark.slow
 def test_a_study_keeps_the_count_and_fails_trials_without_any_finite_image(broken: Any, url: str) -> None:
     """Candidates above time 800 give no finite image here, the others a broken second and third in each batch."""
     times: list[float] = []
@@ -115,7 +117,7 @@ def strict(text: str) -> Any:
     return json.loads(text, parse_constant=lambda word: pytest.fail("NaN") if word == "NaN" else INFINITE)
 
 
-@pytest.mark.parametrize("kind", ["fid", "kid", "kl"])
+@pytest.mark.parametrize("kind", slow_but(["fid", "kid", "kl"], "kid"))
 def test_where_features_are_not_finite_sql_holds_an_infinitely_bad_value_and_no_nan(
     kind: str, tmp_path: Path, url: str
 ) -> None:

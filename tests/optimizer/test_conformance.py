@@ -37,11 +37,11 @@ QUICK = (
 )
 EVERY = [*OPTIMIZERS, *(f"nevergrad:{name}" for name in RECOMMENDED)]
 every_optimizer = pytest.mark.parametrize("kind", slow_but(EVERY, *QUICK))
-every_optimizer_slowly = pytest.mark.parametrize("kind", slow_but(EVERY, "local", "optuna:tpe", "nevergrad:CMA"))
+every_optimizer_slowly = pytest.mark.parametrize("kind", slow_but(EVERY, "local"))
 
 
 @every_optimizer
-@pytest.mark.parametrize("space", testing.SPACES)
+@pytest.mark.parametrize("space", slow_but(testing.SPACES, *list(testing.SPACES)[-1:]))
 def test_candidates_are_in_the_space_and_the_parameters_are_theirs(kind: str, space: str) -> None:
     if not testing.claims(kind, space):
         pytest.skip("parameters do not tell which layers; the refusal is tested elsewhere")
@@ -58,6 +58,7 @@ def test_two_workers_measure_each_position_once(kind: str) -> None:
     testing.check_two_workers(TABLES.get(kind, kind), "time steps")
 
 
+@pytest.mark.slow
 @every_optimizer_slowly
 def test_failed_and_stopped_trials_do_not_stop_a_study(kind: str) -> None:
     testing.check_failures(TABLES.get(kind, kind), "time steps")

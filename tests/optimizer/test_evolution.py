@@ -293,6 +293,7 @@ def test_what_is_measured_is_what_was_proposed_for_the_position(space: dict[str,
         past.append(observed(position, candidate, trial.values[0]))
 
 
+@pytest.mark.slow
 def test_the_stage_and_the_origin_are_kept_with_the_trial(url: str) -> None:
     study = study_of({"kind": "joint", "n_max": 40, "steps_min": 2}, "evolution", url)
     study.run(progress=False)

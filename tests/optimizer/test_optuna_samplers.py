@@ -132,6 +132,7 @@ def test_qmc_takes_the_element_of_its_position(url: str) -> None:
             assert shares == pytest.approx(list(sequence[trial.number]), abs=1e-3)
 
 
+@pytest.mark.slow
 def test_a_grid_proposes_each_different_candidate_once_and_then_repeats_at_no_cost(url: str) -> None:
     measured: list[ado.Candidate] = []
 
@@ -152,6 +153,7 @@ def test_too_large_a_grid_is_refused() -> None:
         build_optimizer({"kind": "optuna:grid", "points": 100}, "here").sampler(SPACE, 0)
 
 
+@pytest.mark.slow
 def test_catcma_finds_the_optimum_of_a_mixed_box() -> None:
     def loss(trial: optuna.Trial) -> float:
         value = {name: trial._suggest(name, distribution) for name, distribution in MIXED.items()}

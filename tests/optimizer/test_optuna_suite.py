@@ -7,6 +7,7 @@ from typing import Any
 
 import optuna
 import pytest
+from marks import slow_but
 from optuna.samplers import BaseSampler
 from optuna.testing.pytest_samplers import BasicSamplerTestCase
 
@@ -28,13 +29,13 @@ WRAPPED: dict[str, Callable[[], BaseSampler]] = {
 
 
 class TestCandidateSamplers(BasicSamplerTestCase):
-    @pytest.fixture(params=["evolution", "random", "optuna:grid", "nevergrad:OnePlusOne"])
+    @pytest.fixture(params=slow_but(["evolution", "random", "optuna:grid", "nevergrad:OnePlusOne"], "evolution"))
     def sampler(self, request: pytest.FixtureRequest) -> Callable[[], BaseSampler]:
         table = build_optimizer({"kind": request.param}, "here")
         return lambda: table.sampler(SPACE, 0)
 
 
 class TestParameterSamplers(BasicSamplerTestCase):
-    @pytest.fixture(params=WRAPPED)
+    @pytest.fixture(params=slow_but(WRAPPED, "tpe", "random"))
     def sampler(self, request: pytest.FixtureRequest) -> Callable[[], BaseSampler]:
         return lambda: ParameterSampler(WRAPPED[request.param](), 0)

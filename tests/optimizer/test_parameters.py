@@ -108,6 +108,7 @@ def test_two_workers_in_turn_and_a_killed_trial_change_nothing(
     assert sequence(study) == single_run(name)
 
 
+@pytest.mark.slow
 @quiet
 def test_another_seed_proposes_others(url: str, single_run: Callable[[str], list[Any]]) -> None:
     study = study_of(optuna.samplers.RandomSampler(), url, seed=1)
@@ -155,6 +156,7 @@ class OwnSampler(BaseSampler):
         return int(self.rng.integers(distribution.low, distribution.high + 1))
 
 
+@pytest.mark.slow
 def test_a_sampler_of_ones_own_with_a_numpy_generator_is_seeded_too(tmp_path_factory: pytest.TempPathFactory) -> None:
     sequences = []
     for parts in ((24,), (9, 24)):

@@ -8,6 +8,7 @@ from typing import Any
 
 import diffusers
 import pytest
+from marks import slow_but
 from peers import pipelines
 from peers.samples import UNEVEN, call_by_hand, load
 
@@ -81,7 +82,11 @@ def uncut(scheduler: Any) -> None:
     scheduler.set_timesteps = set_timesteps
 
 
-@pytest.mark.parametrize(("name", "scheduler"), [(name, one) for name, all_ in FITTING.items() for one in all_])
+EVERY = [(name, scheduler) for name, fitting in FITTING.items() for scheduler in fitting]
+FIRST = [(name, fitting[0]) for name, fitting in FITTING.items()]
+
+
+@pytest.mark.parametrize(("name", "scheduler"), slow_but(EVERY, *FIRST))
 def test_diffusers_own_times_give_the_images_of_the_untouched_pipeline(name: str, scheduler: str) -> None:
     pipeline = load(name, scheduler=scheduler, scheduler_settings=settings_of(name, scheduler))
     if name == "ldm":  # images without the codes that latents are rounded to, which hide or enlarge a difference

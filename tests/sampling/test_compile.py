@@ -148,6 +148,7 @@ def test_layer_sets_compile_nothing_in_any_denoiser_and_memory_format(
     assert backend.graphs - graphs <= (name == "HunyuanDiT")
 
 
+@pytest.mark.slow
 def test_equal_layers_share_a_graph(backend: Counting) -> None:
     denoiser, inputs = made("DiT")
     deep = dit_of(12)
@@ -249,6 +250,7 @@ def test_a_bypass_leaves_the_compiled_layers_as_they_were(backend: Counting) -> 
     assert backend.runs == len(before)
 
 
+@pytest.mark.slow
 def test_a_deep_copy_runs_its_own_weights_and_compiles_nothing(backend: Counting) -> None:
     denoiser, inputs = made("Flux")
     compiled(denoiser, backend)
@@ -281,6 +283,7 @@ def test_layers_are_listed_the_same_before_and_after(name: str, backend: Countin
     assert backend.graphs == 0
 
 
+@pytest.mark.slow
 def test_layers_of_a_denoiser_that_is_not_its_configs_are_listed_without_the_compiler(backend: Counting) -> None:
     """The copy on the meta device is then one of the modules, and not of what hangs on them."""
     denoiser, inputs = made("Flux")
@@ -313,6 +316,7 @@ def test_a_pipelines_fingerprint_does_not_change(backend: Counting) -> None:
     assert fingerprint_object(compile_layers(pipeline, backend)) == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["ddim", "dit"])
 def test_compile_in_the_pipelines_table_takes_removed_layers(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     backend, real = Counting(), torch.compile
@@ -333,6 +337,7 @@ def test_compile_in_the_pipelines_table_takes_removed_layers(name: str, monkeypa
 # --- what others put on the denoiser, and what is refused ---------------------------------------------------
 
 
+@pytest.mark.slow
 def test_what_is_around_the_whole_denoiser_stays(backend: Counting) -> None:
     """accelerate's offload sets a ``forward`` on it that loads the weights."""
     denoiser, inputs = made("SD")
@@ -343,6 +348,7 @@ def test_what_is_around_the_whole_denoiser_stays(backend: Counting) -> None:
     assert (len(calls), backend.runs) == (1, len(forwards(denoiser)))
 
 
+@pytest.mark.slow
 def test_a_hook_that_came_and_went_does_not_count(backend: Counting) -> None:
     denoiser, inputs = made("Flux")
     block = denoiser.transformer_blocks[0]

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from marks import slow_but
 from peers import pipelines
 from peers.samples import load
 
@@ -55,8 +56,11 @@ class Count:
 NEGATIVE = tuple(name for name in pipelines.TEXT if name not in ("ldm_text", "latent_consistency"))
 
 
+WITH_NEGATIVE = [(name, "ugly") for name in NEGATIVE]
+
+
 @pytest.mark.parametrize(
-    ("name", "negative"), [*((name, None) for name in pipelines.TEXT), *((name, "ugly") for name in NEGATIVE)]
+    ("name", "negative"), slow_but([*((name, None) for name in pipelines.TEXT), *WITH_NEGATIVE], *WITH_NEGATIVE[:3])
 )
 def test_text_is_encoded_once_and_images_are_those_of_the_prompts(name: str, negative: str | None) -> None:
     pipeline = load(name)

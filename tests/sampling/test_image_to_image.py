@@ -10,6 +10,7 @@ from typing import Any
 import diffusers
 import pytest
 import torch
+from marks import slow_but
 from peers.image_pipelines import BUILDERS, FLOW
 
 from autodiffusion_opt import Candidate, UserError, apply, remove
@@ -56,7 +57,9 @@ def called_at(pipeline: Any, **call: Any) -> list[float]:
 
 
 @pytest.mark.parametrize("steps", [50, *(pytest.param(steps, marks=pytest.mark.slow) for steps in (4, 1))])
-@pytest.mark.parametrize("name", [name for name in BUILDERS if name != "controlnet"])
+@pytest.mark.parametrize(
+    "name", slow_but([name for name in BUILDERS if name != "controlnet"], "inpaint", "sdxl_img2img", "sd3_img2img")
+)
 def test_strength_chooses_how_many_of_the_candidates_steps_are_run_and_the_number_asked_for_none(
     name: str, steps: int
 ) -> None:

@@ -375,6 +375,7 @@ def test_images_need_not_be_square() -> None:
     assert total_flops(denoiser) == measured(denoiser, {"sample": torch.zeros(1, 3, 8, 32), "timestep": 3})
 
 
+@pytest.mark.slow
 def test_a_loaded_ip_adapter_does_not_hinder_the_listing() -> None:
     denoiser = on_meta(diffusers.UNet2DConditionModel, {"sample_size": 64, "cross_attention_dim": 768})
     before = list_layers(denoiser)

@@ -11,6 +11,7 @@ import pytest
 import torch
 from diffusers.hooks import HookRegistry, ModelHook
 from diffusers.models.attention_processor import Attention, AttnAddedKVProcessor2_0
+from marks import slow_but
 from peers.denoisers import NETWORKS, condition_inputs, made, output
 
 from autodiffusion_opt.errors import UserError
@@ -55,7 +56,7 @@ def without_branches(denoiser: Any, path: str) -> Any:
 
 
 @WARNS
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", slow_but(NETWORKS, "ADM", "SD", "DiT", "Flux"))
 def test_removing_a_layer_is_zeroing_its_residual_branch(name: str) -> None:
     denoiser, inputs = made(name)
     whole = output(denoiser, inputs)

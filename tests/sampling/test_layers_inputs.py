@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from marks import slow_but
 from peers import denoisers
 
 from autodiffusion_opt.sampling.layers import list_layers
@@ -65,7 +66,7 @@ def test_the_config_before_an_ip_adapter_was_loaded_is_restored(hidden: int | No
 
 
 @pytest.mark.filterwarnings("ignore:.FluxPosEmbed. is deprecated:FutureWarning")
-@pytest.mark.parametrize("name", denoisers.NETWORKS)
+@pytest.mark.parametrize("name", slow_but(denoisers.NETWORKS, "ADM", "SD", "Flux"))
 def test_layers_are_counted_inside_of_inference_mode_as_well(name: str) -> None:
     """Where the ranking of layers runs."""
     with torch.inference_mode():

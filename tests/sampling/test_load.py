@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from marks import slow_but
 from peers import pipelines
 from peers.samples import images_of, load
 
@@ -107,7 +108,10 @@ def test_a_pipeline_without_a_denoiser_is_refused(digits: Any) -> None:
         check_pipeline(Blind())
 
 
-@pytest.mark.parametrize("name", ["ddim", "stable_diffusion", "sdxl", "sd3", "flux", "pixart_sigma", "dit"])
+KINDS = ("ddim", "stable_diffusion", "sdxl", "sd3", "flux", "pixart_sigma", "dit")
+
+
+@pytest.mark.parametrize("name", slow_but(KINDS, "ddim", "sd3"))
 def test_bfloat16_gives_nearly_the_images_of_float32_and_the_same_ones_again(name: str) -> None:
     pipeline = configured(name, dtype="bfloat16")
     assert torch.bfloat16 in {weight.dtype for weight in denoiser_of(pipeline).parameters()}

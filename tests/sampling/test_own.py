@@ -9,6 +9,7 @@ from typing import Any
 import diffusers
 import pytest
 import torch
+from marks import slow_but
 from peers import pipelines
 from peers.samples import IMAGES, SEED, call_by_hand, images_of, load, sampler_of
 
@@ -37,7 +38,10 @@ def test_a_pipeline_that_cannot_run_alone_has_its_times_all_the_same() -> None:
     assert own_candidate(sampler_of(pipeline, "adm"), 3) == Candidate.from_time_steps([666, 333, 0])
 
 
-@pytest.mark.parametrize("name", [name for name in pipelines.BUILDERS if name != "adm"])
+KINDS = [name for name in pipelines.BUILDERS if name != "adm"]
+
+
+@pytest.mark.parametrize("name", slow_but(KINDS, "ddim", "dit", "stable_diffusion", "sd3", "flux"))
 def test_the_own_candidate_gives_the_images_of_a_plain_call(name: str) -> None:
     pipeline = load(name)
     expected = to_uint8(plain_images(pipeline, name, 3))

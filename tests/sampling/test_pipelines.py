@@ -91,7 +91,7 @@ class Recorder(Callback):
         self._now = self.seen.setdefault(candidate, [])
 
 
-@pytest.mark.parametrize("name", slow_but(pipelines.BUILDERS, "ddpm", "flux"))
+@pytest.mark.parametrize("name", slow_but(pipelines.BUILDERS, "flux"))
 def test_a_study_runs_is_resumed_and_its_best_candidate_deploys(
     name: str, reference: Path, tmp_path: Path, url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

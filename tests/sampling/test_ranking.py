@@ -98,11 +98,13 @@ def test_the_order_is_that_of_relative_l2_changes_at_the_middle_calls_of_each_th
         assert order(pipeline, inputs(pipeline, (second,))) != third
 
 
+@pytest.mark.slow
 def test_a_single_call_is_that_in_the_middle_of_its_third(pipeline: Any) -> None:
     ranking = rank_layers(sampler(pipeline), images=1, times_per_third=1)
     assert ranking == tuple(order(pipeline, inputs(pipeline, (step,))) for step in (5, 15, 25))
 
 
+@pytest.mark.slow
 def test_the_seed_is_that_of_the_images_noise(pipeline: Any) -> None:
     ranking = rank_layers(sampler(pipeline), images=1, times_per_third=1, seed=3)
     assert ranking == tuple(order(pipeline, inputs(pipeline, (step,), seed=3)) for step in (5, 15, 25))

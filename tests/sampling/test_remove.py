@@ -129,7 +129,7 @@ class Uses:
 ACTIONS = ("apply", "call", "fail", "block", "copy", "swap", "remove")
 
 
-@pytest.mark.parametrize("name", slow_but(pipelines.BUILDERS, "adm"))
+@pytest.mark.parametrize("name", slow_but(pipelines.BUILDERS, "dit"))
 def test_remove_gives_back_the_pipeline_as_it_was_after_any_uses(name: str) -> None:
     uses = Uses(name)
 

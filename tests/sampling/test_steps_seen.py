@@ -13,6 +13,7 @@ from typing import Any
 import diffusers
 import pytest
 import torch
+from marks import slow_but
 from peers import pipelines
 
 from autodiffusion_opt.sampling.hooks import before_forward
@@ -124,7 +125,7 @@ def steps_of(pipeline: Any, name: str, times: tuple[float, ...]) -> tuple[list[i
     return seen, ran
 
 
-@pytest.mark.parametrize("name", pipelines.BUILDERS)
+@pytest.mark.parametrize("name", slow_but(pipelines.BUILDERS, "ddim", "dit", "stable_diffusion", "flux"))
 def test_a_pipeline_calls_its_denoiser_at_each_step_in_turn(name: str) -> None:
     pipeline = pipelines.BUILDERS[name]()
     seen, ran = steps_of(pipeline, name, TIMES)
@@ -132,7 +133,10 @@ def test_a_pipeline_calls_its_denoiser_at_each_step_in_turn(name: str) -> None:
     assert ran == [step for step in seen if step % 2 == 0]
 
 
-@pytest.mark.parametrize("name", [name for name in accepted() if not name.startswith("FlowMatch")])
+WITH_BETAS = [name for name in accepted() if not name.startswith("FlowMatch")]
+
+
+@pytest.mark.parametrize("name", slow_but(WITH_BETAS, "DDIMScheduler", "HeunDiscreteScheduler", "PNDMScheduler"))
 def test_every_scheduler_of_a_pipeline_is_at_each_step_in_turn(name: str) -> None:
     pipeline = pipelines.BUILDERS["stable_diffusion"]()
     pipeline.scheduler = make(name, **pipelines.BETAS)

@@ -190,6 +190,7 @@ def test_the_pipeline_is_left_as_it_was_found_with_its_candidate() -> None:
     assert remove(sampler.pipeline).scheduler is scheduler
 
 
+@pytest.mark.slow
 def test_errors_are_kept_on_disk_and_another_call_measures_its_own(cache: Path) -> None:
     def files() -> int:
         return len(list(cache.glob("local-errors-*")))

@@ -51,6 +51,12 @@ TABLES: dict[str, tuple[dict[str, Any], ModelInfo]] = {
 }
 EXAMPLES = {name: build_space(info, **table) for name, (table, info) in TABLES.items()}
 every_space = pytest.mark.parametrize("space", EXAMPLES.values(), ids=EXAMPLES)
+# For tests that take seconds a space: one of each kind in the default run, the others with -m slow.
+QUICK = ("one step", "end", "any, heun", "any, tight", "ranked, end", "ranked, flops")
+every_space_slowly = pytest.mark.parametrize(
+    "space",
+    [pytest.param(space, id=name, marks=() if name in QUICK else pytest.mark.slow) for name, space in EXAMPLES.items()],
+)
 some = settings(max_examples=30, derandomize=True, deadline=None, database=None)
 
 
@@ -142,7 +148,7 @@ def test_the_nearest_of_a_candidate_in_the_space_is_itself_and_of_any_is_in_the_
     space.check(space.nearest(Candidate.from_time_steps([3])))
 
 
-@every_space
+@every_space_slowly
 def test_many_mutations_and_crossovers_keep_every_constraint(space: Evolvable) -> None:
     rng = np.random.default_rng(0)
     family = [space.random(rng) for _ in range(10)]
@@ -174,7 +180,7 @@ def test_a_space_with_a_layer_share_is_part_of_the_space_and_has_its_baselines(s
             space.check(candidate)
 
 
-@every_space
+@every_space_slowly
 def test_parents_from_the_whole_space_have_children_in_a_space_with_a_layer_share(space: Evolvable) -> None:
     rng = np.random.default_rng(2)
     for share in (0.0, 0.4):

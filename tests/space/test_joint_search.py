@@ -8,6 +8,7 @@ from collections import Counter
 
 import numpy as np
 import pytest
+from marks import slow_but
 from space.examples import TEN, UP, joint
 
 from autodiffusion_opt.candidate import Candidate
@@ -53,7 +54,7 @@ def test_random_candidates_spend_the_whole_budget_where_they_must_remove_layers(
     np.testing.assert_allclose(means, 7 / 4, atol=0.35)
 
 
-@pytest.mark.parametrize("info", [TEN, HEUN, PLMS])
+@pytest.mark.parametrize("info", slow_but([TEN, HEUN, PLMS], HEUN))
 @pytest.mark.parametrize("layers", ["any", "ranked"])
 @pytest.mark.parametrize("operation", ["random", "mutate", "crossover"])
 def test_the_budget_is_reached_and_never_exceeded(operation: str, layers: str, info: ModelInfo) -> None:

@@ -70,6 +70,7 @@ def test_the_other_baselines_of_flow_matching_have_the_models_shift(url: str, tm
     assert baselines["leading"].times[:2] == pytest.approx([3000 * s / (1 + 2 * s) for s in even], abs=0.02)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scale", [[1.0, 5.0], 2.0])
 def test_own_runs_at_the_calls_default_guidance_where_the_space_has_others(
     url: str, tmp_path: Path, scale: Any
@@ -111,6 +112,7 @@ def test_without_a_pipeline_results_are_divided_by_the_uniform_schedule(url: str
     assert run_summary(stored_study("formula", study.storage))["factor_of"] == "leading"
 
 
+@pytest.mark.slow
 def test_evolution_goes_on_from_own_though_it_is_outside_of_the_space(url: str, tmp_path: Path) -> None:
     """Its children are in the space."""
     table = {"kind": "evolution", "population": 6, "parents": 6, "mutations": 3, "crossovers": 3}

@@ -236,6 +236,7 @@ def test_where_no_optimizer_comes_near_in_the_median_the_final_value_decides(url
     )
 
 
+@pytest.mark.slow
 def test_more_is_better_where_the_study_says_so(url: str) -> None:
     more = StudyDirection.MAXIMIZE
     store(url, "a", [10.0, 19.0, 20.0], optimizer="tpe", direction=more)

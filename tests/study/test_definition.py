@@ -35,6 +35,7 @@ def test_a_changed_definition_is_refused(study_file: Write, url: str) -> None:
     assert len(Study.load(study_file(trials="trials = 2", device='device = "auto"'), storage=url).run()) == 2
 
 
+@pytest.mark.slow
 def test_a_file_is_put_right_before_anything_is_measured(study_file: Write, url: str) -> None:
     with pytest.raises(RuntimeError):
         Study.load(study_file(), storage=url).run(progress=Full())

@@ -184,7 +184,7 @@ KINDS: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 @pytest.mark.filterwarnings("ignore:__array")
-@pytest.mark.parametrize("kind", slow_but(KINDS, "ddpm", "sd3"))
+@pytest.mark.parametrize("kind", slow_but(KINDS, "sd3"))
 def test_the_exported_script_makes_the_candidates_image_wherever_it_is_run(
     kind: str, reference: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

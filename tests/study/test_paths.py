@@ -164,6 +164,7 @@ def test_a_folder_beside_the_study_hides_a_hub_id_of_its_name(
     assert f"there is no folder {project}/other/name, and from the hub: " in text
 
 
+@pytest.mark.slow
 def test_a_change_counts_as_written_in_the_file_that_holds_the_table(project: Path, tmp_path: Path) -> None:
     for place in (project, project / "pipeline", tmp_path / "here"):
         shutil.copytree(project / "weights", place / "more")

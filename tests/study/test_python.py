@@ -131,6 +131,7 @@ def test_more_is_better_where_the_metric_says_so(url: str) -> None:
     assert set(stored.trials[0].user_attrs["score"]["values"]) == {"mean", "spread"}
 
 
+@pytest.mark.slow
 def test_features_of_ones_own_serve_fid_and_kid(url: str) -> None:
     def pixels(images: torch.Tensor) -> torch.Tensor:
         return images.flatten(1)[:, ::4].float() / 255

@@ -299,6 +299,7 @@ def joint_file(study_file: Write) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_the_layer_ranking_is_measured_once_and_kept(
     study_file: Write, url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

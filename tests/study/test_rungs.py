@@ -73,6 +73,7 @@ def test_a_rung_costs_its_new_images_only_and_has_the_value_of_so_many_images(
     assert scores[0].seconds < scores[1].seconds < scores[2].seconds
 
 
+@pytest.mark.slow
 def test_values_go_to_sql_at_their_number_of_images_and_what_is_stopped_is_kept(digits: Any, url: str) -> None:
     study = study_of(digits, url)
     results = study.run(progress=False)
@@ -97,6 +98,7 @@ def test_values_go_to_sql_at_their_number_of_images_and_what_is_stopped_is_kept(
     assert frame.loc[first.number, "value"] == first.intermediate_values[10]
 
 
+@pytest.mark.slow
 def test_baselines_are_never_stopped(digits: Any, url: str) -> None:
     """Even by a pruner that stops all."""
     study = study_of(digits, url, pruner={"kind": "threshold", "upper": -1.0}, trials=14)
@@ -245,6 +247,7 @@ def test_a_study_with_wilcoxon_keeps_the_number_of_each_image_and_resumes(digits
         assert "of_images" not in trial.user_attrs[SCORE]
 
 
+@pytest.mark.slow
 def test_a_repeated_candidate_takes_over_the_number_of_each_image_too(digits: Any, url: str) -> None:
     """A repeat of the best one may become the best trial, whose numbers the next ones are compared with."""
     study = paired_study(digits, url, "repeated")

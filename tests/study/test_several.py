@@ -88,6 +88,7 @@ def test_bounds_are_optunas_constraints_and_the_dashboards_list(url: str) -> Non
     assert optunas.values == list(study.best().values.values())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("optimizer", slow_but(["evolution", "optuna:tpe"], "evolution"))
 def test_optimizers_look_at_bounds(optimizer: str, url: str) -> None:
     """The best by the value alone is far beyond the bound."""
@@ -252,6 +253,7 @@ def test_commands_pick_from_the_front(two: ado.Study, call: Any, tmp_path: Path)
     assert all(set(scored["further"]) == {"flops", "kid", "psnr"} for scored in told["front"].values())
 
 
+@pytest.mark.slow
 def test_a_share_of_flops_is_of_the_pipelines_own_schedule(two: ado.Study, tmp_path: Path) -> None:
     text = TWO.replace('minimise = ["fid", "flops"]', "at_most = { flops = 0.5 }").replace("trials = 24", "trials = 12")
     (tmp_path / "half.toml").write_text(text)

@@ -108,6 +108,7 @@ def test_another_of_the_best_that_wins_is_told_and_so_is_a_flattered_value(probl
     assert set(told["differences"]) == {"best", "rank 2"}
 
 
+@pytest.mark.slow
 def test_the_best_that_wins_and_an_unknown_search_value_are_not_talked_about(problem: Any) -> None:
     result = verified(problem, {"best": GOOD, "rank 2": BAD}, None, images=20, repeats=2)
     assert result.flattered_by is None
@@ -130,6 +131,7 @@ class Line:
         return None
 
 
+@pytest.mark.slow
 def test_the_extrapolation_finds_the_value_of_infinitely_many_images(problem: Any) -> None:
     line = dataclasses.replace(problem.objective, start_verify=lambda *_: Line())
     given = dataclasses.replace(problem, objective=line)

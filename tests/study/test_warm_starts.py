@@ -166,6 +166,7 @@ def test_without_a_pipeline_there_is_none_unless_it_was_asked_for(url: str) -> N
         plain(url, name="asked", start_from=["dp"]).run(progress=False)
 
 
+@pytest.mark.slow
 def test_a_distilled_model_goes_without_it_and_says_so(url: str) -> None:
     digits = load_pipeline("digits", scheduler="lcm", device="cpu")
     with pytest.warns(UserWarning, match="there is no warm start 'dp': .* LCMScheduler is distilled to few"):

@@ -80,6 +80,7 @@ def test_two_workers_at_once_measure_each_candidate_once(study_file: Write, url:
     assert len(study.trials()) == len(history.trials)  # nothing was left to do
 
 
+@pytest.mark.slow
 def test_a_worker_that_dies_while_another_runs_is_replaced_in_the_same_run(study_file: Write, url: str) -> None:
     study = Study.load(study_file(), storage=url)
     study.run(9)

@@ -85,6 +85,7 @@ def test_the_classifier_knows_digits() -> None:
     assert (found.numpy() == datasets.load_digits().target).mean() > 0.99
 
 
+@pytest.mark.slow
 def test_more_steps_give_better_images_and_four_leave_room(extractor: Any, real: Gaussian) -> None:
     four, ten = (frechet_distance(gaussian(uniform(steps, 500), extractor), real) for steps in (4, 10))
     noise = torch.randint(0, 256, (500, 1, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))

@@ -132,10 +132,12 @@ def test_the_autoencoder_keeps_the_images(pipeline: Any) -> None:
     assert distance(decoded) < 1
 
 
+@pytest.mark.slow
 def test_a_label_makes_images_of_its_class(balanced_samples: Samples) -> None:
     assert (recognised(balanced_samples(10)) == torch.tensor(balanced(250))).float().mean() > 0.9
 
 
+@pytest.mark.slow
 def test_guidance_changes_images_and_makes_them_clearer(balanced_samples: Samples) -> None:
     guided, plain = balanced_samples(10, 3.0), balanced_samples(10, 1.0)
     assert (guided != plain).flatten(1).any(1).all()
@@ -156,6 +158,7 @@ def test_four_uneven_steps_beat_four_uniform_ones(balanced_samples: Samples) -> 
     assert distance(uneven) < 0.75 * distance(balanced_samples(4))
 
 
+@pytest.mark.slow
 def test_more_steps_give_better_images_and_four_leave_room(balanced_samples: Samples) -> None:
     four, ten = (distance(balanced_samples(steps)) for steps in (4, 10))
     noise = torch.randint(0, 256, (250, 1, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))

@@ -97,6 +97,7 @@ def test_without_the_package_a_sentence_says_what_to_install(monkeypatch: pytest
         objective(sampler())
 
 
+@pytest.mark.slow
 def test_a_network_that_cannot_be_downloaded_is_told(stand_in: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(self: Any, **_: Any) -> None:
         raise OSError("no route to host\nmore")

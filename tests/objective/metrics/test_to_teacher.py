@@ -66,7 +66,7 @@ def test_every_kind_against_the_teacher_is_tested() -> None:
     }
 
 
-@pytest.mark.parametrize("kind", list(ON_DIGITS))
+@pytest.mark.parametrize("kind", slow_but(ON_DIGITS, "paired"))
 def test_the_teacher_itself_is_the_best_and_more_like_it_is_better(kind: str, digits: Any) -> None:
     measured = objective(digits, kind)
     teacher = Teacher(sampler(digits), STEPS).candidate
@@ -96,7 +96,7 @@ def test_each_image_is_compared_with_the_teachers_of_the_same_noise(
     assert right < wrong if METRICS[kind].direction == "minimize" else right > wrong
 
 
-@pytest.mark.parametrize("kind", list(ON_DIGITS))
+@pytest.mark.parametrize("kind", slow_but(ON_DIGITS, "paired"))
 def test_the_batch_size_does_not_matter(kind: str, digits: Any) -> None:
     values = [value(objective(sampler(digits, batch_size=size), kind)) for size in (50, 7, 100)]
     assert values[1:] == pytest.approx([values[0]] * 2, rel=1e-5)
@@ -211,7 +211,7 @@ def test_rfid_refuses_too_few_images_with_the_reason_before_the_teacher_is_made(
         objective(digits, "rfid", images=[90, 200])
 
 
-@pytest.mark.parametrize("kind", list(ON_DIGITS))
+@pytest.mark.parametrize("kind", slow_but(ON_DIGITS, "paired"))
 def test_rungs_are_compared_with_the_same_teacher(kind: str, digits: Any) -> None:
     *scores, last = objective(digits, kind, images=[96, 130]).measure(GOOD)
     assert [score.images for score in scores] == [96]

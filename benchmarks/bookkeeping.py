@@ -1,18 +1,21 @@
-"""What a trial costs besides its images, and what ``status`` and ``best`` take, at 1,000 and 10,000 trials.
+"""What a trial costs besides its images, and what commands take of large studies, at 1,000 and 10,000 trials.
 
     python benchmarks/bookkeeping.py [--quick]
 
 A study of the given number of finished trials is written to SQLite, then 100 more are run through ``Study.run`` with an
 objective that returns at once; claims, proposals of the evolution, parameters and results are all there. ``growth`` is
 the CPU time at 10,000 finished trials divided by that at 1,000, measured in one run. ``status`` and ``best`` are the
-wall seconds of these two, the database opened anew, at the larger number. ``--quick`` has a tenth of these studies, and
-runs 30 trials of each.
+wall seconds of these two, the database opened anew, at the larger number. ``complete`` is the command ``run`` on a
+study of ``digits-4`` that has all its trials, as many: wall seconds, and the most memory that its process held.
+``--quick`` has a tenth of these studies, and runs 30 trials of each.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import subprocess
+import sys
 import tempfile
 import time
 from datetime import datetime
@@ -34,6 +37,15 @@ from autodiffusion_opt.trials.opening import open_storage
 
 SIZES, QUICK_SIZES = (1000, 10_000), (100, 1000)
 INFO = ado.ModelInfo(train_steps=1000)
+# Between this process and the command: Linux counts the memory of the process that starts another as the latter's.
+MEASURED = """
+import json, resource, subprocess, sys, time
+begun = time.perf_counter()
+subprocess.run(sys.argv[1:], check=True, stdout=subprocess.DEVNULL)
+seconds = time.perf_counter() - begun
+mebibytes = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
+print(json.dumps({"seconds": seconds, "mebibytes": mebibytes}))
+"""
 
 
 def value(candidate: ado.Candidate) -> float:
@@ -41,8 +53,8 @@ def value(candidate: ado.Candidate) -> float:
     return float(np.abs(np.array(candidate.times) - [930, 500, 210, 30]).sum())
 
 
-def study_at(folder: Path, finished: int) -> ado.Study:
-    """A study with that many finished trials: its baselines and random candidates, written without being run."""
+def plain_study(folder: Path, finished: int) -> ado.Study:
+    """A study without a pipeline, with that many finished trials."""
     study = ado.Study(
         f"at-{finished}",
         space={"kind": "time-steps", "steps": 4},
@@ -51,20 +63,26 @@ def study_at(folder: Path, finished: int) -> ado.Study:
         storage=f"sqlite:///{folder}/{finished}.db",
         model_info=INFO,
     )
+    fill(study, finished)
+    return study
+
+
+def fill(study: ado.Study, finished: int) -> None:
+    """Run its baselines; the others of so many trials are random candidates, written without being run."""
     done = len(study.run(10, progress=False))
     space, rng = study.problem.space, np.random.default_rng(0)
+    (name,) = study.problem.objective.directions
     storage: Any = study.storage
     study_id = storage.get_study_id_from_name(study.config.name)
     with storage.scoped_session() as session:
         for number in range(done, finished):
-            session.add(trial_model(study_id, number, space, space.random(rng)))
+            session.add(trial_model(study_id, number, name, space, space.random(rng)))
         session.commit()
-    return study
 
 
-def trial_model(study_id: int, number: int, space: Any, candidate: ado.Candidate) -> models.TrialModel:
+def trial_model(study_id: int, number: int, name: str, space: Any, candidate: ado.Candidate) -> models.TrialModel:
     """The rows of a complete trial; ``Study.add_trials`` of Optuna needs 40 ms for each."""
-    score = {"values": {"distance": value(candidate)}, "images": 0, "seconds": 0.0, "nfe": 4, "not_finite": 0}
+    score = {"values": {name: value(candidate)}, "images": 0, "seconds": 0.0, "nfe": 4, "not_finite": 0}
     attributes = {ORIGIN: "random", CANDIDATE: candidate.to_json(), OPTIMIZER: "evolution", SCORE: score}
     parameters = space.encode(candidate)
     finite = models.TrialValueModel.TrialValueType.FINITE
@@ -104,6 +122,15 @@ def seconds_to_show(study: ado.Study) -> dict[str, float]:
     return seconds
 
 
+def run_complete(folder: Path, finished: int) -> dict[str, float]:
+    """The command ``run`` on a study that has all its trials: wall seconds with the start of Python, and MiB."""
+    url = f"sqlite:///{folder}/complete.db"
+    fill(ado.Study.load("digits-4", storage=url), finished)
+    words = ["run", "digits-4", "--storage", url, "--trials", str(finished)]
+    command = [sys.executable, "-c", MEASURED, sys.executable, "-m", "autodiffusion_opt", *words]
+    return dict(json.loads(subprocess.run(command, check=True, capture_output=True).stdout))
+
+
 def cost_at(study: ado.Study, finished: int, count: int) -> tuple[float, float]:
     """CPU seconds a trial and wall seconds a trial, without the first trial, which reads what SQL holds."""
     marks: list[tuple[float, float]] = []
@@ -127,7 +154,7 @@ def main() -> None:
     seconds: dict[str, float] = {}
     with tempfile.TemporaryDirectory() as folder:
         for size in sizes:
-            study = study_at(Path(folder), size)
+            study = plain_study(Path(folder), size)
             shown = seconds_to_show(study)
             cpu, wall = cost_at(study, size, count)
             seconds[str(size)] = cpu
@@ -135,9 +162,11 @@ def main() -> None:
                 f"{size:>6} finished trials: {cpu * 1e3:.1f} ms CPU a trial, {wall * 1e3:.1f} ms wall; "
                 f"status {shown['status']:.2f} s, best {shown['best']:.2f} s"
             )
+        complete = run_complete(Path(folder), sizes[1])
+        print(f"{sizes[1]:>6} trials of {sizes[1]}: run {complete['seconds']:.2f} s, {complete['mebibytes']:.0f} MiB")
     growth = seconds[str(sizes[1])] / seconds[str(sizes[0])]
     figures = {"machine": machine(), "trials": count, "seconds_per_trial": seconds, "growth": growth}
-    print(json.dumps({**figures, **shown}))
+    print(json.dumps({**figures, **shown, "complete": complete}))
 
 
 if __name__ == "__main__":

@@ -4,8 +4,10 @@
 which the second worker begins later.
 
 ``storage_share``: the part of their time that ``--many`` workers (100) at one SQLite database spend in it, where a
-trial takes ten seconds and needs no processor. Their positions must all be different. ``--quick`` has 20 workers and
-trials of two seconds, so that as many trials a second end.
+trial takes ten seconds and needs no processor. Their positions must all be different. As in life, workers begin one
+after another during the first ten seconds, and a trial takes five to fifteen; with ``--at-once`` all begin together and
+their trials are equally long, so that they queue for the database. ``--quick`` has 20 workers and trials of two
+seconds, so that as many trials a second end.
 
 With ``--storage URL`` the many use another database, PostgreSQL say, which must be empty.
 """
@@ -14,6 +16,7 @@ from __future__ import annotations
 
 import functools
 import json
+import math
 import multiprocessing
 import tempfile
 import time
@@ -64,12 +67,13 @@ def trials_a_second(trials: int, images: int, url: str) -> dict[int, float]:
     }
 
 
-def waiting_study(url: str, trials: int, seconds: float) -> ado.Study:
-    """A study whose trials only take time."""
+def waiting_study(url: str, trials: int, seconds: float, spread: float = 0.0) -> ado.Study:
+    """A study whose trials only take time: ``seconds``, up to that share ``spread`` less or more."""
 
     def measured(candidate: ado.Candidate) -> float:
-        time.sleep(seconds)
-        return float(np.mean(candidate.times))
+        mean = float(np.mean(candidate.times))
+        time.sleep(seconds * (1 + spread * math.sin(mean)))
+        return mean
 
     return ado.Study(
         "waiting",
@@ -98,25 +102,30 @@ def timed(method: Callable[..., Any], spent: list[float]) -> Callable[..., Any]:
     return call
 
 
-def work(url: str, trials: int, seconds: float, begin: Any, results: Any) -> None:
-    """A worker of many: what it spent in the database, and altogether."""
+def work(url: str, trials: int, seconds: float, spread: float, delay: float, begin: Any, results: Any) -> None:
+    """A worker of many, ``delay`` seconds after the first: what it spent in the database, and altogether."""
     warnings.simplefilter("ignore")
     spent = [0.0]
     setattr(Storage, "patiently", timed(Storage.patiently, spent))  # noqa: B010  # mypy: a method is not assigned to
-    study = waiting_study(url, trials, seconds)
+    study = waiting_study(url, trials, seconds, spread)
     study.storage.engine.dispose()
     begin.wait()
+    time.sleep(delay)
     spent[0], begun = 0.0, time.perf_counter()
     study.run(progress=False)
     results.put((spent[0], time.perf_counter() - begun))
 
 
-def cost_of_many(count: int, seconds: float, rounds: int, url: str) -> dict[str, Any]:
+def cost_of_many(count: int, seconds: float, rounds: int, url: str, *, at_once: bool = False) -> dict[str, Any]:
     """The share of the database in the time of so many workers, each of which runs about ``rounds`` trials."""
+    spread, apart = (0.0, 0.0) if at_once else (0.5, seconds / count)
     trials = count * rounds
     waiting_study(url, 1, 0.0).run(progress=False)
     begin, results = FORK.Event(), FORK.Queue()
-    workers = [FORK.Process(target=work, args=(url, trials, seconds, begin, results)) for _ in range(count)]
+    workers = [
+        FORK.Process(target=work, args=(url, trials, seconds, spread, index * apart, begin, results))
+        for index in range(count)
+    ]
     for worker in workers:
         worker.start()
     time.sleep(3.0)  # they open the database
@@ -137,6 +146,7 @@ def main() -> None:
     """Print the figures; the last line is a JSON object."""
     arguments = parser(__doc__)
     arguments.add_argument("--many", type=int, default=None, help="workers at one database (default: 100)")
+    arguments.add_argument("--at-once", action="store_true", help="all workers begin together, with trials as long")
     arguments.add_argument("--storage", metavar="URL", help="of the many (default: SQLite in a temporary folder)")
     options = arguments.parse_args()
     optuna.logging.set_verbosity(optuna.logging.ERROR)
@@ -146,7 +156,7 @@ def main() -> None:
         say(f"a worker: {rates[1]:.2f} trials a second, two: {rates[2]:.2f}")
         count, seconds, rounds = (20, 2.0, 4) if options.quick else (100, 10.0, 6)
         url = options.storage or f"sqlite:///{Path(folder)}/many.db"
-        many = cost_of_many(options.many or count, seconds, rounds, url)
+        many = cost_of_many(options.many or count, seconds, rounds, url, at_once=options.at_once)
     say(f"{many['workers']} workers spend {many['storage_share']:.1%} of their time in the database")
     speedup = round(rates[2] / rates[1], 3)
     print(json.dumps({"machine": machine(), "speedup": speedup, "trials_a_second": rates, **many}))

@@ -92,7 +92,8 @@ def url(tmp_path: Path) -> Iterator[str]:
         connection.execute(sqlalchemy.text(f"CREATE DATABASE {name}"))
     yield sqlalchemy.make_url(server).set(database=name).render_as_string(hide_password=False)
     with engine.connect() as connection:
-        connection.execute(sqlalchemy.text(f"DROP DATABASE {name} WITH (FORCE)"))
+        force = " WITH (FORCE)" if engine.dialect.name == "postgresql" else ""  # though somebody is connected
+        connection.execute(sqlalchemy.text(f"DROP DATABASE {name}{force}"))
 
 
 @pytest.fixture

@@ -73,6 +73,25 @@ def test_provenance_says_where_and_with_what_a_trial_was_measured(ran: tuple[Pat
     assert need_study(open_storage(ran[1]), "small").user_attrs[VERSIONS] == shown["versions"]
 
 
+def test_a_candidate_that_could_not_be_measured_says_where_too(url: str, call: Call) -> None:
+    def wrong(candidate: ado.Candidate) -> float:
+        raise RuntimeError("no value")
+
+    study = ado.Study(
+        "failing",
+        space={"kind": "time-steps", "steps": 3},
+        objective=ado.CandidateMetric(wrong, identity="wrong"),
+        optimizer="random",
+        trials=1,
+        storage=url,
+        model_info=INFO,
+    )
+    assert study.run(progress=False) == []
+    shown = whole(call, "failing", "--trial", 0, "--storage", url)
+    assert "no value" in shown["error"]
+    assert shown["provenance"] == {"host": socket.gethostname(), "versions": versions()}
+
+
 def test_versions_of_libraries_that_are_not_imported_or_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(provenance_room, "LIBRARIES", ("no-such-library", "cmaes", "optuna"))
     monkeypatch.delitem(sys.modules, "cmaes", raising=False)

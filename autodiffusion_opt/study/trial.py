@@ -74,6 +74,7 @@ def run_trial(optimizer: str, problem: Problem, claim: Claim, history: History, 
             with claim.together():
                 trial.set_user_attr(ERROR, str(error))
                 trial.set_user_attr(EVALUATION_FAILED, True)
+                trial.set_user_attr(PROVENANCE, provenance(problem))
             return claim.study.tell(trial, state=TrialState.FAIL, skip_if_finished=True)
         bookkeeping = time.perf_counter() - begun - clock.seconds["measuring"]
         seconds_of = {**score.seconds_of, "bookkeeping": bookkeeping}

@@ -63,7 +63,7 @@ def whole_trial(stored: StoredStudy, number: int) -> dict[str, Any]:
         "costs": {cost: score.get(cost) for cost in COSTS},
         SECONDS_OF: score.get(SECONDS_OF, {}),
         "worker": trial.user_attrs.get(WORKER),
-        PROVENANCE: score.get(PROVENANCE),
+        PROVENANCE: score.get(PROVENANCE, trial.user_attrs.get(PROVENANCE)),
         "error": trial.user_attrs.get(ERROR),
     }
 

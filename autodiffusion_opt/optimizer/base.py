@@ -30,8 +30,9 @@ from autodiffusion_opt.trials.studies import set_attributes
 
 # Draws before a maker of candidates is held to be exhausted: all that it makes was proposed before.
 TRIES = 100
-# Seconds for which a worker waits for those that are being asked for earlier positions, and before the second look.
-PROPOSING_SECONDS, FIRST_PAUSE = 2.0, 0.01
+# Seconds for which a worker waits for those that are being asked for earlier positions, and of each of them between two
+# looks: whose turn is next looks often, and a hundred workers are no burden for the database.
+PROPOSING_SECONDS, TURN_SECONDS = 2.0, 0.02
 
 
 class OptimizerConfig(Config):
@@ -158,13 +159,13 @@ def _past_once_proposed(history: History, position: int) -> Past:
     Else two workers that ask at the same moment would be given the same. One that died meanwhile is not waited for
     longer than ``PROPOSING_SECONDS``.
     """
-    deadline, pause = time.monotonic() + PROPOSING_SECONDS, FIRST_PAUSE
+    deadline = time.monotonic() + PROPOSING_SECONDS
     while time.monotonic() < deadline:
-        running = history.unfinished(TrialState.RUNNING)
-        if all(candidate_of(trial) is not None or history.position(trial.number) >= position for trial in running):
+        proposing = (each for each in history.unfinished(TrialState.RUNNING) if CANDIDATE not in each.user_attrs)
+        ahead = sum(history.position(trial.number) < position for trial in proposing)
+        if not ahead:
             break
-        time.sleep(pause)
-        pause *= 2
+        time.sleep(TURN_SECONDS * ahead)
         history.refresh()
     return history.observations.before(position)
 

@@ -267,7 +267,7 @@ class Study:
                     self._callback.finished(trial, history.refresh())
                     failures.count(claim.position, trial)
             warn_of_others(claims.others_at_work(wanted))
-            return results.complete(study)
+            return results.complete(study, history.refresh().trials.values())
 
     def _complete(self, wanted: int) -> History | None:
         """The history of a study that has all its trials; its model, which may be gone, is not loaded.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import warnings
 
 import optuna
 from optuna.trial import FrozenTrial, TrialState
@@ -40,6 +41,8 @@ from autodiffusion_opt.trials.studies import begin_trial, set_constraints, set_p
 def run_trial(optimizer: str, problem: Problem, claim: Claim, history: History, callback: Callback) -> FrozenTrial:
     """Run the trial that a worker has claimed; the trial as SQL then holds it.
 
+    One that others failed meanwhile, since this worker did not answer, stays failed: a warning says so.
+
     Args:
         optimizer: the kind of the optimizer that is asked.
         problem: the study's model, space and objective.
@@ -47,60 +50,75 @@ def run_trial(optimizer: str, problem: Problem, claim: Claim, history: History, 
         history: of the study.
         callback: is told of the candidate and its images.
     """
-    begun, clock = time.perf_counter(), Clock()
     with claim.heartbeat():
-        trial = begin_trial(claim.study, claim.trial_id)
-        # Read from SQL: the trial object does not know what its sampler has published meanwhile.
-        stored = history.refresh().trials[claim.number]
-        is_enqueued = bool(stored.system_attrs.get(FIXED_PARAMETERS))
-        candidate = candidate_of(stored)
-        with claim.together():
-            set_parameters(trial, problem.space.distributions())
-            if candidate is None:  # chosen by its parameters alone
-                candidate = problem.space.decode(trial.params)
-                trial.set_user_attr(ORIGIN, "enqueued" if is_enqueued else optimizer)
-                trial.set_user_attr(CANDIDATE, candidate.to_json())
-            # A retry keeps the name of who proposed what it retries; what was given or enqueued has none.
-            if not {OPTIMIZER, RETRY_OF} & set(stored.user_attrs) and not is_enqueued:
-                trial.set_user_attr(OPTIMIZER, optimizer)
-        callback.proposed(trial.number, candidate)
-        is_given = given_name(stored) is not None  # never stopped: what comes after is compared with it
-        earlier = history.measured_with(candidate)
-        if earlier is not None and not (is_given and earlier.state == TrialState.PRUNED):
-            return _reuse(claim, trial, earlier)
         try:
-            score, is_stopped = _measure(problem, trial, candidate, callback, clock, may_stop=not is_given)
-        except EvaluationError as error:
-            with claim.together():
-                trial.set_user_attr(ERROR, str(error))
-                trial.set_user_attr(EVALUATION_FAILED, True)
-                trial.set_user_attr(PROVENANCE, provenance(problem))
-            return claim.study.tell(trial, state=TrialState.FAIL, skip_if_finished=True)
-        bookkeeping = time.perf_counter() - begun - clock.seconds["measuring"]
-        seconds_of = {**score.seconds_of, "bookkeeping": bookkeeping}
-        more = {SECONDS_OF: seconds_of, PROVENANCE: provenance(problem)}
+            _run(optimizer, problem, claim, history, callback)
+        except optuna.exceptions.UpdateFinishedTrialError:
+            warnings.warn(
+                f"trial {claim.number} does not count: others took this worker for dead, so long did it not answer",
+                stacklevel=2,
+            )
+    return history.refresh().trials[claim.number]
+
+
+def _run(optimizer: str, problem: Problem, claim: Claim, history: History, callback: Callback) -> None:
+    begun, clock = time.perf_counter(), Clock()
+    trial = begin_trial(claim.study, claim.trial_id)
+    # Read from SQL: the trial object does not know what its sampler has published meanwhile.
+    stored = history.refresh().trials[claim.number]
+    is_enqueued = bool(stored.system_attrs.get(FIXED_PARAMETERS))
+    candidate = candidate_of(stored)
+    with claim.together():
+        set_parameters(trial, problem.space.distributions())
+        if candidate is None:  # chosen by its parameters alone
+            candidate = problem.space.decode(trial.params)
+            trial.set_user_attr(ORIGIN, "enqueued" if is_enqueued else optimizer)
+            trial.set_user_attr(CANDIDATE, candidate.to_json())
+        # A retry keeps the name of who proposed what it retries; what was given or enqueued has none.
+        if not {OPTIMIZER, RETRY_OF} & set(stored.user_attrs) and not is_enqueued:
+            trial.set_user_attr(OPTIMIZER, optimizer)
+    callback.proposed(trial.number, candidate)
+    is_given = given_name(stored) is not None  # never stopped: what comes after is compared with it
+    earlier = history.measured_with(candidate)
+    if earlier is not None and not (is_given and earlier.state == TrialState.PRUNED):
+        _reuse(claim, trial, earlier)
+        return
+    try:
+        score, is_stopped = _measure(problem, trial, candidate, callback, clock, may_stop=not is_given)
+    except EvaluationError as error:
         with claim.together():
-            trial.set_user_attr(SCORE, score.to_dict() | more)
-            set_constraints(claim.study, trial, {bound.key: bound.excess(score.values) for bound in problem.bounds})
+            trial.set_user_attr(ERROR, str(error))
+            trial.set_user_attr(EVALUATION_FAILED, True)
+            trial.set_user_attr(PROVENANCE, provenance(problem))
+            claim.study.tell(trial, state=TrialState.FAIL, skip_if_finished=True)
+        return
+    bookkeeping = time.perf_counter() - begun - clock.seconds["measuring"]
+    seconds_of = {**score.seconds_of, "bookkeeping": bookkeeping}
+    more = {SECONDS_OF: seconds_of, PROVENANCE: provenance(problem)}
+    with claim.together():
+        trial.set_user_attr(SCORE, score.to_dict() | more)
+        set_constraints(claim.study, trial, {bound.key: bound.excess(score.values) for bound in problem.bounds})
         if is_stopped:
-            return claim.study.tell(trial, state=TrialState.PRUNED, skip_if_finished=True)
-        values = [score.values[name] for name in problem.objective.directions]
-        return claim.study.tell(trial, values, skip_if_finished=True)
+            claim.study.tell(trial, state=TrialState.PRUNED, skip_if_finished=True)
+        else:
+            values = [score.values[name] for name in problem.objective.directions]
+            claim.study.tell(trial, values, skip_if_finished=True)
 
 
-def _reuse(claim: Claim, trial: optuna.Trial, earlier: FrozenTrial) -> FrozenTrial:
+def _reuse(claim: Claim, trial: optuna.Trial, earlier: FrozenTrial) -> None:
     """Take over what was measured of an equal candidate, which is never sampled twice."""
+    for images, value in earlier.intermediate_values.items():
+        trial.report(value, images)
     with claim.together():
         trial.set_user_attr(REUSED_FROM, earlier.number)
         trial.set_user_attr(SCORE, earlier.user_attrs.get(SCORE, {}))
         set_constraints(claim.study, trial, constraints_of(earlier))
         if OF_IMAGES in earlier.user_attrs:
             trial.set_user_attr(OF_IMAGES, earlier.user_attrs[OF_IMAGES])
-    for images, value in earlier.intermediate_values.items():
-        trial.report(value, images)
-    if earlier.state == TrialState.PRUNED:
-        return claim.study.tell(trial, state=TrialState.PRUNED, skip_if_finished=True)
-    return claim.study.tell(trial, list(earlier.values), skip_if_finished=True)
+        if earlier.state == TrialState.PRUNED:
+            claim.study.tell(trial, state=TrialState.PRUNED, skip_if_finished=True)
+        else:
+            claim.study.tell(trial, list(earlier.values), skip_if_finished=True)
 
 
 def _measure(

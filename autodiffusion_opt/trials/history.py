@@ -256,13 +256,11 @@ class History:
         """Read the trials that are new or were not finished; returns itself."""
         storage, study_id = self.study._storage, self.study._study_id
         if isinstance(storage, Storage):
-            # Of a trial that runs, and whose candidate is known, there is nothing new until it has ended.
-            trials = ((trial_id, self.trials[number]) for trial_id, number in self._unfinished.items())
-            at_work = {
-                key for key, trial in trials if trial.state == TrialState.RUNNING and CANDIDATE in trial.user_attrs
-            }
-            ended = storage.ended(study_id, at_work)
-            fresh = storage.new_trials(study_id, set(self._unfinished) - at_work | ended, self._last_id)
+            # Of a trial that runs there is nothing new until it has a candidate, and then until it has ended.
+            running = {trial._trial_id: CANDIDATE in trial.user_attrs for trial in self.unfinished(TrialState.RUNNING)}
+            measuring = {trial_id for trial_id, has_candidate in running.items() if has_candidate}
+            changed = storage.changed(study_id, measuring, set(running) - measuring)
+            fresh = storage.new_trials(study_id, set(self._unfinished) - set(running) | changed, self._last_id)
         else:  # another program's, which one of our samplers serves
             fresh = storage.get_all_trials(study_id, deepcopy=False)
         for trial in sorted(fresh, key=lambda trial: trial.number):

@@ -95,9 +95,9 @@ class ProxyStorage(Storage, GrpcStorageProxy):
         trials = self.get_all_trials(study_id, deepcopy=False)
         return [trial for trial in trials if trial._trial_id > last_id or trial._trial_id in unfinished]
 
-    def ended(self, study_id: int, running: set[int]) -> set[int]:
+    def changed(self, study_id: int, measuring: set[int], proposing: set[int]) -> set[int]:
         """All trials are asked for anyway."""
-        return running
+        return measuring | proposing
 
     def close(self) -> None:
         """Nothing is kept here."""

@@ -38,8 +38,17 @@ def read_trials(connection: Connection, study_id: int, ids: set[int], last_id: i
     which = TRIALS.c.study_id == study_id
     if last_id > -1 and len(ids) <= MOST_NAMED:
         which &= or_(TRIALS.c.trial_id > last_id, TRIALS.c.trial_id.in_(ids))
+    trials = _read(connection, which)
+    return [trial for trial in trials if trial._trial_id > last_id or trial._trial_id in ids]
+
+
+def read_trial(connection: Connection, trial_id: int) -> FrozenTrial | None:
+    """A single trial; None where there is none of that id."""
+    return next(iter(_read(connection, TRIALS.c.trial_id == trial_id)), None)
+
+
+def _read(connection: Connection, which: ColumnElement[bool]) -> list[FrozenTrial]:
     rows = connection.execute(select(TRIALS).where(which).order_by(TRIALS.c.trial_id)).all()
-    rows = [row for row in rows if row.trial_id > last_id or row.trial_id in ids]
     if not rows:
         return []
     parts = {

@@ -17,6 +17,7 @@ import threading
 import warnings
 import weakref
 from collections.abc import Callable, Container, Iterator, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -31,13 +32,37 @@ from optuna.trial import FrozenTrial, TrialState
 
 from autodiffusion_opt.errors import UserError
 from autodiffusion_opt.trials import database
-from autodiffusion_opt.trials.attributes import WORKER
-from autodiffusion_opt.trials.reading import read_trials
+from autodiffusion_opt.trials.attributes import CANDIDATE, WORKER
+from autodiffusion_opt.trials.reading import read_trial, read_trials
 from autodiffusion_opt.trials.storage import Storage, patient
 from autodiffusion_opt.trials.workers import GRACE_SECONDS, HEARTBEAT_SECONDS, this_worker
 
 # What a transaction does, given its session.
 Write = Callable[[Any], None]
+
+
+@dataclass(frozen=True)
+class Finish:
+    """A write: a trial's last state, and its values."""
+
+    storage: SqlStorage
+    trial_id: int
+    state: TrialState
+    values: list[float] | None
+
+    def __call__(self, session: Any) -> None:
+        """Write it."""
+        trial: Any = models.TrialModel.find_or_raise_by_id(self.trial_id, session, for_update=True)
+        self.storage.check_trial_is_updatable(self.trial_id, trial.state)
+        for objective, value in enumerate(self.values or ()):
+            self.storage._set_trial_value_without_commit(session, trial, objective, value)
+        trial.state = self.state
+        trial.datetime_complete = datetime.now()
+
+    def is_written(self) -> bool:
+        """Whether SQL holds it."""
+        stored = self.storage.get_trial(self.trial_id)
+        return stored.state == self.state and stored.values == self.values
 
 
 class SqlStorage(Storage, RDBStorage):
@@ -99,10 +124,17 @@ class SqlStorage(Storage, RDBStorage):
             self._together.extend(writes)
             return
 
-        def call(_: bool) -> None:
-            with _create_scoped_session(self.scoped_session, True) as session:
-                for write in writes:
-                    write(session)
+        finishes = [write for write in writes if isinstance(write, Finish)]
+
+        def call(may_be_written: bool) -> None:
+            try:
+                # A parameter that is there already was written by an attempt whose answer was lost.
+                with _create_scoped_session(self.scoped_session, not finishes) as session:
+                    for write in writes:
+                        write(session)
+            except optuna.exceptions.UpdateFinishedTrialError:
+                if not (may_be_written and finishes and all(finish.is_written() for finish in finishes)):
+                    raise
 
         self.patiently(call)
 
@@ -165,17 +197,10 @@ class SqlStorage(Storage, RDBStorage):
 
     def set_trial_state_values(self, trial_id: int, state: TrialState, values: Sequence[float] | None = None) -> bool:
         """Finish a trial. An attempt whose answer was lost may have been written: that is no error."""
-
-        def call(may_be_written: bool) -> bool:
-            try:
-                return super(SqlStorage, self).set_trial_state_values(trial_id, state, values)
-            except optuna.exceptions.UpdateFinishedTrialError:
-                stored = RDBStorage.get_trial(self, trial_id)
-                if may_be_written and stored.state == state and stored.values == (values and list(values)):
-                    return True
-                raise
-
-        return self.patiently(call)
+        if not state.is_finished():
+            return self.patiently(lambda _: super(SqlStorage, self).set_trial_state_values(trial_id, state, values))
+        self._write(Finish(self, trial_id, state, None if values is None else list(values)))
+        return True
 
     def stale_trial_ids(self, study_id: int) -> set[int]:
         """By the database's own clock."""
@@ -190,15 +215,32 @@ class SqlStorage(Storage, RDBStorage):
         """Only these are asked for."""
         return self._get_trials(study_id, None, unfinished, last_id)
 
-    def ended(self, study_id: int, running: set[int]) -> set[int]:
+    def changed(self, study_id: int, measuring: set[int], proposing: set[int]) -> set[int]:
         """In one statement, which names no trial."""
-        if not running:
+        known = measuring | proposing
+        if not known:
             return set()
-        trials = models.TrialModel
-        query = sqlalchemy.select(trials.trial_id).where(
-            trials.study_id == study_id, trials.state == TrialState.RUNNING, trials.trial_id >= min(running)
+        trials, attributes = models.TrialModel, models.TrialUserAttributeModel
+        of_candidates = (attributes.trial_id == trials.trial_id) & (attributes.key == CANDIDATE)
+        query = (
+            sqlalchemy.select(trials.trial_id, attributes.trial_id)
+            .outerjoin(attributes, of_candidates)
+            .where(trials.study_id == study_id, trials.state == TrialState.RUNNING, trials.trial_id >= min(known))
         )
-        return running - {trial_id for (trial_id,) in self.rows(query)}
+        return known - {each for each, candidate in self.rows(query) if each in measuring or candidate is None}
+
+    def get_trial(self, trial_id: int) -> FrozenTrial:
+        """A trial. Raises KeyError where there is none of that id."""
+
+        def call(_: bool) -> FrozenTrial | None:
+            with self.engine.connect() as connection:
+                return read_trial(connection, trial_id)
+
+        with self.reading():
+            trial = self.patiently(call)
+        if trial is None:
+            raise KeyError(f"there is no trial of the id {trial_id}")
+        return trial
 
     def _get_trials(
         self,

@@ -108,7 +108,10 @@ class Storage(BaseStorage):
 
     @abstractmethod
     def together(self) -> AbstractContextManager[None]:
-        """Parameters and attributes of trials that are set meanwhile are written at the end, in one transaction."""
+        """What is set of trials meanwhile, their last state too, is written at the end, in one transaction.
+
+        Until then it is not there to be read.
+        """
 
     @abstractmethod
     def stale_trial_ids(self, study_id: int) -> set[int]:
@@ -123,8 +126,8 @@ class Storage(BaseStorage):
         """The trials whose ids are above ``last_id`` or among ``unfinished``."""
 
     @abstractmethod
-    def ended(self, study_id: int, running: set[int]) -> set[int]:
-        """The ids of trials among ``running`` that run no longer."""
+    def changed(self, study_id: int, measuring: set[int], proposing: set[int]) -> set[int]:
+        """The ids of trials that ran and run no longer or, of those among ``proposing``, that have a candidate now."""
 
     @abstractmethod
     def close(self) -> None:

@@ -15,8 +15,9 @@ from optuna.trial import TrialState
 
 import autodiffusion_opt as ado
 from autodiffusion_opt.study.config import build_space
-from autodiffusion_opt.trials.attributes import DEFINITION, ERROR, EVALUATION_FAILED, RETRY_OF
-from autodiffusion_opt.trials.studies import find_study
+from autodiffusion_opt.trials.attributes import DEFINITION, ERROR, EVALUATION_FAILED, RETRY_OF, SCORE, WORKER_DIED
+from autodiffusion_opt.trials.opening import open_storage
+from autodiffusion_opt.trials.studies import fail, find_study, need_study
 
 FOUR = {"kind": "time-steps", "steps": 4}
 DIGITS = {"model": "digits", "scheduler": "ddim", "device": "cpu", "micro_batch": 10}
@@ -118,6 +119,26 @@ def test_a_metric_of_candidates_needs_no_pipeline(url: str) -> None:
     assert study.verify(repeats=1)["best"].mean == study.best().value
     space = build_space(FOUR, "here").space(INFO)
     assert len(plain(url, space=space, model_info=None, name="second").run(2, progress=False)) == 2
+
+
+def test_a_worker_that_was_taken_for_dead_says_so_and_goes_on(url: str) -> None:
+    """Its trial was failed by another worker, on another machine, while it did not answer: a computer that slept."""
+
+    def measured(candidate: ado.Candidate) -> float:
+        running = [trial for trial in study.trials() if trial.state == TrialState.RUNNING]
+        if len(taken) == 0 and running[0].number == 2:
+            taken.append(running[0].number)
+            fail(need_study(open_storage(url), "mine"), running[0]._trial_id, WORKER_DIED)
+        return steps_of(candidate)
+
+    taken: list[int] = []
+    study = plain(url, objective=ado.CandidateMetric(measured, identity="mean-time"))
+    with pytest.warns(UserWarning, match="trial 2 does not count: others took this worker for dead"):
+        assert len(study.run(progress=False)) == 10
+    trials = study.trials()
+    assert [trial.number for trial in trials if trial.state == TrialState.FAIL] == [2]
+    assert (SCORE in trials[2].user_attrs, trials[2].values) == (False, None)
+    assert [trial.state for trial in trials if trial.user_attrs.get(RETRY_OF) == 2] == [TrialState.COMPLETE]
 
 
 def test_more_is_better_where_the_metric_says_so(url: str) -> None:

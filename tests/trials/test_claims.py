@@ -81,7 +81,7 @@ def test_a_waiting_trial_is_taken_before_a_new_position_and_gets_its_worker(stud
 def test_only_the_wanted_positions_are_taken(study: optuna.Study) -> None:
     claims = claims_of(study)
     complete(study, take(claims, 3))
-    given_to(study, take(claims, 3), ELSEWHERE)
+    given_to(study, take(claims_of(study), 3), ELSEWHERE)
     last = take(claims, 3)
     assert last.position == 2
     assert claims.take(3) is None
@@ -139,7 +139,7 @@ def test_a_retry_keeps_the_baselines_name_and_where_the_candidate_came_from(stud
 
 def test_a_worker_that_died_before_it_had_a_candidate_is_retried_without(study: optuna.Study) -> None:
     claims = claims_of(study)
-    given_to(study, take(claims), dead_worker())
+    given_to(study, take(claims_of(study)), dead_worker())
     assert claims.recover(100) == 1
     assert trials(study)[1].user_attrs == {RETRY_OF: 0}
 
@@ -147,7 +147,7 @@ def test_a_worker_that_died_before_it_had_a_candidate_is_retried_without(study: 
 def test_an_earlier_position_comes_before_a_later_one_though_its_retry_was_enqueued_last(study: optuna.Study) -> None:
     claims = claims_of(study)
     claims.enqueue({"leading": at(3), "trailing": at(4)})
-    given_to(study, take(claims), dead_worker())
+    given_to(study, take(claims_of(study)), dead_worker())
     claims = claims_of(study)
     assert take(claims, 1).position == 0
     assert claims.take(1) is None
@@ -158,6 +158,7 @@ def test_only_positions_below_the_wanted_number_are_retried(study: optuna.Study)
     dead = dead_worker()
     for claim in [take(claims) for _ in range(3)]:
         given_to(study, claim, dead)
+    claims = claims_of(study)
     claims.recover(2)
     assert [trial.user_attrs.get(RETRY_OF) for trial in trials(study)[3:]] == [0, 1]
     claims.recover(3)
@@ -168,7 +169,7 @@ def test_a_worker_elsewhere_is_dead_when_its_heartbeat_stopped(
     study: optuna.Study, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     claims = claims_of(study)
-    given_to(study, take(claims), ELSEWHERE)
+    given_to(study, take(claims_of(study)), ELSEWHERE)
     assert claims.recover(100) == 0
     monkeypatch.setattr(study._storage, "grace_period", -1)  # as if two minutes had passed
     monkeypatch.setattr(study._storage, "back_since", time.monotonic())  # when no heartbeat could be written
@@ -199,7 +200,7 @@ def test_a_trial_without_a_worker_is_left_to_the_program_that_began_it(study: op
 def test_a_position_is_retried_once_however_many_workers_see_it_open(study: optuna.Study) -> None:
     """All read before one writes, as they may where the database does not lock early."""
     claims = claims_of(study)
-    given_to(study, take(claims), dead_worker(), 7)
+    given_to(study, take(claims_of(study)), dead_worker(), 7)
     many = [claims_of(study) for _ in range(3)]
     claims.recover(0)
     for each in many:
@@ -207,7 +208,7 @@ def test_a_position_is_retried_once_however_many_workers_see_it_open(study: optu
     for each in many:
         each._enqueue_again(0)
     assert [trial.state.name for trial in trials(study)] == ["FAIL", "WAITING"]
-    given_to(study, take(claims), dead_worker())
+    given_to(study, take(claims_of(study)), dead_worker())
     claims_of(study).recover(100)
     assert [trial.state.name for trial in trials(study)] == ["FAIL", "FAIL", "WAITING"]
 
@@ -225,7 +226,7 @@ def test_a_position_at_which_workers_die_again_and_again_is_given_up(study: optu
 
 def test_letting_go_fails_this_workers_trials_and_no_others(study: optuna.Study) -> None:
     claims = claims_of(study)
-    given_to(study, take(claims), ELSEWHERE, 3)
+    given_to(study, take(claims_of(study)), ELSEWHERE, 3)
     take(claims)
     claims.release("KeyboardInterrupt: ", 100)
     theirs, own, retry = trials(study)
@@ -239,7 +240,7 @@ def test_letting_go_fails_this_workers_trials_and_no_others(study: optuna.Study)
 def test_nobody_works_where_all_trials_ended_or_lost_their_workers(study: optuna.Study) -> None:
     claims = claims_of(study)
     complete(study, take(claims))
-    given_to(study, take(claims), dead_worker())
+    given_to(study, take(claims_of(study)), dead_worker())
     assert claims.others_at_work(100) == 0
 
 

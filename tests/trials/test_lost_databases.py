@@ -17,7 +17,7 @@ from optuna.trial import TrialState
 from autodiffusion_opt import UserError
 from autodiffusion_opt.trials import database, sql
 from autodiffusion_opt.trials import storage as storage_room
-from autodiffusion_opt.trials.attributes import WORKER
+from autodiffusion_opt.trials.attributes import SCORE, WORKER
 from autodiffusion_opt.trials.opening import close_all, open_storage
 from autodiffusion_opt.trials.sql import SqlStorage
 from autodiffusion_opt.trials.studies import create_study
@@ -122,6 +122,40 @@ def test_a_measured_value_is_kept_until_it_is_written(
     assert (trial.state, trial.values) == (TrialState.COMPLETE, [2.5])
     with pytest.raises(optuna.exceptions.UpdateFinishedTrialError):
         storage.set_trial_state_values(started, TrialState.COMPLETE, [3.5])
+
+
+def finish_with_score(storage: SqlStorage, trial_id: int) -> None:
+    with storage.together():
+        storage.set_trial_user_attr(trial_id, SCORE, {"images": 9})
+        assert storage.set_trial_state_values(trial_id, TrialState.COMPLETE, [2.5])
+        assert SCORE not in storage.get_trial(trial_id).user_attrs
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_a_trials_score_and_its_last_state_are_one_transaction(
+    when: str, study: optuna.Study, storage: SqlStorage, fail_at: Callable[[str, int], list[int]]
+) -> None:
+    started = storage.start(study._study_id, None)
+    assert started is not None
+    count = fail_at(when, 1)
+    with pytest.warns(UserWarning, match="is gone|is back"):
+        finish_with_score(storage, started)
+    assert count == [2]
+    (trial,) = study.get_trials(deepcopy=False)
+    assert (trial.state, trial.values, trial.user_attrs[SCORE]) == (TrialState.COMPLETE, [2.5], {"images": 9})
+
+
+def test_what_is_written_of_a_trial_that_another_worker_finished_is_refused_whole(
+    study: optuna.Study, storage: SqlStorage, fail_at: Callable[[str, int], list[int]]
+) -> None:
+    started = storage.start(study._study_id, None)
+    assert started is not None
+    storage.set_trial_state_values(started, TrialState.FAIL)
+    fail_at("before", 1)  # the second attempt knows that the first may have been written
+    with pytest.warns(UserWarning, match="is gone"), pytest.raises(optuna.exceptions.UpdateFinishedTrialError):
+        finish_with_score(storage, started)
+    (trial,) = study.get_trials(deepcopy=False)
+    assert (trial.state, trial.values, SCORE in trial.user_attrs) == (TrialState.FAIL, None, False)
 
 
 def test_patience_ends(study: optuna.Study, storage: SqlStorage, fail_at: Callable[[str, int], list[int]]) -> None:

@@ -206,6 +206,7 @@ ALLOWED = {
     ("trials.queries", "_get_trials"),
     ("trials.queries", "_trial_id"),
     ("trials.reading", "_rdb"),  # the same
+    ("trials.writing", "_rdb"),  # the same
     ("trials.moving", "_rdb"),  # the same, for whole studies
     ("trials.moving", "_storage"),
     ("trials.moving", "_study_id"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
 from functools import lru_cache
 from typing import Any
@@ -38,8 +38,7 @@ def read_trials(connection: Connection, study_id: int, ids: set[int], last_id: i
     which = TRIALS.c.study_id == study_id
     if last_id > -1 and len(ids) <= MOST_NAMED:
         which &= or_(TRIALS.c.trial_id > last_id, TRIALS.c.trial_id.in_(ids))
-    trials = _read(connection, which)
-    return [trial for trial in trials if trial._trial_id > last_id or trial._trial_id in ids]
+    return _read(connection, which, lambda trial_id: trial_id > last_id or trial_id in ids)
 
 
 def read_trial(connection: Connection, trial_id: int) -> FrozenTrial | None:
@@ -47,8 +46,11 @@ def read_trial(connection: Connection, trial_id: int) -> FrozenTrial | None:
     return next(iter(_read(connection, TRIALS.c.trial_id == trial_id)), None)
 
 
-def _read(connection: Connection, which: ColumnElement[bool]) -> list[FrozenTrial]:
+def _read(
+    connection: Connection, which: ColumnElement[bool], is_wanted: Callable[[int], bool] = lambda _: True
+) -> list[FrozenTrial]:
     rows = connection.execute(select(TRIALS).where(which).order_by(TRIALS.c.trial_id)).all()
+    rows = [row for row in rows if is_wanted(row.trial_id)]
     if not rows:
         return []
     parts = {

@@ -17,7 +17,6 @@ import threading
 import warnings
 import weakref
 from collections.abc import Callable, Container, Iterator, Sequence
-from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -33,36 +32,10 @@ from optuna.trial import FrozenTrial, TrialState
 from autodiffusion_opt.errors import UserError
 from autodiffusion_opt.trials import database
 from autodiffusion_opt.trials.attributes import CANDIDATE, WORKER
-from autodiffusion_opt.trials.reading import read_trial, read_trials
+from autodiffusion_opt.trials.reading import SYSTEM_ATTRIBUTES, USER_ATTRIBUTES, read_trial, read_trials
 from autodiffusion_opt.trials.storage import Storage, patient
 from autodiffusion_opt.trials.workers import GRACE_SECONDS, HEARTBEAT_SECONDS, this_worker
-
-# What a transaction does, given its session.
-Write = Callable[[Any], None]
-
-
-@dataclass(frozen=True)
-class Finish:
-    """A write: a trial's last state, and its values."""
-
-    storage: SqlStorage
-    trial_id: int
-    state: TrialState
-    values: list[float] | None
-
-    def __call__(self, session: Any) -> None:
-        """Write it."""
-        trial: Any = models.TrialModel.find_or_raise_by_id(self.trial_id, session, for_update=True)
-        self.storage.check_trial_is_updatable(self.trial_id, trial.state)
-        for objective, value in enumerate(self.values or ()):
-            self.storage._set_trial_value_without_commit(session, trial, objective, value)
-        trial.state = self.state
-        trial.datetime_complete = datetime.now()
-
-    def is_written(self) -> bool:
-        """Whether SQL holds it."""
-        stored = self.storage.get_trial(self.trial_id)
-        return stored.state == self.state and stored.values == self.values
+from autodiffusion_opt.trials.writing import Attribute, Finish, Parameter, Write, write
 
 
 class SqlStorage(Storage, RDBStorage):
@@ -128,35 +101,31 @@ class SqlStorage(Storage, RDBStorage):
 
         def call(may_be_written: bool) -> None:
             try:
-                # A parameter that is there already was written by an attempt whose answer was lost.
-                with _create_scoped_session(self.scoped_session, not finishes) as session:
-                    for write in writes:
-                        write(session)
+                with _create_scoped_session(self.scoped_session) as session:
+                    write(session, writes)
             except optuna.exceptions.UpdateFinishedTrialError:
-                if not (may_be_written and finishes and all(finish.is_written() for finish in finishes)):
+                if not (may_be_written and finishes and all(map(self._is_finished, finishes))):
                     raise
 
         self.patiently(call)
+
+    def _is_finished(self, finish: Finish) -> bool:
+        stored = self.get_trial(finish.trial_id)
+        return stored.state == finish.state and stored.values == (finish.values and list(finish.values))
 
     def set_trial_param(
         self, trial_id: int, param_name: str, param_value_internal: float, distribution: BaseDistribution
     ) -> None:
         """Set a parameter of a running trial."""
-        self._write(
-            lambda session: self._set_trial_param_without_commit(
-                session, trial_id, param_name, param_value_internal, distribution
-            )
-        )
+        self._write(Parameter(trial_id, param_name, param_value_internal, distribution))
 
     def set_trial_user_attr(self, trial_id: int, key: str, value: Any) -> None:
         """Set a user attribute of a running trial."""
-        rows = models.TrialUserAttributeModel
-        self._write(lambda session: self._set_trial_attr_without_commit(session, rows, trial_id, key, value))
+        self._write(Attribute(USER_ATTRIBUTES, trial_id, key, value))
 
     def set_trial_system_attr(self, trial_id: int, key: str, value: Any) -> None:
         """Set a system attribute of a running trial."""
-        rows = models.TrialSystemAttributeModel
-        self._write(lambda session: self._set_trial_attr_without_commit(session, rows, trial_id, key, value))
+        self._write(Attribute(SYSTEM_ATTRIBUTES, trial_id, key, value))
 
     def start(self, study_id: int, trial_id: int | None) -> int | None:
         """In one transaction."""
@@ -199,7 +168,7 @@ class SqlStorage(Storage, RDBStorage):
         """Finish a trial. An attempt whose answer was lost may have been written: that is no error."""
         if not state.is_finished():
             return self.patiently(lambda _: super(SqlStorage, self).set_trial_state_values(trial_id, state, values))
-        self._write(Finish(self, trial_id, state, None if values is None else list(values)))
+        self._write(Finish(trial_id, state, None if values is None else tuple(values)))
         return True
 
     def stale_trial_ids(self, study_id: int) -> set[int]:

@@ -20,9 +20,10 @@ def best_of(past: Past, count: int, before: int) -> list[Observation]:
     Front after front; of a front that does not fit whole, those whose neighbours in it are farthest. What keeps to its
     bounds comes before what does not, this by how far it is beyond.
     """
+    least = past.best(1, before)
+    if not least or len(_losses(least[0])) == 1:
+        return past.best(count, before)
     measured = past.best(before, before)
-    if not measured or len(_losses(measured[0])) == 1:
-        return measured[:count]
     best: list[Observation] = []
     while measured and len(best) < count:
         front = _front(measured)
@@ -33,10 +34,10 @@ def best_of(past: Past, count: int, before: int) -> list[Observation]:
 
 def front_of(past: Past, before: int) -> list[Observation]:
     """The candidates at positions below ``before`` that no other dominates; with one value the best one."""
-    measured = past.best(before, before)
-    if not measured or len(_losses(measured[0])) == 1:
-        return measured[:1]
-    return _front(measured)
+    least = past.best(1, before)
+    if not least or len(_losses(least[0])) == 1:
+        return least
+    return _front(past.best(before, before))
 
 
 def _front(observations: Sequence[Observation]) -> list[Observation]:

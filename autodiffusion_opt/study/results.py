@@ -40,6 +40,7 @@ from autodiffusion_opt.trials.database import storage_url, without_password
 from autodiffusion_opt.trials.history import MEASURED, best_first
 from autodiffusion_opt.trials.opening import open_storage
 from autodiffusion_opt.trials.queries import Queries, every_study, queries_of
+from autodiffusion_opt.trials.reading import collection_paused
 from autodiffusion_opt.trials.storage import Storage
 from autodiffusion_opt.trials.studies import need_study, value_names
 
@@ -129,7 +130,8 @@ class StoredStudy:
     @cached_property
     def _complete(self) -> list[Result]:
         names = self.value_names
-        return [_result(trial, names) for trial in best_first(self.trials, self.study.directions)]
+        with collection_paused():
+            return [_result(trial, names) for trial in best_first(self.trials, self.study.directions)]
 
     def complete(self) -> list[Result]:
         """The complete trials, best first; those that keep to their bounds before the others."""

@@ -29,6 +29,7 @@ from autodiffusion_opt.trials.attributes import (
     given_name,
     values_of,
 )
+from autodiffusion_opt.trials.reading import collection_paused
 from autodiffusion_opt.trials.storage import Storage
 
 Directions = Sequence[StudyDirection]
@@ -142,6 +143,9 @@ class Observations:
         self._first_position: dict[Candidate, int] = {}
         # Ascending (excess, losses, position); finite losses only.
         self._ranked: list[tuple[float, tuple[float, ...], int]] = []
+        self._unmeasured: set[int] = set()  # positions whose candidate is known
+        self._absent: set[int] = set()  # positions below the next of which nothing is known
+        self._next = 0
         for observation in observations:
             self.put(observation)
 
@@ -151,6 +155,10 @@ class Observations:
         if before is not None and before.losses is not None:
             return
         self._at[observation.position] = observation
+        (self._unmeasured.discard if observation.is_measured else self._unmeasured.add)(observation.position)
+        self._absent.update(range(self._next, observation.position))
+        self._absent.discard(observation.position)
+        self._next = max(self._next, observation.position + 1)
         first = self._first_position.get(observation.candidate, observation.position)
         self._first_position[observation.candidate] = min(first, observation.position)
         if observation.losses is not None and all(map(math.isfinite, observation.losses)):
@@ -186,12 +194,13 @@ class Past:
 
         Only those of the two that have any.
         """
-        at = self._all._at
-        positions = {
-            "measuring": [each.position for each in self if not each.is_measured],
-            "proposing": [position for position in range(self.position) if position not in at],
+        known = self._all
+        absent = known._absent.union(range(known._next, self.position))
+        listed = {
+            state: sorted(position for position in positions if position < self.position)
+            for state, positions in (("measuring", known._unmeasured), ("proposing", absent))
         }
-        return {state: listed for state, listed in positions.items() if listed}
+        return {state: positions for state, positions in listed.items() if positions}
 
     def as_it_was(self, unmeasured: Mapping[str, Sequence[int]]) -> Past:
         """The same positions when those of :meth:`unmeasured` had no value yet."""
@@ -254,18 +263,21 @@ class History:
 
     def refresh(self) -> History:
         """Read the trials that are new or were not finished; returns itself."""
+        with collection_paused():
+            for trial in sorted(self._fresh(), key=lambda trial: trial.number):
+                self._take(trial)
+        return self
+
+    def _fresh(self) -> list[FrozenTrial]:
         storage, study_id = self.study._storage, self.study._study_id
         if isinstance(storage, Storage):
             # Of a trial that runs there is nothing new until it has a candidate, and then until it has ended.
             running = {trial._trial_id: CANDIDATE in trial.user_attrs for trial in self.unfinished(TrialState.RUNNING)}
             measuring = {trial_id for trial_id, has_candidate in running.items() if has_candidate}
             changed = storage.changed(study_id, measuring, set(running) - measuring)
-            fresh = storage.new_trials(study_id, set(self._unfinished) - set(running) | changed, self._last_id)
-        else:  # another program's, which one of our samplers serves
-            fresh = storage.get_all_trials(study_id, deepcopy=False)
-        for trial in sorted(fresh, key=lambda trial: trial.number):
-            self._take(trial)
-        return self
+            return storage.new_trials(study_id, set(self._unfinished) - set(running) | changed, self._last_id)
+        # Another program's, which one of our samplers serves.
+        return storage.get_all_trials(study_id, deepcopy=False)
 
     def _take(self, trial: FrozenTrial) -> None:
         self.trials[trial.number] = trial

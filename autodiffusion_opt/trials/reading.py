@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import json
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from functools import lru_cache
 from typing import Any
@@ -26,6 +28,18 @@ MOST_NAMED = 5000
 _distribution = lru_cache(maxsize=4096)(json_to_distribution)
 
 
+@contextmanager
+def collection_paused() -> Iterator[None]:
+    """Python's search for cycles waits: trials have none, and it takes a quarter of the time of reading 10,000."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
+
+
 def read_trials(connection: Connection, study_id: int, ids: set[int], last_id: int) -> list[FrozenTrial]:
     """The trials of a study whose ids are among ``ids`` or above ``last_id``, in the order of their ids.
 
@@ -37,6 +51,7 @@ def read_trials(connection: Connection, study_id: int, ids: set[int], last_id: i
     """
     which = TRIALS.c.study_id == study_id
     if last_id > -1 and len(ids) <= MOST_NAMED:
+        which &= TRIALS.c.trial_id >= min(ids | {last_id + 1})  # so that the index is used, and not all rows are read
         which &= or_(TRIALS.c.trial_id > last_id, TRIALS.c.trial_id.in_(ids))
     return _read(connection, which, lambda trial_id: trial_id > last_id or trial_id in ids)
 

@@ -102,7 +102,7 @@ def test_status_and_best_read_no_trials_that_they_do_not_show(url: str) -> None:
     def on_execute(connection: Any, cursor: Any, statement: str, parameters: Any, *more: Any) -> None:
         if "FROM trial_params" in statement:
             values = list(parameters.values() if isinstance(parameters, dict) else parameters)  # psycopg names them
-            read.append(values[2:])  # after the study and the last id that is not asked for: the trials
+            read.append(values[3:])  # after the study and the bounds of ids: the trials
 
     stored = StoredStudy(study)
     shown = {result.trial for result in stored.top(2)}

@@ -15,7 +15,7 @@ WRONG = {
     "postgresql://[::1": "storage must be a URL such as",
     "postgresql://me:secret@localhost:x/y": "storage must be a URL such as",
     "x" * 10_000: "storage must be a URL such as",
-    "sqlite:///a\0b": "characters that are not printed; got 'sqlite:///a%00b'",
+    "sqlite:///a\0b": "characters that are not printed; got 'sqlite:///a",
     "sqlite:///\x1b[31m.db": "characters that are not printed",
     "postgres://localhost/x": "Did you mean 'postgresql'?",
     "postgresql+nodriver://localhost/x": "the kind of database must be one of",

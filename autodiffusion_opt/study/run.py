@@ -264,10 +264,10 @@ class Study:
                         continue
                     trial = run_trial(kind_of(self._optimizer), self.problem, claim, history, self._callback)
                     signals.raise_since(signals_before)
-                    self._callback.finished(trial, history.refresh())
+                    self._callback.finished(trial, history)
                     failures.count(claim.position, trial)
             warn_of_others(claims.others_at_work(wanted))
-            return results.complete(study, history.refresh().trials.values())
+            return results.complete(study, history.trials.values())
 
     def _complete(self, wanted: int) -> History | None:
         """The history of a study that has all its trials; its model, which may be gone, is not loaded.

@@ -12,6 +12,7 @@ from optuna.storages import BaseStorage, RDBStorage
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
+from autodiffusion_opt.trials.attributes import CANDIDATE
 from autodiffusion_opt.trials.opening import open_storage
 from autodiffusion_opt.trials.sql import SqlStorage
 
@@ -86,6 +87,19 @@ def test_a_parameter_of_another_kind_than_before_is_refused_as_optuna_refuses_it
     with pytest.raises(ValueError, match="different distribution kind"):
         storage.set_trial_param(second, "x", 1.0, IntDistribution(0, 3))
     assert storage.get_trial(second).params == {"x": 0.5}
+
+
+def test_running_trials_of_which_there_is_something_new(storage: SqlStorage) -> None:
+    study_id = storage.create_new_study([StudyDirection.MINIMIZE], "s")
+    trials = [storage.create_new_trial(study_id) for _ in range(5)]
+    measuring, ended, proposing, proposed, failed = trials
+    for trial_id in (measuring, ended, proposed):
+        storage.set_trial_user_attr(trial_id, CANDIDATE, "{}")
+    storage.set_trial_state_values(ended, TrialState.COMPLETE, [1.0])
+    storage.set_trial_state_values(failed, TrialState.FAIL)
+    assert storage.changed(study_id, {measuring, ended}, {proposing, proposed, failed}) == {ended, proposed, failed}
+    assert storage.changed(study_id, {measuring}, {proposing}) == set()
+    assert storage.changed(study_id, set(), set()) == set()
 
 
 def test_trials_that_are_not_there_or_have_finished_are_refused(storage: SqlStorage) -> None:

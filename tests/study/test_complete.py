@@ -51,7 +51,8 @@ def test_a_complete_study_prints_its_result_though_its_model_is_gone(
     assert code == 0
     shutil.rmtree(tmp_path / "model")
     code, again, err = call(*words)
-    assert (code, again, err.strip()) == (0, out, "")  # rich 14.0 ends what it has not shown with an empty line
+    assert (code, again) == (0, out)
+    assert err in ("", "\n")  # rich 14.0 ends what it has not shown with an empty line
     code, _, err = call("run", path, "--storage", url, "--trials", 10)
     assert (code, "there is no folder" in err) == (2, True)
 

@@ -43,6 +43,14 @@ def study(storage: SqlStorage) -> optuna.Study:
     return create_study(storage, "s", {"value": MINIMIZE})
 
 
+@pytest.fixture
+def started(study: optuna.Study, storage: SqlStorage) -> int:
+    """The id of a running trial."""
+    trial_id = storage.start(study._study_id, None)
+    assert trial_id is not None
+    return trial_id
+
+
 def lost(message: str = "database is locked") -> sqlalchemy.exc.OperationalError:
     return sqlalchemy.exc.OperationalError("BEGIN IMMEDIATE", {}, sqlite3.OperationalError(message))
 
@@ -111,10 +119,8 @@ def test_a_waiting_trial_is_enqueued_and_started_once(
 
 @pytest.mark.parametrize("when", ["before", "after"])
 def test_a_measured_value_is_kept_until_it_is_written(
-    when: str, study: optuna.Study, storage: SqlStorage, fail_at: Callable[[str, int], list[int]]
+    when: str, study: optuna.Study, storage: SqlStorage, started: int, fail_at: Callable[[str, int], list[int]]
 ) -> None:
-    started = storage.start(study._study_id, None)
-    assert started is not None
     fail_at(when, 3)
     with pytest.warns(UserWarning, match="is gone|is back"):
         assert storage.set_trial_state_values(started, TrialState.COMPLETE, [2.5])
@@ -133,10 +139,8 @@ def finish_with_score(storage: SqlStorage, trial_id: int) -> None:
 
 @pytest.mark.parametrize("when", ["before", "after"])
 def test_a_trials_score_and_its_last_state_are_one_transaction(
-    when: str, study: optuna.Study, storage: SqlStorage, fail_at: Callable[[str, int], list[int]]
+    when: str, study: optuna.Study, storage: SqlStorage, started: int, fail_at: Callable[[str, int], list[int]]
 ) -> None:
-    started = storage.start(study._study_id, None)
-    assert started is not None
     count = fail_at(when, 1)
     with pytest.warns(UserWarning, match="is gone|is back"):
         finish_with_score(storage, started)
@@ -146,10 +150,8 @@ def test_a_trials_score_and_its_last_state_are_one_transaction(
 
 
 def test_what_is_written_of_a_trial_that_another_worker_finished_is_refused_whole(
-    study: optuna.Study, storage: SqlStorage, fail_at: Callable[[str, int], list[int]]
+    study: optuna.Study, storage: SqlStorage, started: int, fail_at: Callable[[str, int], list[int]]
 ) -> None:
-    started = storage.start(study._study_id, None)
-    assert started is not None
     storage.set_trial_state_values(started, TrialState.FAIL)
     fail_at("before", 1)  # the second attempt knows that the first may have been written
     with pytest.warns(UserWarning, match="is gone"), pytest.raises(optuna.exceptions.UpdateFinishedTrialError):
@@ -166,10 +168,8 @@ def test_patience_ends(study: optuna.Study, storage: SqlStorage, fail_at: Callab
 
 
 def test_a_heartbeat_that_cannot_be_written_is_left_out(
-    study: optuna.Study, storage: SqlStorage, fail_at: Callable[[str, int], list[int]]
+    study: optuna.Study, storage: SqlStorage, started: int, fail_at: Callable[[str, int], list[int]]
 ) -> None:
-    started = storage.start(study._study_id, None)
-    assert started is not None
     count = fail_at("before", 1)
     storage.record_heartbeat(started)
     assert count == [1]

@@ -36,6 +36,7 @@ def test_a_wrong_url_is_refused(url: str) -> None:
         open_storage(url)
     assert WRONG[url] in str(error.value)
     assert "secret" not in str(error.value)
+    assert str(error.value).isprintable()
     assert len(str(error.value)) < 11_000
 
 

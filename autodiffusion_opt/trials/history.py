@@ -261,20 +261,27 @@ class History:
         self._settled: set[int] = set()  # positions that need no further trial
         self._open: set[int] = set()  # positions whose every trial lost its worker
 
-    def refresh(self) -> History:
-        """Read the trials that are new or were not finished; returns itself."""
+    def refresh(self, *, proposing: bool = False) -> History:
+        """Read the trials that are new or were not finished; returns itself.
+
+        Args:
+            proposing: whether trials that have no candidate yet are read again too, for what they hold of turns.
+        """
         with collection_paused():
-            for trial in sorted(self._fresh(), key=lambda trial: trial.number):
+            for trial in sorted(self._fresh(proposing), key=lambda trial: trial.number):
                 self._take(trial)
         return self
 
-    def _fresh(self) -> list[FrozenTrial]:
+    def _fresh(self, read_proposing: bool) -> list[FrozenTrial]:
         storage, study_id = self.study._storage, self.study._study_id
         if isinstance(storage, Storage):
-            # Of a trial that runs there is nothing new until it has a candidate, and then until it has ended.
+            # Of a trial that runs there is nothing new, but for its turn, until it has a candidate, and then until it
+            # has ended.
             running = {trial._trial_id: CANDIDATE in trial.user_attrs for trial in self.unfinished(TrialState.RUNNING)}
             measuring = {trial_id for trial_id, has_candidate in running.items() if has_candidate}
-            changed = storage.changed(study_id, measuring, set(running) - measuring)
+            proposing = set(running) - measuring
+            changed = storage.changed(study_id, measuring, set() if read_proposing else proposing)
+            changed |= proposing if read_proposing else set()
             return storage.new_trials(study_id, set(self._unfinished) - set(running) | changed, self._last_id)
         # Another program's, which one of our samplers serves.
         return storage.get_all_trials(study_id, deepcopy=False)

@@ -17,6 +17,7 @@ from autodiffusion_opt.trials.history import History
 from autodiffusion_opt.trials.studies import set_attributes
 
 TURN = "turn"
+# Seconds between two looks, for each worker that is waited for: whose turn is next looks often.
 POLL_SECONDS = 0.01
 # How often the workers that are waited for are asked whether they live.
 ALIVE_SECONDS = 1.0
@@ -30,17 +31,17 @@ def wait_for_turn(history: History, number: int, attribute: str) -> int:
         number: of the trial.
         attribute: of trials, a table with the key ``turn``. The turn is over once it has more keys.
     """
-    trial = history.refresh().trials[number]
+    trial = history.refresh(proposing=True).trials[number]
     turns = (each.user_attrs.get(attribute, {}).get(TURN, 0) for each in history.trials.values())
     turn = 1 + max(turns, default=0)
     set_attributes(history.study, trial, {attribute: {TURN: turn}})
     next_look = time.monotonic() + ALIVE_SECONDS
-    while waited_for := _before(history.refresh(), turn, number, attribute):
+    while waited_for := _before(history.refresh(proposing=True), turn, number, attribute):
         if time.monotonic() >= next_look:
             for each in waited_for:
                 fail_if_dead(history.study, each)
             next_look = time.monotonic() + ALIVE_SECONDS
-        time.sleep(POLL_SECONDS)
+        time.sleep(POLL_SECONDS * len(waited_for))
     return turn
 
 

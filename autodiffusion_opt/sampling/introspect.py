@@ -7,6 +7,7 @@ from typing import Any
 
 from autodiffusion_opt.errors import UserError
 from autodiffusion_opt.sampling.compatibility import denoiser_of
+from autodiffusion_opt.sampling.example_call import learn_layers
 from autodiffusion_opt.sampling.layers import Layer, list_layers, total_flops
 from autodiffusion_opt.sampling.schedule import layout_of, sigmas_of, stops_early, takes_continuous, time_range
 from autodiffusion_opt.space.model_info import ModelInfo
@@ -33,7 +34,7 @@ def read_model_info(
     scheduler = pipeline.scheduler
     low, high = time_range(scheduler)
     sigmas = sigmas_of(scheduler)
-    layers, flops = _counted(denoiser_of(pipeline), need_layers)
+    layers, flops = _counted(pipeline, need_layers)
     return ModelInfo(
         train_steps=int(scheduler.config.num_train_timesteps),
         lowest=max(low, FLOW_LOWEST) if sigmas is None else low,
@@ -53,9 +54,11 @@ def read_model_info(
     )
 
 
-def _counted(denoiser: Any, need_layers: bool) -> tuple[list[Layer], int]:
+def _counted(pipeline: Any, need_layers: bool) -> tuple[list[Layer], int]:
     """The layers of a denoiser and the FLOPs of a forward pass; none where they cannot be counted."""
+    denoiser = denoiser_of(pipeline)
     try:
+        learn_layers(pipeline)
         return list_layers(denoiser), total_flops(denoiser)
     except UserError:
         if need_layers:

@@ -21,6 +21,7 @@ from autodiffusion_opt.progress import Progress, silent
 from autodiffusion_opt.sampling.compatibility import denoiser_of
 from autodiffusion_opt.sampling.generate import ImageSampler
 from autodiffusion_opt.sampling.hooks import before_forward
+from autodiffusion_opt.sampling.example_call import learn_layers
 from autodiffusion_opt.sampling.introspect import read_model_info
 from autodiffusion_opt.sampling.layers import install_bypass
 from autodiffusion_opt.sampling.layers.listing import known_layers
@@ -66,6 +67,7 @@ def rank_layers(
     if schedule_on(pipeline.scheduler) is not None:
         raise UserError("layers are ranked on a pipeline without a candidate: remove(pipeline) first")
     denoiser = denoiser_of(pipeline)
+    learn_layers(pipeline)
     layers = [layer.index for layer in known_layers(denoiser) if layer.removable]
 
     # As few equal parts as the micro batch allows: images that fill up the last call would count twice.

@@ -140,12 +140,17 @@ def _residual(module: Any, input_tensor: Any, *_: Any, **__: Any) -> Any:
     return skip if module.output_scale_factor == 1.0 else skip / module.output_scale_factor
 
 
+def _adds_its_input(module: Any) -> bool:
+    return bool(getattr(module, "residual_connection", False)) or _sees_text(module)
+
+
 def _sees_text(module: Any) -> bool:
     """Whether it is of a SimpleCrossAttn block (DeepFloyd IF, Kandinsky): a UNet's, and projects text."""
-    return module.added_kv_proj_dim is not None and module.group_norm is not None
+    parts = (getattr(module, "added_kv_proj_dim", None), getattr(module, "group_norm", None))
+    return all(part is not None for part in parts)
 
 
-@_diffusers("attention", "Attention", removable=lambda module: module.residual_connection or _sees_text(module))
+@_diffusers("attention", "Attention", removable=lambda module: _adds_its_input(module))
 def _attention(module: Any, hidden_states: Any, *_: Any, **__: Any) -> Any:
     """``x / rescale_output_factor``; with text, ``x``: such a block has no flag and always adds its input.
 

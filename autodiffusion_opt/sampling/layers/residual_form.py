@@ -159,8 +159,7 @@ def zero_weights(module: torch.nn.Module) -> torch.nn.Module:
         for name, value in inner._parameters.items():
             if value is not None:
                 inner._parameters[name] = _parameter(_zeros(value))
-        for held in (inner._buffers, vars(inner)):
-            held.update({name: _zeros(value) for name, value in held.items() if _is_meta(value)})
+        _replace_held(inner, _zeros)
     return module
 
 
@@ -174,9 +173,20 @@ def _without_branches(block: torch.nn.Module, generator: torch.Generator) -> tor
             if value is not None:
                 is_map = "bias" in name or ("weight" in name and value.ndim >= 2)
                 inner._parameters[name] = _parameter(_zeros(value) if is_map else _random_like(value, generator))
-        for held in (inner._buffers, vars(inner)):
-            held.update({name: _random_like(value, generator) for name, value in held.items() if _is_meta(value)})
+        _replace_held(inner, lambda value: _random_like(value, generator))
     return copied
+
+
+def _replace_held(module: torch.nn.Module, make: Callable[[torch.Tensor], torch.Tensor]) -> None:
+    """Replace the tensors on the meta device that a module holds beside its parameters, also in lists and tuples."""
+
+    def made(leaf: Any) -> Any:
+        return make(leaf) if isinstance(leaf, torch.Tensor) and leaf.is_meta else leaf
+
+    for held in (module._buffers, vars(module)):
+        for name, value in held.items():
+            if isinstance(value, torch.Tensor | list | tuple):
+                held[name] = tree_map(made, value)
 
 
 def _calls(bare_copy: torch.nn.Module, run: Callable[[], object]) -> dict[str, Call]:
@@ -244,10 +254,6 @@ def _all_zero(value: torch.Tensor) -> bool:
 
 def _on_meta(leaf: Any) -> Any:
     return leaf.to("meta") if isinstance(leaf, torch.Tensor) else leaf
-
-
-def _is_meta(value: Any) -> bool:
-    return isinstance(value, torch.Tensor) and value.is_meta
 
 
 def _form(value: Any) -> str:

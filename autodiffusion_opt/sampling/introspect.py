@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from autodiffusion_opt.errors import UserError
@@ -16,7 +16,12 @@ FLOW_LOWEST = 1.0  # time 0 is the image itself
 
 
 def read_model_info(
-    pipeline: Any, *, need_layers: bool = False, ranking: Sequence[Sequence[int]] = (), shift: float = 1.0
+    pipeline: Any,
+    *,
+    need_layers: bool = False,
+    ranking: Sequence[Sequence[int]] = (),
+    shift: float = 1.0,
+    call: Mapping[str, Any] | None = None,
 ) -> ModelInfo:
     """The time range, the solver's calls and the layers of a pipeline (see :class:`ModelInfo`).
 
@@ -27,6 +32,7 @@ def read_model_info(
         need_layers: whether it is an error where layers cannot be counted.
         ranking: of the layers.
         shift: of a flow matching model (:func:`~autodiffusion_opt.sampling.own.own_shift`).
+        call: arguments of the pipeline's call, on which the size of the denoiser's inputs depends.
 
     Raises:
         UserError: for a scheduler that is not accepted; with ``need_layers``, for layers that cannot be counted.
@@ -34,7 +40,7 @@ def read_model_info(
     scheduler = pipeline.scheduler
     low, high = time_range(scheduler)
     sigmas = sigmas_of(scheduler)
-    layers, flops = _counted(pipeline, need_layers)
+    layers, flops = _counted(pipeline, need_layers, call)
     return ModelInfo(
         train_steps=int(scheduler.config.num_train_timesteps),
         lowest=max(low, FLOW_LOWEST) if sigmas is None else low,
@@ -54,11 +60,11 @@ def read_model_info(
     )
 
 
-def _counted(pipeline: Any, need_layers: bool) -> tuple[list[Layer], int]:
+def _counted(pipeline: Any, need_layers: bool, call: Mapping[str, Any] | None) -> tuple[list[Layer], int]:
     """The layers of a denoiser and the FLOPs of a forward pass; none where they cannot be counted."""
     denoiser = denoiser_of(pipeline)
     try:
-        learn_layers(pipeline)
+        learn_layers(pipeline, call)
         return list_layers(denoiser), total_flops(denoiser)
     except UserError:
         if need_layers:

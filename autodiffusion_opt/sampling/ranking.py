@@ -72,7 +72,7 @@ def rank_layers(
 
     # As few equal parts as the micro batch allows: images that fill up the last call would count twice.
     size = -(-images // -(-images // sampler.micro_batch))
-    even = replace(sampler, micro_batch=size, batch_size=size)
+    even = replace(sampler, micro_batch=size, batch_size=size, frames=1)
 
     def sample(candidate: Candidate) -> None:
         for _ in even.images(candidate, range(images), seed):

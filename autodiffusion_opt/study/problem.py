@@ -123,7 +123,10 @@ def load_problem(config: StudyConfig, ranking: Any = None, progress: Progress = 
     counted = isinstance(config.objective, ImagesConfig) and {"layers", "flops"} & {*config.objective.goals.names}
     needs_layers = isinstance(config.space, SpaceConfig) and config.space.needs_layers
     with _told_of(config, "pipeline"):
-        info = read_model_info(sampler.pipeline, need_layers=needs_layers or bool(counted), shift=own_shift(sampler))
+        needs_layers = needs_layers or bool(counted)
+        info = read_model_info(
+            sampler.pipeline, need_layers=needs_layers, shift=own_shift(sampler), call=sampler.call
+        )
     with _told_of(config, "space"):
         if isinstance(config.space, SpaceConfig):
             config.space.check_model(info)
@@ -172,7 +175,8 @@ def load_sampler(config: StudyConfig, progress: Progress = silent) -> ImageSampl
         check_call(type(pipeline), table.call)
     with _told_of(config, "objective.conditions"):
         conditions = load_conditions(described, pipeline, config.base_of("objective"))
-    return ImageSampler(pipeline, conditions, table.call, table.micro_batch, table.batch_size)
+    frames = getattr(config.objective, "frames", 1)
+    return ImageSampler(pipeline, conditions, table.call, table.micro_batch, table.batch_size, frames)
 
 
 def _pipeline(config: StudyConfig, table: PipelineConfig, progress: Progress) -> Any:

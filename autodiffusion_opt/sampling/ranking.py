@@ -19,9 +19,9 @@ from autodiffusion_opt.candidate import Candidate
 from autodiffusion_opt.errors import UserError
 from autodiffusion_opt.progress import Progress, silent
 from autodiffusion_opt.sampling.compatibility import denoiser_of
+from autodiffusion_opt.sampling.example_call import learn_layers
 from autodiffusion_opt.sampling.generate import ImageSampler
 from autodiffusion_opt.sampling.hooks import before_forward
-from autodiffusion_opt.sampling.example_call import learn_layers
 from autodiffusion_opt.sampling.introspect import read_model_info
 from autodiffusion_opt.sampling.layers import install_bypass
 from autodiffusion_opt.sampling.layers.listing import known_layers

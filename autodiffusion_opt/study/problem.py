@@ -124,9 +124,7 @@ def load_problem(config: StudyConfig, ranking: Any = None, progress: Progress = 
     needs_layers = isinstance(config.space, SpaceConfig) and config.space.needs_layers
     with _told_of(config, "pipeline"):
         needs_layers = needs_layers or bool(counted)
-        info = read_model_info(
-            sampler.pipeline, need_layers=needs_layers, shift=own_shift(sampler), call=sampler.call
-        )
+        info = read_model_info(sampler.pipeline, need_layers=needs_layers, shift=own_shift(sampler), call=sampler.call)
     with _told_of(config, "space"):
         if isinstance(config.space, SpaceConfig):
             config.space.check_model(info)

@@ -18,6 +18,7 @@ import torch
 from autodiffusion_opt.errors import UserError, nearest, reason_of, unknown
 from autodiffusion_opt.paths import absolute
 from autodiffusion_opt.sampling.apply import apply, saved_candidate
+from autodiffusion_opt.sampling.checkpoints import CHECKPOINTS, how_to_get
 from autodiffusion_opt.sampling.compatibility import check_compatible, check_replacement, denoiser_of
 from autodiffusion_opt.sampling.compile import compile_layers
 from autodiffusion_opt.sampling.config import PipelineConfig
@@ -176,6 +177,8 @@ def model_folder(model: str, base: Path | None = None) -> Path | None:
         if not (path / "model_index.json").is_file():
             raise UserError(f"model: the folder {path} must hold a model_index.json, as save_pretrained writes it")
         return path
+    if path.name in CHECKPOINTS:
+        raise UserError(f"model: there is no folder {path}. {how_to_get(path)}")
     if model.startswith((".", "/", "~")) or model.count("/") != 1:
         names = ", ".join(sorted(EMBEDDED))
         raise UserError(

@@ -22,6 +22,7 @@ from autodiffusion_opt.cli.options import (
     study_option,
     write_text,
 )
+from autodiffusion_opt.cli.papers import convert, reproduce
 from autodiffusion_opt.cli.reference import reference
 from autodiffusion_opt.errors import UserError
 from autodiffusion_opt.files import check_output, check_output_folder
@@ -343,7 +344,7 @@ def compare(studies: tuple[str, ...], within: str, as_json: bool, output: Path |
     print_comparison(studies, as_json, output, within, **settings)
 
 
-for verb in (housekeeping.remove, housekeeping.rename, housekeeping.copy, reference):
+for verb in (housekeeping.remove, housekeeping.rename, housekeeping.copy, reference, convert, reproduce):
     app.add_command(verb)
 
 

@@ -11,6 +11,7 @@ import click
 
 from autodiffusion_opt import __version__
 from autodiffusion_opt.cli import housekeeping
+from autodiffusion_opt.cli.looking import dashboard, report
 from autodiffusion_opt.cli.options import (
     device_option,
     json_option,
@@ -287,7 +288,7 @@ def sample(
 @click.option("--top", type=positive, help="So many of a study's best.  [default: 1, or the whole front]")
 @click.option("--model", metavar="MODEL", help="Of another model, to see whether the candidate transfers.")
 @click.option("--extrapolate", is_flag=True, help="Also the value for infinitely many images.")
-@click.option("--report", multiple=True, metavar="NAME", help="Also a metric that the study did not measure.")
+@click.option("--report", "more", multiple=True, metavar="NAME", help="Also a metric that the study did not measure.")
 @study_option
 @storage_option
 @device_option
@@ -299,25 +300,29 @@ def verify(
     top: int | None,
     model: str | None,
     extrapolate: bool,
-    report: tuple[str, ...],
+    more: tuple[str, ...],
     study: str | None,
     storage: str | None,
     device: str | None,
     as_json: bool,
 ) -> None:
     """Re-score CANDIDATE (a JSON file, or a study: its best) and the baselines on fresh seeds."""
+    from autodiffusion_opt.catalogue import find_candidate
     from autodiffusion_opt.report.tables import rescored_table
+    from autodiffusion_opt.report.verified import keep_verified
     from autodiffusion_opt.study.problem import load_problem
     from autodiffusion_opt.study.progress_bar import Bar
-    from autodiffusion_opt.study.results import resolve
+    from autodiffusion_opt.study.results import open_study, resolve
     from autodiffusion_opt.study.verify import verified
 
     chosen = resolve(candidate, study, storage, top)
     with Bar() as bar:
-        config = chosen.config.on_model(model).on_device(device).reporting(report)
+        config = chosen.config.on_model(model).on_device(device).reporting(more)
         problem = load_problem(config, progress=bar)
         searched = None if model else chosen.searched
         result = verified(problem, chosen.candidates, searched, images, repeats, extrapolate, bar)
+    if model is None and find_candidate(candidate) is None:
+        keep_verified(open_study(candidate, storage), result)
     print_result(as_json, result.to_dict(), rescored_table(result.rescored))
     if not as_json:
         tell("\n".join(result.sentences))
@@ -343,7 +348,7 @@ def compare(studies: tuple[str, ...], within: str, as_json: bool, output: Path |
     print_comparison(studies, as_json, output, within, **settings)
 
 
-for verb in (housekeeping.remove, housekeeping.rename, housekeeping.copy, reference):
+for verb in (dashboard, report, housekeeping.remove, housekeeping.rename, housekeeping.copy, reference):
     app.add_command(verb)
 
 

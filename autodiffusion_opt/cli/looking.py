@@ -80,11 +80,15 @@ def report(
 def _grids(study: str, storage: str | None, count: int, device: str | None) -> dict[str, bytes]:
     """Caption -> PNG file."""
     from autodiffusion_opt.study.previews import LARGEST, png, tile
+    from autodiffusion_opt.study.problem import load_sampler
     from autodiffusion_opt.study.progress_bar import Bar
-    from autodiffusion_opt.study.results import resolve, sample_blocks
+    from autodiffusion_opt.study.results import open_study, resolve
+    from autodiffusion_opt.study.samples import compared_candidates, measured_values, sample_blocks
 
     chosen = resolve(study, None, storage)
     best = next(iter(chosen.candidates.values()))
     with Bar() as bar:
-        blocks = sample_blocks(chosen.config.on_device(device), best, count, 0, bar)
+        sampler = load_sampler(chosen.config.on_device(device), bar)
+        measured = measured_values(open_study(study, storage).complete())
+        blocks = sample_blocks(sampler, compared_candidates(sampler, best), count, 0, measured, bar)
     return {caption: png(tile(images, largest=2 * LARGEST)) for caption, images in blocks.items()}

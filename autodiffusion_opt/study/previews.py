@@ -145,8 +145,23 @@ def read_preview(trial: FrozenTrial, url: str) -> bytes | None:
     return content if content.startswith(b"\x89PNG") else None
 
 
-def remove_previews(trials: Iterable[FrozenTrial], url: str) -> None:
-    """Delete the files of trials that are deleted."""
-    for artifact in filter(None, map(preview_id, trials)):
+def remove_previews(artifacts: Iterable[str], url: str) -> None:
+    """Delete the files of these ids."""
+    for artifact in artifacts:
         if artifact.replace("-", "").isalnum():
             (artifact_folder(url) / artifact).unlink(missing_ok=True)
+
+
+def copy_previews(trials: Iterable[FrozenTrial], url: str, target: str) -> None:
+    """Copy the files of trials that were copied to another database; a warning tells where they cannot be."""
+    old, new = artifact_folder(url), artifact_folder(target)
+    pictures = {preview_id(trial): read_preview(trial, url) for trial in trials}
+    if old.resolve() == new.resolve():
+        return
+    try:
+        for artifact, content in pictures.items():
+            if artifact is not None and content is not None:
+                new.mkdir(parents=True, exist_ok=True)
+                (new / artifact).write_bytes(content)
+    except OSError as error:
+        warnings.warn(f"the previews cannot be copied to {new}: {error}", stacklevel=2)

@@ -13,8 +13,10 @@ import pytest
 from autodiffusion_opt.report import figures
 from autodiffusion_opt.report.dashboard import note_of, only_own_pages
 from autodiffusion_opt.report.page import POLICY
+from autodiffusion_opt.study import housekeeping
 from autodiffusion_opt.study.previews import artifact_folder, read_preview
 from autodiffusion_opt.study.results import open_study
+from autodiffusion_opt.trials.opening import open_storage
 
 Call = Callable[..., tuple[int, str, str]]
 
@@ -33,6 +35,20 @@ def test_a_trial_has_its_costs_as_flat_attributes_and_improving_ones_a_picture(r
         assert (picture is not None) == (wanted and "reused_from" not in trial.user_attrs)
         assert picture is None or len(picture) < 500_000
     assert artifact_folder(ran[1]).is_dir()
+
+
+def test_pictures_go_with_a_copied_study_and_are_removed_with_the_last(ran: tuple[Path, str], tmp_path: Path) -> None:
+    storage, url = open_storage(ran[1]), f"sqlite:///{tmp_path}/other.db"
+    housekeeping.copy("small", storage, url)
+    copied = open_study("small", url)
+    pictures = {trial.number: read_preview(trial, ran[1]) for trial in open_study("small", ran[1]).trials}
+    assert {trial.number: read_preview(trial, url) for trial in copied.trials} == pictures
+    count = len(list(artifact_folder(url).iterdir()))
+    housekeeping.copy("small", open_storage(url), url, "again")
+    housekeeping.remove(["small"], open_storage(url))
+    assert len(list(artifact_folder(url).iterdir())) == count
+    housekeeping.remove(["again"], open_storage(url))
+    assert list(artifact_folder(url).iterdir()) == []
 
 
 def test_the_report_holds_every_part_and_no_address_of_another_place(

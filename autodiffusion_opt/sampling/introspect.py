@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from autodiffusion_opt.errors import UserError
+from autodiffusion_opt.sampling.branch_costs import branch_costs
 from autodiffusion_opt.sampling.compatibility import denoiser_of
 from autodiffusion_opt.sampling.layers import Layer, list_layers, total_flops
 from autodiffusion_opt.sampling.schedule import layout_of, sigmas_of, stops_early, takes_continuous, time_range
@@ -15,7 +16,12 @@ FLOW_LOWEST = 1.0  # time 0 is the image itself
 
 
 def read_model_info(
-    pipeline: Any, *, need_layers: bool = False, ranking: Sequence[Sequence[int]] = (), shift: float = 1.0
+    pipeline: Any,
+    *,
+    need_layers: bool = False,
+    need_branches: bool = False,
+    ranking: Sequence[Sequence[int]] = (),
+    shift: float = 1.0,
 ) -> ModelInfo:
     """The time range, the solver's calls and the layers of a pipeline (see :class:`ModelInfo`).
 
@@ -24,16 +30,19 @@ def read_model_info(
     Args:
         pipeline: with an accepted scheduler.
         need_layers: whether it is an error where layers cannot be counted.
+        need_branches: whether the cost of partial steps is wanted, and an error where there are none.
         ranking: of the layers.
         shift: of a flow matching model (:func:`~autodiffusion_opt.sampling.own.own_shift`).
 
     Raises:
-        UserError: for a scheduler that is not accepted; with ``need_layers``, for layers that cannot be counted.
+        UserError: for a scheduler that is not accepted; with ``need_layers``, for layers that cannot be counted; with
+            ``need_branches``, for a denoiser without branches.
     """
     scheduler = pipeline.scheduler
     low, high = time_range(scheduler)
     sigmas = sigmas_of(scheduler)
     layers, flops = _counted(denoiser_of(pipeline), need_layers)
+    branches = branch_costs(denoiser_of(pipeline)) if need_branches else []
     return ModelInfo(
         train_steps=int(scheduler.config.num_train_timesteps),
         lowest=max(low, FLOW_LOWEST) if sigmas is None else low,
@@ -48,6 +57,8 @@ def read_model_info(
         removable=tuple(layer.index for layer in layers if layer.removable),
         flops=flops,
         layer_flops=tuple(layer.saved_flops for layer in layers),
+        branch_flops=tuple(branch.flops for branch in branches),
+        branch_layers=tuple(branch.layers for branch in branches),
         ranking=tuple(tuple(third) for third in ranking),
         ays=align_your_steps(pipeline) if sigmas is not None else (),
     )

@@ -1,8 +1,8 @@
 """The candidate: one way to sample, as a frozen value.
 
-A candidate is a tuple of steps (a time, the layers not run there, full or partial compute) and, where they are given,
-a guidance scale and an end time. It is canonical: two ways to write the same candidate are one equal, hashable value.
-It knows no model and no optimizer.
+A candidate is a tuple of steps (a time, the layers not run there, the whole network or a branch of it beside cached
+features) and, where they are given, a guidance scale and an end time. It is canonical: two ways to write the same
+candidate are one equal, hashable value. It knows no model and no optimizer.
 """
 
 from __future__ import annotations
@@ -13,13 +13,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from autodiffusion_opt.errors import UserError, reason_of, unknown_text
 from autodiffusion_opt.text import quoted
 
-Compute = Literal["full", "partial"]
-COMPUTES: tuple[Compute, ...] = ("full", "partial")
 # Times are kept to this many decimals, so that a time that was written as text and read again is the same time.
 TIME_DECIMALS = 6
 # The version of the JSON form.
@@ -37,35 +35,36 @@ class Step:
     Attributes:
         time: where in the model's own time steps, 0 (clean) .. T (noise); need not be an integer.
         removed: indices of the layers that are not run at this step, ascending.
-        compute: ``"full"``, or ``"partial"``: the deep features of the step before are used again.
+        branch: None: a full step, which runs the network. Else a partial step: it runs the network down to this skip
+            connection (or block), 0 the cheapest, and takes what lies deeper from the full step before it.
 
     Raises:
-        UserError: for a time that is negative or not finite, a layer index below 0, an unknown compute.
+        UserError: for a time that is negative or not finite, a layer index or a branch below 0.
     """
 
     time: float
     removed: tuple[int, ...] = ()
-    compute: Compute = "full"
+    branch: int | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "time", _canonical_time(self.time))
         object.__setattr__(self, "removed", _canonical_layers(self.removed))
-        if self.compute not in COMPUTES:
-            raise UserError(unknown_text("a step's compute", self.compute, COMPUTES))
+        if self.branch is not None:
+            _check_index(self.branch, "a step's branch")
 
     def to_dict(self) -> dict[str, Any]:
         """The shortest dict that says the same: defaults are left out."""
         values: dict[str, Any] = {"time": _shortest(self.time)}
         if self.removed:
             values["removed"] = list(self.removed)
-        if self.compute != "full":
-            values["compute"] = self.compute
+        if self.branch is not None:
+            values["branch"] = self.branch
         return values
 
     def __str__(self) -> str:
-        """``690-3L``: at time 690 with 3 layers removed; a ``p`` follows where the compute is partial."""
+        """``690-3L``: at time 690 with 3 layers removed; ``690p0``: a partial step at branch 0."""
         layers = f"-{len(self.removed)}L" if self.removed else ""
-        return f"{self.time:g}{layers}{'' if self.compute == 'full' else 'p'}"
+        return f"{self.time:g}{layers}{'' if self.branch is None else f'p{self.branch}'}"
 
 
 @dataclass(frozen=True)
@@ -79,8 +78,8 @@ class Candidate:
             that time left in it. None: where the scheduler ends by itself.
 
     Raises:
-        UserError: for no steps or more than 10,000, two steps at one time, a guidance scale that is not a finite
-            number, or an end time that is not below the last step's.
+        UserError: for no steps or more than 10,000, two steps at one time, a partial step before any full step, a
+            guidance scale that is not a finite number, or an end time that is not below the last step's.
     """
 
     steps: tuple[Step, ...]
@@ -97,6 +96,10 @@ class Candidate:
         for step, following in pairwise(ordered):
             if step.time == following.time:
                 raise UserError(f"a candidate's times must be distinct; got {step.time:g} twice: remove it once")
+        if ordered[0].branch is not None:
+            raise UserError(
+                f"a candidate's first step must be a full one, whose features a partial step takes; got {ordered[0]}"
+            )
         if self.guidance_scale is not None:
             object.__setattr__(self, "guidance_scale", _finite(self.guidance_scale, "guidance_scale"))
         if self.end_time is not None:
@@ -129,6 +132,11 @@ class Candidate:
     def removed(self) -> tuple[tuple[int, ...], ...]:
         """The layers not run, one ascending tuple a step."""
         return tuple(step.removed for step in self.steps)
+
+    @property
+    def branches(self) -> tuple[int | None, ...]:
+        """The branch of each step, None for a full one."""
+        return tuple(step.branch for step in self.steps)
 
     def to_dict(self) -> dict[str, Any]:
         """A dict of JSON values; :meth:`from_dict` gives an equal candidate back."""
@@ -203,6 +211,27 @@ class Candidate:
         end = "" if self.end_time is None else f", end_time={self.end_time:g}"
         return f"Candidate({self._listed()}{scale}{end})"
 
+    def _repr_html_(self) -> str:
+        """A strip for notebooks: a bar a step at its time, noise left; its height is the share of what is run there.
+
+        Of layers only the numbers of those removed are known, so the height falls with the largest number as its unit.
+        """
+        highest = max(self.steps[0].time, 1.0)
+        most = max(len(step.removed) for step in self.steps)
+        bars = []
+        for step in self.steps:
+            left = 8 + 284 * (1 - step.time / highest)
+            tall = 28 * (1 - 0.6 * len(step.removed) / most) if most else 28
+            fill = "none" if step.compute == "partial" else "currentColor"
+            bars.append(
+                f'<rect x="{left - 3:.1f}" y="{32 - tall:.1f}" width="6" height="{tall:.1f}" fill="{fill}" '
+                f'stroke="currentColor"><title>{step}</title></rect>'
+            )
+        return (
+            f'<svg width="300" height="36" role="img" aria-label="{self}"><line x1="8" x2="292" y1="32" y2="32" '
+            f'stroke="currentColor" opacity="0.4"/>{"".join(bars)}</svg><div>{self}</div>'
+        )
+
     def _listed(self) -> str:
         return "[" + ", ".join(map(str, self.steps)) + "]"
 
@@ -220,7 +249,7 @@ def _parsed(text: str) -> object:
 def _step_from(entry: object) -> Step:
     if not isinstance(entry, dict):
         return Step(entry)  # type: ignore[arg-type]  # checked by Step
-    allowed = ("time", "removed", "compute")
+    allowed = ("time", "removed", "branch")
     for key in entry:
         if key not in allowed:
             raise UserError(unknown_text("a step's key", key, allowed))
@@ -229,7 +258,7 @@ def _step_from(entry: object) -> Step:
     removed = entry.get("removed", [])
     if not isinstance(removed, list):
         raise UserError(f"a step's removed must be a list of layer indices; got {quoted(removed)}")
-    return Step(entry["time"], tuple(removed), entry.get("compute", "full"))
+    return Step(entry["time"], tuple(removed), entry.get("branch"))
 
 
 def _shortest(time: float) -> float:
@@ -247,9 +276,13 @@ def _canonical_time(time: object, what: str = "a time") -> float:
 def _canonical_layers(removed: Iterable[int]) -> tuple[int, ...]:
     layers = tuple(removed)
     for layer in layers:
-        if isinstance(layer, bool) or not isinstance(layer, int) or layer < 0:
-            raise UserError(f"a removed layer must be an index, 0 or more; got {quoted(layer)}")
+        _check_index(layer, "a removed layer")
     return tuple(sorted(set(layers)))
+
+
+def _check_index(index: object, what: str) -> None:
+    if isinstance(index, bool) or not isinstance(index, int) or index < 0:
+        raise UserError(f"{what} must be an index, 0 or more; got {quoted(index)}")
 
 
 def _finite(value: object, what: str) -> float:

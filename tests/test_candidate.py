@@ -17,14 +17,15 @@ times = some.lists(
     some.floats(0, 1000, allow_nan=False).map(lambda time: round(time, 6)), min_size=1, max_size=8, unique=True
 )
 layer_sets = some.lists(some.lists(some.integers(0, 60), max_size=6), min_size=8, max_size=8)
-computes = some.lists(some.sampled_from(["full", "partial"]), min_size=8, max_size=8)
+branch_lists = some.lists(some.none() | some.integers(0, 20), min_size=8, max_size=8)
 scales = some.none() | some.floats(0, 50, allow_nan=False)
 
 
 @some.composite
 def candidates(draw: Any) -> Candidate:
-    drawn = zip(draw(times), draw(layer_sets), draw(computes), strict=False)
-    steps = tuple(Step(time, tuple(removed), compute) for time, removed, compute in drawn)
+    drawn = list(zip(draw(times), draw(layer_sets), draw(branch_lists), strict=False))
+    first = max(time for time, *_ in drawn)
+    steps = tuple(Step(time, tuple(removed), None if time == first else branch) for time, removed, branch in drawn)
     last = min(step.time for step in steps)
     end = round(draw(some.floats(0, 1)) * last, 6)
     return Candidate(steps, draw(scales), end if draw(some.booleans()) and end < last else None)
@@ -55,10 +56,10 @@ def test_steps_go_from_noise_to_image_with_sorted_layers(candidate: Candidate) -
 SAME = [
     Candidate.from_time_steps([926, 690, 424]),
     Candidate.from_time_steps([424.0, 926.0, 690.0]),
-    Candidate((Step(690), Step(424, ()), Step(926, removed=(), compute="full"))),
+    Candidate((Step(690), Step(424, ()), Step(926, removed=(), branch=None))),
     Candidate.from_time_steps((time for time in (690, 926, 424)), removed=[[], (), set()]),
     Candidate.from_json("[926, 690, 424]"),
-    Candidate.from_json('{"steps": [424, {"time": 690}, {"time": 926.0, "removed": [], "compute": "full"}]}'),
+    Candidate.from_json('{"steps": [424, {"time": 690}, {"time": 926.0, "removed": [], "branch": null}]}'),
     Candidate.from_json('{"format": 1, "steps": [926, 690, 424], "guidance_scale": null, "source": {"a": 1}}'),
     Candidate.from_time_steps([926.0000001, 690, 424]),
 ]
@@ -79,7 +80,8 @@ def test_candidates_that_differ_are_not_equal_and_have_different_texts() -> None
         Candidate.from_time_steps([900, 100], removed=[[], [3]]),
         Candidate.from_time_steps([900, 100], removed=[[3], []]),
         Candidate.from_time_steps([900, 100], guidance_scale=7.5),
-        Candidate((Step(900), Step(100, compute="partial"))),
+        Candidate((Step(900), Step(100, branch=0))),
+        Candidate((Step(900), Step(100, branch=1))),
     ]
     assert len(set(candidates)) == len(candidates)
     assert len({candidate.to_json() for candidate in candidates}) == len(candidates)
@@ -105,9 +107,9 @@ def test_a_candidate_cannot_be_changed() -> None:
 
 
 def test_text_has_times_numbers_of_removed_layers_and_the_guidance_scale() -> None:
-    steps = (Step(900), Step(500.5, (1, 2)), Step(10, compute="partial"))
-    assert str(Candidate(steps, 7.5)) == "[900, 500.5-2L, 10p] at guidance 7.5"
-    assert str(Candidate(steps)) == "[900, 500.5-2L, 10p]"
+    steps = (Step(900), Step(500.5, (1, 2)), Step(10, branch=3))
+    assert str(Candidate(steps, 7.5)) == "[900, 500.5-2L, 10p3] at guidance 7.5"
+    assert str(Candidate(steps)) == "[900, 500.5-2L, 10p3]"
 
 
 def test_repr_is_readable_in_a_notebook() -> None:
@@ -124,9 +126,9 @@ def test_repr_is_readable_in_a_notebook() -> None:
 
 
 def test_json_text_is_short_and_leaves_defaults_out() -> None:
-    candidate = Candidate((Step(900), Step(10.5, (2, 1), "partial")), 7.5)
+    candidate = Candidate((Step(900), Step(10.5, (2, 1), 3)), 7.5)
     assert candidate.to_json() == (
-        '{"format":1,"steps":[{"time":900},{"time":10.5,"removed":[1,2],"compute":"partial"}],"guidance_scale":7.5}'
+        '{"format":1,"steps":[{"time":900},{"time":10.5,"removed":[1,2],"branch":3}],"guidance_scale":7.5}'
     )
 
 
@@ -151,7 +153,12 @@ WRONG = [
     ('{"steps": [{"time": 4, "removed": [-1]}]}', "0 or more; got -1"),
     ('{"steps": [{"time": 4, "removed": [1.5]}]}', "0 or more; got 1.5"),
     ('{"steps": [{"time": 4, "removed": [true]}]}', "0 or more; got True"),
-    ('{"steps": [{"time": 4, "compute": "ful"}]}', "'ful'. Did you mean 'full'?"),
+    ('{"steps": [9, {"time": 4, "branch": -1}]}', "a step's branch must be an index, 0 or more; got -1"),
+    ('{"steps": [9, {"time": 4, "branch": true}]}', "a step's branch must be an index, 0 or more; got True"),
+    (
+        '{"steps": [{"time": 9, "branch": 0}, 4]}',
+        "first step must be a full one, whose features a partial step takes; got 9p0",
+    ),
     ('{"steps": [4], "end_time": "7"}', "end_time must be a finite number; got '7'"),
     ('{"steps": [4], "end_time": -1}', "end_time must be 0 or more; got -1"),
     ('{"steps": [90, 4], "end_time": 4}', "end_time must be below the last step's time, 4; got 4"),

@@ -23,7 +23,7 @@ SEED = 20_260
 SECONDS = 2.0
 CANDIDATE = {
     "format": 1,
-    "steps": [{"time": 900, "removed": [1, 2]}, {"time": 500.5, "compute": "partial"}, 100],
+    "steps": [{"time": 900, "removed": [1, 2]}, {"time": 500.5, "branch": 2}, 100],
     "guidance_scale": 7.5,
     "end_time": 1,
     "comment": "by hand",

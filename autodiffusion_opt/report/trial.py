@@ -28,7 +28,9 @@ def _steps(candidate: Mapping[str, Any]) -> str:
     lines = []
     for step in sampled.steps:
         removed = f"without layers {', '.join(map(str, step.removed))}" if step.removed else "all layers"
-        lines.append(f"time {step.time:g}: {removed}{'' if step.compute == 'full' else ', partial'}")
+        lines.append(
+            f"time {step.time:g}: {removed}{'' if step.branch is None else f', partial at branch {step.branch}'}"
+        )
     if sampled.end_time is not None:
         lines.append(f"ends at time {sampled.end_time:g}")
     if sampled.guidance_scale is not None:

@@ -23,6 +23,7 @@ import torch
 from autodiffusion_opt.candidate import Candidate
 from autodiffusion_opt.errors import UserError
 from autodiffusion_opt.sampling.applied_class import CANDIDATE_FILE, KEY, class_with_candidate
+from autodiffusion_opt.sampling.cache import install_cache
 from autodiffusion_opt.sampling.compatibility import check_compatible, check_single_step, denoiser_of
 from autodiffusion_opt.sampling.example_call import learn_layers
 from autodiffusion_opt.sampling.layers import Bypass, install_bypass, refuse_cache
@@ -67,10 +68,19 @@ class Applied:
             learn_layers(pipeline)
             name = f"autodiffusion_opt.bypass.{id(self):x}"
             self._bypass = install_bypass(self.denoiser, candidate.removed, self._step, name=name)
+        name, schedule = f"autodiffusion_opt.cache.{id(self):x}", self.schedule
+        try:  # outside of the bypass: it decides first
+            self._cache = install_cache(
+                self.denoiser, candidate.branches, self._step, lambda: schedule.generation, name=name
+            )
+        except BaseException:
+            self._bypass.remove()
+            raise
 
     def remove(self, pipeline: Any) -> None:
         """Take it off, when no call is running. A scheduler that was put on the pipeline since stays."""
         with self._between_calls("remove"):
+            self._cache.remove()
             self._bypass.remove()
             pipeline.__class__ = self.kind
             del vars(pipeline)[KEY]
@@ -81,7 +91,7 @@ class Applied:
         """The pipeline's own call with the candidate, one at a time. Raises UserError where it cannot be in force."""
         with self._between_calls("call"):
             given = self._arguments(pipeline, args, kwargs)
-            if any(self.candidate.removed):
+            if any(self.candidate.removed) or any(branch is not None for branch in self.candidate.branches):
                 refuse_cache(self.denoiser)
             self.schedule.was_set = False
             token = _calling.set(self)
@@ -89,6 +99,7 @@ class Applied:
                 result = self.kind.__call__(*given.args, **given.kwargs)
             finally:
                 _calling.reset(token)
+                self._cache.forget()
             self._check_in_force(given.arguments)
         return result
 
@@ -294,8 +305,6 @@ def check_fits(pipeline: Any, candidate: Candidate) -> None:
             f"the candidate has a guidance_scale, but {type(pipeline).__name__} takes none: "
             "remove it from the candidate"
         )
-    if any(step.compute == "partial" for step in candidate.steps):
-        raise UserError('a step with compute "partial" cannot be run yet; use steps with compute "full"')
 
 
 def saved_candidate(folder: Path | None) -> Candidate | None:

@@ -61,6 +61,16 @@ class Space(Protocol):
 
 
 @runtime_checkable
+class Compared(Space, Protocol):
+    """A space whose studies are compared with more than candidates in it."""
+
+    def presets(self) -> dict[str, Candidate]:
+        """What others would do at the same budget, by name; need not be in the space. The first has full steps alone,
+        as many as the pipeline's own schedule is to have."""
+        ...
+
+
+@runtime_checkable
 class Evolvable(Space, Protocol):
     """A space that evolution and random search can walk: they choose whole candidates, not parameters.
 
@@ -166,6 +176,11 @@ class SpaceConfig(Config):
     @property
     def needs_layers(self) -> bool:
         """Whether the denoiser's layers must be counted."""
+        return False
+
+    @property
+    def needs_branches(self) -> bool:
+        """Whether the denoiser must have branches for partial steps, whose cost is counted."""
         return False
 
     @property

@@ -31,17 +31,17 @@ class Budget:
     def is_exceeded(self, info: ModelInfo, candidate: Candidate) -> bool:
         """Whether a candidate costs more."""
         counts = [len(removed) for removed in candidate.removed]
-        return self.excess_runs(info, counts) > 0 or _networks(info, candidate) > self._flops
+        return self.excess_runs(info, counts) > 0 or cost.networks(info, candidate) > self._flops
 
     def check(self, info: ModelInfo, candidate: Candidate) -> None:
         """Raises UserError where a candidate costs more."""
         runs = cost.layer_runs(info, candidate)
         if runs > self.n_max:
             raise UserError(f"a candidate must run at most n_max = {self.n_max} layers over all steps; got {runs}")
-        if _networks(info, candidate) > self._flops:
+        if cost.networks(info, candidate) > self._flops:
             raise UserError(
                 f"a candidate must cost at most max_flops = {self.max_flops:g} whole networks; "
-                f"got {_networks(info, candidate):.4g}"
+                f"got {cost.networks(info, candidate):.4g}"
             )
 
     def steps_within(self, info: ModelInfo, choice: LayerChoice, max_removed: int, steps_max: int) -> int:
@@ -66,11 +66,6 @@ class Budget:
     def _flops(self) -> float:
         # 1e-9: sums of shares of a network, such as those of four whole ones, may be beyond the number by a rounding.
         return float("inf") if self.max_flops is None else self.max_flops + 1e-9
-
-
-def _networks(info: ModelInfo, candidate: Candidate) -> float:
-    """FLOPs in whole networks; 0 where FLOPs were not counted."""
-    return cost.flops(info, candidate) / info.flops if info.flops else 0.0
 
 
 def least_share(info: ModelInfo, choice: LayerChoice, count: int) -> float:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from autodiffusion_opt.candidate import Candidate
+from autodiffusion_opt.candidate import Candidate, Step
 from autodiffusion_opt.space.model_info import Layout, ModelInfo
 
 
@@ -36,23 +36,58 @@ def nfe(info: ModelInfo, candidate: Candidate) -> int:
 
 
 def layer_runs(info: ModelInfo, candidate: Candidate) -> int:
-    """Σ calls_i · (L - |removed_i|), the cost that AutoDiffusion bounds by N_max; 0 where layers were not counted."""
-    return layer_runs_of(info, [len(removed) for removed in candidate.removed]) if info.layers else 0
+    """Σ calls_i · (L_i - |removed_i|), the cost that AutoDiffusion bounds by N_max; 0 where layers were not counted.
+
+    L_i is the number of layers that the step runs when none is removed: L, or those of a partial step's branch.
+    """
+    if not info.layers or not _branches_counted(info, candidate):
+        return 0
+    made = calls(info.layout, len(candidate.steps))
+    runs = (_layers_of(info, step) - len(_removed_of(info, step)) for step in candidate.steps)
+    return sum(number * count for number, count in zip(made, runs, strict=True))
 
 
 def layer_runs_of(info: ModelInfo, removed: Sequence[int]) -> int:
-    """The layer runs of steps that remove so many layers each, noise to image."""
+    """The layer runs of full steps that remove so many layers each, noise to image."""
     made = calls(info.layout, len(removed))
     return sum(number * (info.layers - int(count)) for number, count in zip(made, removed, strict=True))
 
 
 def flops(info: ModelInfo, candidate: Candidate) -> int:
-    """Σ calls_i · (F - Σ F_j), j over the layers removed at step i; 0 where FLOPs were not counted."""
-    if not info.flops or (any(candidate.removed) and not info.layer_flops):
+    """Σ calls_i · (F_i - Σ F_j), j over the layers removed at step i; 0 where FLOPs were not counted.
+
+    F_i are the FLOPs of a whole network, or of a partial step's branch.
+    """
+    if not info.flops or (any(candidate.removed) and not info.layer_flops) or not _branches_counted(info, candidate):
         return 0
     made = calls(info.layout, len(candidate.steps))
-    saved = (sum(info.layer_flops[layer] for layer in removed) for removed in candidate.removed)
-    return sum(number * (info.flops - less) for number, less in zip(made, saved, strict=True))
+    return sum(number * step_flops(info, step) for number, step in zip(made, candidate.steps, strict=True))
+
+
+def step_flops(info: ModelInfo, step: Step) -> int:
+    """FLOPs of one call of the denoiser at a step."""
+    whole = info.flops if step.branch is None else info.branch_flops[step.branch]
+    return whole - sum(info.layer_flops[layer] for layer in _removed_of(info, step))
+
+
+def networks(info: ModelInfo, candidate: Candidate) -> float:
+    """FLOPs in whole networks; 0 where FLOPs were not counted."""
+    return flops(info, candidate) / info.flops if info.flops else 0.0
+
+
+def _branches_counted(info: ModelInfo, candidate: Candidate) -> bool:
+    return all(branch is None or branch < len(info.branch_flops) for branch in candidate.branches)
+
+
+def _layers_of(info: ModelInfo, step: Step) -> int:
+    return info.layers if step.branch is None else len(info.branch_layers[step.branch])
+
+
+def _removed_of(info: ModelInfo, step: Step) -> tuple[int, ...]:
+    """The layers that the step would run and removes."""
+    if step.branch is None:
+        return step.removed
+    return tuple(layer for layer in step.removed if layer in info.branch_layers[step.branch])
 
 
 # The costs that an objective may name.

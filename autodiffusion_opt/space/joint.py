@@ -105,8 +105,8 @@ class Joint:
         self.scalars.check(candidate)
 
     def _check_step(self, step: Step) -> None:
-        if step.compute != "full":
-            raise UserError(f"a step in a joint space must be computed in full; got {step.compute!r} at {step.time:g}")
+        if step.branch is not None:
+            raise UserError(f"a step in this space must be a full one; got {step}")
         if len(step.removed) > self.max_removed:
             raise UserError(
                 f"a step must remove at most {self.max_removed} of {self.info.layers} layers; "

@@ -43,6 +43,9 @@ class ModelInfo:
             changes the denoiser's output least; empty where it was not measured.
         flops: FLOPs of one whole forward pass for one image; 0 where they were not counted.
         layer_flops: FLOPs that are saved when layer i is removed; empty where they were not counted.
+        branch_flops: FLOPs of a partial step at branch b, the cheapest first; empty where the denoiser has no branches
+            or they were not counted.
+        branch_layers: the layers that a partial step at branch b runs, ascending; as many entries.
         ays: the ten times of "Align Your Steps" for this model, noise to image; empty where it has none.
 
     Raises:
@@ -63,6 +66,8 @@ class ModelInfo:
     ranking: tuple[tuple[int, ...], ...] = ()
     flops: int = 0
     layer_flops: tuple[int, ...] = ()
+    branch_flops: tuple[int, ...] = ()
+    branch_layers: tuple[tuple[int, ...], ...] = ()
     ays: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
@@ -77,6 +82,16 @@ class ModelInfo:
             raise UserError(f"removable must be indices of the {self.layers} layers; got {outside}")
         if len(self.layer_flops) not in (0, self.layers):
             raise UserError(f"layer_flops must have {self.layers} entries, one a layer; got {len(self.layer_flops)}")
+        if len(self.branch_flops) != len(self.branch_layers):
+            raise UserError(
+                "branch_flops and branch_layers must have an entry for each branch; got "
+                f"{len(self.branch_flops)} and {len(self.branch_layers)}"
+            )
+
+    @property
+    def branch_shares(self) -> tuple[float, ...]:
+        """What a partial step at each branch costs, as a share of a full step's FLOPs."""
+        return tuple(flops / self.flops for flops in self.branch_flops) if self.flops else ()
 
     @property
     def sigma_range(self) -> tuple[float, float]:

@@ -92,7 +92,7 @@ class TimeSteps:
         if len(candidate.steps) != self.steps:
             raise UserError(f"a candidate in this space must have {self.steps} steps; got {len(candidate.steps)}")
         self.grid.check(candidate.times)
-        if any(step.removed or step.compute != "full" for step in candidate.steps):
+        if any(step.removed or step.branch is not None for step in candidate.steps):
             raise UserError("a candidate in a time-steps space must run every layer at every step")
         self.scalars.check(candidate)
 

@@ -17,7 +17,7 @@ from autodiffusion_opt.objective.image_objective import ImageObjective
 from autodiffusion_opt.objective.metrics import ImagesConfig
 from autodiffusion_opt.progress import Progress, silent
 from autodiffusion_opt.sampling.config import ConditionsConfig, PipelineConfig
-from autodiffusion_opt.space import OWN, ModelInfo, Space, SpaceConfig
+from autodiffusion_opt.space import OWN, Compared, ModelInfo, Space, SpaceConfig
 from autodiffusion_opt.space.baselines import compared_with
 from autodiffusion_opt.study.config import StudyConfig
 from autodiffusion_opt.zoo import EMBEDDED
@@ -56,7 +56,7 @@ class Problem:
         ``own`` is what the pipeline does by itself at the same number of calls, recorded from a call of its own; it
         need not be in the space. There is none without a pipeline, or where it cannot be written as a candidate.
         """
-        usual = self.space.baselines()
+        usual = self._usual()
         own = self._own(next(iter(usual.values())))
         if own is None:
             return usual
@@ -80,8 +80,13 @@ class Problem:
     @property
     def own_label(self) -> str:
         """``own``, with the names of the usual schedules that are the same."""
-        same = [name for name in self.space.baselines() if name not in self.baselines]
+        same = [name for name in self._usual() if name not in self.baselines]
         return " = ".join([OWN, *same])
+
+    def _usual(self) -> dict[str, Candidate]:
+        """What the space compares with; the first has as many steps as ``own`` is to have."""
+        presets = self.space.presets() if isinstance(self.space, Compared) else {}
+        return presets | self.space.baselines()
 
     def parameters(self, candidate: Candidate) -> dict[str, Any]:
         """A candidate as a point of the space's box; of the nearest in the space where it is outside."""
@@ -122,9 +127,15 @@ def load_problem(config: StudyConfig, ranking: Any = None, progress: Progress = 
     sampler = load_sampler(config, progress)
     counted = isinstance(config.objective, ImagesConfig) and {"layers", "flops"} & {*config.objective.goals.names}
     needs_layers = isinstance(config.space, SpaceConfig) and config.space.needs_layers
+    needs_branches = isinstance(config.space, SpaceConfig) and config.space.needs_branches
     with _told_of(config, "pipeline"):
-        needs_layers = needs_layers or bool(counted)
-        info = read_model_info(sampler.pipeline, need_layers=needs_layers, shift=own_shift(sampler), call=sampler.call)
+        info = read_model_info(
+            sampler.pipeline,
+            need_layers=needs_layers or bool(counted),
+            need_branches=needs_branches,
+            shift=own_shift(sampler),
+            call=sampler.call,
+        )
     with _told_of(config, "space"):
         if isinstance(config.space, SpaceConfig):
             config.space.check_model(info)

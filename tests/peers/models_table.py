@@ -92,7 +92,7 @@ def said(check: Callable[[], str]) -> str:
     """What a check found; the error where it raised one."""
     try:
         return check()
-    except UserError as error:
+    except Exception as error:
         return f"no: {str(error).splitlines()[0].replace('|', '/')}"
 
 
@@ -145,7 +145,10 @@ def listed(pipeline: Any, call: dict[str, Any]) -> str:
 
 def equal_to_zeroed(pipeline: Any, call: dict[str, Any]) -> str:
     """Whether every layer left out gives what it gives with its linear maps and convolutions at zero."""
-    denoiser, inputs = denoiser_of(pipeline), example_inputs(pipeline, call)
+    denoiser, conditions = denoiser_of(pipeline), load_conditions(conditions_of(pipeline), pipeline)
+    conditions.arguments(pipeline, [0])
+    with conditions.around(pipeline):  # labels that the pipeline's call does not take
+        inputs = example_inputs(pipeline, call)
     layers = [layer for layer in list_layers(denoiser) if layer.removable]
     differ = [layer.index for layer in layers if not is_equal_to_zeroed(denoiser, layer, inputs)]
     return "all" if not differ else f"not {', '.join(map(str, differ))}"

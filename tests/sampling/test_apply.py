@@ -226,7 +226,7 @@ def test_no_trace_is_left_after_an_exception(where: str, candidate: Candidate, d
         (Candidate.from_time_steps([900, 3], removed=[[], [999]]), "got 999"),
         (Candidate.from_time_steps([900, 3], guidance_scale=2.0), "guidance_scale, but DDPMPipeline takes none"),
         (Candidate.from_time_steps([900, 3], removed=[[1], []], guidance_scale=2.0), "takes none"),
-        (Candidate.from_dict({"steps": [900, {"time": 3, "compute": "partial"}]}), "partial"),
+        (Candidate.from_dict({"steps": [900, {"time": 3, "branch": 9}]}), "has 6 branches, 0 to 5; got 9"),
     ],
 )
 def test_a_candidate_that_does_not_fit_is_refused_and_leaves_no_trace(

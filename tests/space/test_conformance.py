@@ -15,12 +15,17 @@ from space.examples import DIGITS, FEW_TIMES, build_space, joint
 from autodiffusion_opt.candidate import Candidate, Step
 from autodiffusion_opt.config import build, kind_in
 from autodiffusion_opt.errors import UserError
-from autodiffusion_opt.space import SPACES, UNIFORM, Evolvable, Joint, Layered, ModelInfo, Space, cost
+from autodiffusion_opt.space import SPACES, UNIFORM, Evolvable, Joint, Layered, ModelInfo, Segments, Space, cost
 
 HEUN = ModelInfo(1000, layout="heun", layers=6, removable=(0, 1, 2, 4))
 PLMS = ModelInfo(1000, layout="plms", layers=6, removable=(0, 1, 2, 4), ranking=((0, 1, 2, 4),) * 3)
 # Layers that cost 1 and 7 in turn, and what is not in a layer.
 COUNTED = dataclasses.replace(DIGITS, flops=80, layer_flops=(1, 7) * 9)
+# Three branches, the dearest at 0.7 of a network.
+BRANCHED = dataclasses.replace(
+    COUNTED, branch_flops=(8, 24, 56), branch_layers=((0, 17), (0, 1, 16, 17), (0, 1, 2, 15))
+)
+BRANCHED_HEUN = dataclasses.replace(BRANCHED, layout="heun")
 
 TABLES: dict[str, tuple[dict[str, Any], ModelInfo]] = {
     "one step": ({"kind": "time-steps", "steps": 1}, DIGITS),
@@ -47,6 +52,34 @@ TABLES: dict[str, tuple[dict[str, Any], ModelInfo]] = {
     "any, flops": ({"kind": "joint", "max_flops": 3.0, "steps_min": 2, "steps_max": 7}, COUNTED),
     "any, tight flops": ({"kind": "joint", "n_max": 60, "max_flops": 1.7, "steps_min": 4}, COUNTED),
     "ranked, flops": ({"kind": "joint", "max_flops": 3.2, "n_max": 50, "steps_min": 2, "layers": "ranked"}, COUNTED),
+    "segments": ({"kind": "segments", "steps": 20, "segments": 5}, BRANCHED),
+    "segments, flops": (
+        {"kind": "segments", "steps": 23, "segments": 4, "max_flops": 4.7, "spacing": "log-snr"},
+        BRANCHED,
+    ),
+    "segments, some": (
+        {"kind": "segments", "steps": 17, "segments": [2, 6], "interval_min": 0, "branches": [0, 2], "max_flops": 3.5},
+        BRANCHED,
+    ),
+    "segments, uniform": ({"kind": "segments", "steps": 11, "segments": [2, 4], "uniform": True}, BRANCHED),
+    "segments, uniform, flops": (
+        {"kind": "segments", "steps": 20, "segments": 5, "uniform": True, "max_flops": 6.2},
+        BRANCHED,
+    ),
+    "segments, nfe": (
+        {"kind": "segments", "schedule": [990, 700, 500, 300, 200, 90, 40], "segments": 3, "nfe": 8},
+        BRANCHED_HEUN,
+    ),
+    "segments, guidance": (
+        {"kind": "segments", "steps": 9, "segments": 9, "guidance_scale": [1.0, 4.0], "interval_min": 0},
+        BRANCHED,
+    ),
+    "cached": ({"kind": "cached-steps", "max_flops": 4.3, "steps_min": 2, "steps_max": 9}, BRANCHED),
+    "cached, heun": ({"kind": "cached-steps", "max_flops": 6.0, "branches": [0, 2], "steps_max": 8}, BRANCHED_HEUN),
+    "cached, tight": (
+        {"kind": "cached-steps", "max_flops": 1.5, "steps_min": 5, "end_time": [0.0, 5.0], "times": "continuous"},
+        BRANCHED,
+    ),
     "ranked, plms": ({"kind": "joint", "n_max": 20, "layers": "ranked"}, PLMS),
 }
 EXAMPLES = {name: build_space(info, **table) for name, (table, info) in TABLES.items()}
@@ -207,7 +240,8 @@ def test_neighbours_of_other_layers_and_other_numbers_of_steps_are_in_the_space(
                 assert space.toggled(neighbour, [toggle]) == candidate
         for neighbour in space.restructured(candidate).values():
             space.check(neighbour)
-            assert abs(len(neighbour.steps) - len(candidate.steps)) == 1
+            changed = abs(len(neighbour.steps) - len(candidate.steps))
+            assert changed == 1 or (changed == 0 and neighbour.branches != candidate.branches)
 
 
 @every_space
@@ -225,7 +259,7 @@ def test_a_candidate_crossed_with_itself_is_itself(space: Evolvable) -> None:
 
 
 @every_space
-@pytest.mark.parametrize("step", [Step(1_000_000), Step(3, compute="partial"), Step(3, (99,)), Step(2.005)])
+@pytest.mark.parametrize("step", [Step(1_000_000), Step(3, branch=7), Step(3, (99,)), Step(2.005)])
 def test_a_step_that_no_space_has_is_refused(space: Space, step: Step) -> None:
     steps = space.baselines()[UNIFORM].steps
     with pytest.raises(UserError):
@@ -235,6 +269,10 @@ def test_a_step_that_no_space_has_is_refused(space: Space, step: Step) -> None:
 @every_space
 def test_more_or_fewer_steps_than_any_point_decodes_to_are_refused(space: Space) -> None:
     boxes: dict[str, Any] = space.distributions()
+    if isinstance(space, Segments):
+        with pytest.raises(UserError, match="must run, of each of"):
+            space.check(Candidate.from_time_steps(range(500, 600)))
+        return
     times = [name for name in boxes if name.startswith("t")]
     if len(times) < boxes["t1"].high + 1:
         with pytest.raises(UserError, match="steps; got"):

@@ -97,8 +97,8 @@ def test_a_candidate_just_outside_the_space_is_refused(times: list[float], remov
 
 
 def test_a_partial_step_is_refused() -> None:
-    with pytest.raises(UserError, match="must be computed in full; got 'partial' at 5"):
-        joint().check(Candidate((Step(9), Step(5, compute="partial"))))
+    with pytest.raises(UserError, match="must be a full one; got 5p0"):
+        joint().check(Candidate((Step(9), Step(5, branch=0))))
 
 
 def test_a_guidance_scale_outside_the_range_is_refused() -> None:

@@ -209,27 +209,40 @@ def test_another_optimizer_that_is_none_is_refused_and_leaves_the_study_alone(ur
     assert len(plain(url).trials()) == 9
 
 
+# Nobody begins before all have imported what they need, and a trial takes long enough for all to have some.
 THREE = """
 import sys
-from collections import Counter
+import time
+from pathlib import Path
+import nevergrad, optuna
 import autodiffusion_opt as ado
-url, optimizer = sys.argv[1:]
+
+def cost(candidate):
+    time.sleep(0.05)
+    return abs(candidate.times[0] - 700)
+
+url, optimizer, folder = sys.argv[1:]
 study = ado.Study(
     "shared",
     space={"kind": "time-steps", "steps": 3},
-    objective=ado.CandidateMetric(lambda candidate: abs(candidate.times[0] - 700), identity="first"),
+    objective=ado.CandidateMetric(cost, identity="first"),
     trials=60,
     storage=url,
     model_info=ado.ModelInfo(1000),
 )
+Path(folder, optimizer.replace(":", "-")).touch()
+while len(list(Path(folder).iterdir())) < 3:
+    time.sleep(0.01)
 study.run(progress=False, optimizer=optimizer)
 """
 
 
 @pytest.mark.slow
-def test_three_processes_with_three_optimizers_share_one_history(url: str) -> None:
+def test_three_processes_with_three_optimizers_share_one_history(url: str, tmp_path: Path) -> None:
     kinds = ("local", "optuna:tpe", "nevergrad:CMA")
-    processes = [subprocess.Popen([sys.executable, "-c", THREE, url, kind]) for kind in kinds]
+    ready = tmp_path / "ready"
+    ready.mkdir()
+    processes = [subprocess.Popen([sys.executable, "-c", THREE, url, kind, str(ready)]) for kind in kinds]
     assert [process.wait(timeout=300) for process in processes] == [0, 0, 0]
     stored = open_study("shared", url)
     ran = [trial for trial in stored.trials if trial.state == TrialState.COMPLETE]

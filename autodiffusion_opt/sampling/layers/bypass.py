@@ -72,8 +72,8 @@ def install_bypass(
     indices = sorted(set().union(*removed))
     if not indices:
         return Bypass(None)
-    _refuse_compiled(denoiser)
-    _refuse_group_offload(denoiser)
+    refuse_compiled(denoiser)
+    refuse_group_offload(denoiser)
     refuse_cache(denoiser)
     layers = _removable_layers(denoiser, indices)
     removed_at = _steps_of_layers(removed)
@@ -135,7 +135,8 @@ def _removable_layers(denoiser: torch.nn.Module, indices: Iterable[int]) -> list
     return chosen
 
 
-def _refuse_compiled(denoiser: torch.nn.Module) -> None:
+def refuse_compiled(denoiser: torch.nn.Module) -> None:
+    """Raises UserError for a denoiser that is compiled as a whole."""
     # Measured (torch 2.15): hooks put on a compiled denoiser give the right images, but each value of the
     # step counter is a compilation of its own, and after 8 (recompile_limit) all of it runs uncompiled.
     compiled = any(module._compiled_call_impl is not None for module in denoiser.modules())
@@ -143,7 +144,7 @@ def _refuse_compiled(denoiser: torch.nn.Module) -> None:
         raise UserError(
             f"{type(unwrap(denoiser)).__name__} is compiled: it would be compiled anew at every step, and "
             "run uncompiled after 8. In place of torch.compile use ado.compile_layers(pipeline), or compile = true "
-            "in [pipeline], which compile the layers one by one; or a candidate that removes no layers"
+            "in [pipeline], which compile the layers one by one; or a candidate that runs every layer at every step"
         )
 
 
@@ -155,15 +156,17 @@ def refuse_cache(denoiser: torch.nn.Module) -> None:
     """
     if getattr(unwrap(denoiser), "is_cache_enabled", False):
         raise UserError(
-            f"{type(unwrap(denoiser)).__name__} has a cache of diffusers (enable_cache), and the candidate removes "
-            "layers: call disable_cache() before, or apply a candidate that removes no layers"
+            f"{type(unwrap(denoiser)).__name__} has a cache of diffusers (enable_cache), and the candidate leaves "
+            "layers out: call disable_cache() before, or apply a candidate that runs every layer at every step"
         )
 
 
-def _refuse_group_offload(denoiser: torch.nn.Module) -> None:
+def refuse_group_offload(denoiser: torch.nn.Module) -> None:
+    """Raises UserError for a denoiser with diffusers' group offloading."""
     registries = (getattr(module, "_diffusers_hook", None) for module in denoiser.modules())
     if any(registry is not None and registry.get_hook("group_offloading") for registry in registries):
         raise UserError(
             f"{type(denoiser).__name__} has diffusers' group offloading, in which one layer loads the next, "
-            "and fails when one is left out: use enable_model_cpu_offload(), or a candidate that removes no layers"
+            "and fails when one is left out: use enable_model_cpu_offload(), or a candidate that runs every layer at "
+            "every step"
         )

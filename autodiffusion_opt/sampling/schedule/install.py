@@ -133,6 +133,7 @@ def _set_timesteps(
     if schedule.check_use is not None:
         schedule.check_use()
     schedule.was_set = True
+    schedule.generation += 1
     count = len(schedule.times)
     if num_inference_steps not in (None, count) and not schedule.warned:
         schedule.warned = True

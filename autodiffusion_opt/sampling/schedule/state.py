@@ -30,6 +30,7 @@ class ScheduleState:
         before: the scheduler's attributes as they were found.
         mu: of dynamic shifting, as the pipeline gave it last.
         was_set: whether the times were asked for (``set_timesteps``) since somebody set this to False.
+        generation: how often they were asked for: each generation of images does it once.
         check_use: raises an error where the scheduler must not be used; None: it may.
         watch: is given the sample before and after every step; None: nobody looks.
         position: for a scheduler without a count of its own: the step that the next call of the denoiser is of.
@@ -53,6 +54,7 @@ class ScheduleState:
         self.before = dict(vars(scheduler))
         self.mu: float | None = None
         self.was_set = False
+        self.generation = 0
         self.check_use: Callable[[], None] | None = None
         self.watch: Callable[[torch.Tensor, torch.Tensor], None] | None = None
         self.position = 0

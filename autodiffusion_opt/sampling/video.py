@@ -27,7 +27,7 @@ def pixels_of(output: Any, frames: int, name: str) -> torch.Tensor:
     if not hasattr(output, "frames"):
         if frames > 1:
             raise UserError(f"{name} makes images, not clips: leave frames out of the objective; got {frames}")
-        return _channels_first(output.images)
+        return _channels_first(output.image if hasattr(output, "image") else output.images)  # Kandinsky 5: image
     clips = torch.as_tensor(np.stack(output.frames) if isinstance(output.frames, list) else output.frames)
     if clips.shape[-1] == 3 and clips.shape[2] != 3:
         clips = clips.movedim(-1, 2)

@@ -73,6 +73,9 @@ def built(name: str) -> tuple[Any, dict[str, Any]]:
         pipeline, call = CURRENT[name]()
     else:
         pipeline, call = pipelines.BUILDERS[name](), pipelines.CALLS.get(name, {})
+    for module in pipeline.components.values():
+        if isinstance(module, torch.nn.Module):
+            module.eval()
     pipeline.set_progress_bar_config(disable=True)
     return pipeline, dict(call)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -120,6 +121,19 @@ def test_a_study_says_what_was_published_how_to_check_it_and_what_it_costs(name:
     assert "ublished" in text
     assert "# Check: autodiffusion-opt " in text
     assert "# Cost (benchmarks/paper_costs.py): " in text
+
+
+@pytest.mark.parametrize(
+    ("name", "file"), [("adm-imagenet64-4", "64x64_diffusion.pt"), ("adm-lsun-cat", "lsun_cat.pt")]
+)
+def test_a_study_whose_model_is_missing_says_which_file_to_get(
+    name: str, file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: Callable[..., tuple[int, str, str]]
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    code, out, err = call("run", name, "--storage", f"sqlite:///{tmp_path}/studies.db")
+    assert (code, out) == (2, "")
+    assert f"Get {file}" in err
+    assert f"{file} " in err.partition("autodiffusion-opt convert ")[2]
 
 
 @pytest.mark.parametrize("name", CHECKPOINTS)

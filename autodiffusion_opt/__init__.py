@@ -51,7 +51,7 @@ _LATER = {
     "Proposal": "optimizer",
     "Space": "space",
     "SpaceConfig": "space",
-    "Study": "study.run",
+    "Study": "report.study",
     "applied": "sampling.apply",
     "apply": "sampling.apply",
     "compare": "study.compare",

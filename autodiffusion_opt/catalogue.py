@@ -6,6 +6,7 @@ no name: it starts from the folder of the file that gives it (:mod:`autodiffusio
 
 from __future__ import annotations
 
+import json
 import tomllib
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -89,6 +90,23 @@ def find_candidate(name: str) -> Path | None:
         return None
     files = (root / "studies" / "candidates" / f"{name}.json" for root in roots())
     return next((path for path in files if path.is_file()), None)
+
+
+def candidates() -> dict[str, str]:
+    """The names in ``studies/candidates/``, with each file's comment."""
+    files: dict[str, Path] = {}
+    for root in roots():
+        for path in sorted((root / "studies" / "candidates").glob("*.json")):
+            files.setdefault(path.stem, path)
+    return {name: _comment(files[name]) for name in sorted(files)}
+
+
+def _comment(path: Path) -> str:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        return f"cannot be read: {reason_of(error)}"
+    return str(content.get("comment", "")) if isinstance(content, dict) else ""
 
 
 def _known(section: Section, name: str, near: Path | None) -> str:

@@ -48,6 +48,9 @@ def test_rooms_that_know_no_model_import_neither_torch_nor_diffusers(tmp_path: P
         ["run", "--help"],
         ["status"],
         ["compare", "x"],
+        ["ls", "optimizers"],
+        ["report", "x"],
+        ["dashboard", "--help"],
         ["show", "x", "--trial", "0"],
         ["copy", "x", "--to", "sqlite:///y.db"],
     ],
@@ -94,7 +97,7 @@ def test_public_names_are_these_and_each_is_what_it_is_called() -> None:
 
 # From the ground up; two rooms of one floor do not know each other. What is not listed is on the ground.
 FLOORS = (
-    {"progress", "signals", "text"},
+    {"progress", "recommended", "signals", "text"},
     {"errors"},
     {"paths"},
     {"config", "candidate", "catalogue", "files", "process", "zoo"},

@@ -11,6 +11,8 @@ import click
 
 from autodiffusion_opt import __version__
 from autodiffusion_opt.cli import housekeeping
+from autodiffusion_opt.cli.listing import list_catalogue, show
+from autodiffusion_opt.cli.looking import dashboard, report
 from autodiffusion_opt.cli.options import (
     device_option,
     json_option,
@@ -27,10 +29,21 @@ from autodiffusion_opt.cli.reference import reference
 from autodiffusion_opt.errors import UserError
 from autodiffusion_opt.files import check_output, check_output_folder
 from autodiffusion_opt.process import run_and_leave, say, tell
-from autodiffusion_opt.text import shell_word, visible
+from autodiffusion_opt.text import shell_word
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+class _Verbs(click.Group):
+    """Verbs in the order in which they are used, with their whole first sentences."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(self.commands)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, verb.get_short_help_str(limit=200)) for name, verb in self.commands.items()])
+
+
+@click.group(cls=_Verbs, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(__version__, prog_name="autodiffusion-opt")
 def app() -> None:
     """Search the time steps and the layers of a pretrained diffusion model, training nothing."""
@@ -66,6 +79,7 @@ def app() -> None:
     metavar="S",
     help="Wait S seconds for a database that is gone.  [default: 600; 0 at the start]",
 )
+@click.option("--quiet", is_flag=True, help="No progress on stderr; warnings and errors remain.")
 @json_option
 def run(
     study: str,
@@ -80,6 +94,7 @@ def run(
     workers: int | None,
     wait: bool,
     patience: float | None,
+    quiet: bool,
     as_json: bool,
 ) -> None:
     """Run STUDY (a name in the catalogue, or a TOML file) until it has all its trials.
@@ -104,14 +119,22 @@ def run(
         studies, running = [Study.load(study, **settings)], {**running, "optimizer": optimizer}
     try:
         for each in studies:
-            if is_comparison:
+            if is_comparison and not quiet:
                 say(f"study {each.config.name}")
             if workers is None:
-                complete = each.run(progress=True, wait=wait, **running)
+                complete = each.run(progress=not quiet, wait=wait, **running)
             else:
-                complete = run_workers(workers, each, {"name": study, **settings}, running, progress=True)
+                complete = run_workers(workers, each, {"name": study, **settings}, running, progress=not quiet)
     except KeyboardInterrupt:
-        options = {"seed": seed, "optimizer": optimizer, "repeats": repeats, "workers": workers}
+        options: dict[str, Any] = {
+            "trials": trials,
+            "timeout": timeout,
+            "device": device,
+            "seed": seed,
+            "optimizer": optimizer,
+        }
+        options |= {"repeats": repeats, "workers": workers, "patience": patience}
+        options |= {"wait": wait or None, "quiet": quiet or None, "json": as_json or None}
         say(f"interrupted; all finished trials are kept. Continue with: {_again(study, storage, options, overrides)}")
         raise
     name = studies[0].config.name
@@ -124,49 +147,6 @@ def run(
     print_result(as_json, tables.run_summary(stored), tables.run_table(stored))
     if not as_json:
         tell(f"next: autodiffusion-opt verify {shell_word(name)}{storage_words(storage)}")
-
-
-@app.command(name="ls")
-@click.argument("section", required=False, type=click.Choice(["spaces", "objectives", "studies"]))
-@json_option
-def list_catalogue(section: Any, as_json: bool) -> None:
-    """List the catalogue, or one SECTION of it."""
-    from autodiffusion_opt.catalogue import SECTIONS, entries
-
-    listed = entries([section] if section else SECTIONS)
-    if as_json:
-        rows = [{"section": e.section, "name": e.name, "description": e.description} for e in listed]
-        click.echo(json.dumps(rows))
-        return
-    width = max((len(visible(entry.name)) for entry in listed), default=0)
-    previous = None
-    for entry in listed:
-        if entry.section != previous:
-            click.echo(f"{entry.section}/")
-            previous = entry.section
-        click.echo(f"  {visible(entry.name):<{width}}  {visible(entry.description, None)}")
-
-
-@app.command()
-@click.argument("name")
-@click.option("--trial", type=click.IntRange(min=0), metavar="N", help="Of the study NAME, all that SQL holds of it.")
-@storage_option
-@json_option
-def show(name: str, trial: int | None, storage: str | None, as_json: bool) -> None:
-    """Print a file of the catalogue, by NAME; or a trial of the study NAME."""
-    from autodiffusion_opt import catalogue
-
-    if trial is not None:
-        housekeeping.print_trial(name, trial, storage, as_json)
-        return
-    if storage is not None:
-        raise UserError(f"--storage is for a trial, {name} --trial N; files of the catalogue are in no database")
-    entry = catalogue.show(name)
-    if as_json:
-        content = catalogue.read_toml(entry.path)
-        click.echo(json.dumps({"section": entry.section, "name": entry.name, "content": content}))
-    else:
-        tell(catalogue.read_text(entry.path).removesuffix("\n"))
 
 
 @app.command()
@@ -232,8 +212,10 @@ def best(study: str, count: int | None, output: Path | None, pick: int, storage:
 @storage_option
 @json_option
 def export(study: str, output: Path, pick: int, storage: str | None, as_json: bool) -> None:
-    """Write the best candidate of STUDY to DIR: its JSON, a README with the numbers, a script that uses it, and where
-    the scheduler takes them, plain timesteps or sigmas for people who do not install this library."""
+    """Write the best candidate of STUDY to DIR: its JSON, numbers, and a script that uses it.
+
+    Where the scheduler takes them also plain timesteps or sigmas, for people who do not install this library.
+    """
     from autodiffusion_opt.study.export import export_study
     from autodiffusion_opt.study.problem import load_sampler
     from autodiffusion_opt.study.progress_bar import Bar
@@ -259,25 +241,42 @@ def export(study: str, output: Path, pick: int, storage: str | None, as_json: bo
     "-o", "--output", type=click.Path(dir_okay=False, path_type=Path), default=Path("grid.png"), show_default=True
 )
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
+@click.option("--columns", type=positive, help="Of each block of images.  [default: about as many as rows]")
+@click.option("--no-teacher", is_flag=True, help="Without the pipeline's own 50 steps, which take longest.")
 @study_option
 @storage_option
 @device_option
 def sample(
-    candidate: str, count: int, output: Path, seed: int, study: str | None, storage: str | None, device: str | None
+    candidate: str,
+    count: int,
+    output: Path,
+    seed: int,
+    columns: int | None,
+    no_teacher: bool,
+    study: str | None,
+    storage: str | None,
+    device: str | None,
 ) -> None:
     """Images of CANDIDATE (a JSON file, or a study: its best) beside those of the pipeline's own schedule.
 
-    Both from the same seeds."""
+    Beside these, of uniform steps and of the teacher, the pipeline's own 50 steps; all from the same seeds.
+    """
+    from autodiffusion_opt.catalogue import find_candidate
     from autodiffusion_opt.report.grid import check_picture, save_grid
+    from autodiffusion_opt.study.problem import load_sampler
     from autodiffusion_opt.study.progress_bar import Bar
-    from autodiffusion_opt.study.results import resolve, sample_blocks
+    from autodiffusion_opt.study.results import open_study, resolve
+    from autodiffusion_opt.study.samples import compared_candidates, measured_values, sample_blocks
 
     check_picture(output)
     chosen = resolve(candidate, study, storage)
     best = next(iter(chosen.candidates.values()))
+    measured = {} if find_candidate(candidate) else measured_values(open_study(candidate, storage).complete())
     with Bar() as bar:
-        blocks = sample_blocks(chosen.config.on_device(device), best, count, seed, bar)
-    save_grid(blocks, output)
+        sampler = load_sampler(chosen.config.on_device(device), bar)
+        candidates = compared_candidates(sampler, best, teacher=not no_teacher)
+        blocks = sample_blocks(sampler, candidates, count, seed, measured, bar)
+    save_grid(blocks, output, columns)
     tell(str(output))
 
 
@@ -288,7 +287,7 @@ def sample(
 @click.option("--top", type=positive, help="So many of a study's best.  [default: 1, or the whole front]")
 @click.option("--model", metavar="MODEL", help="Of another model, to see whether the candidate transfers.")
 @click.option("--extrapolate", is_flag=True, help="Also the value for infinitely many images.")
-@click.option("--report", multiple=True, metavar="NAME", help="Also a metric that the study did not measure.")
+@click.option("--report", "more", multiple=True, metavar="NAME", help="Also a metric that the study did not measure.")
 @study_option
 @storage_option
 @device_option
@@ -300,25 +299,29 @@ def verify(
     top: int | None,
     model: str | None,
     extrapolate: bool,
-    report: tuple[str, ...],
+    more: tuple[str, ...],
     study: str | None,
     storage: str | None,
     device: str | None,
     as_json: bool,
 ) -> None:
     """Re-score CANDIDATE (a JSON file, or a study: its best) and the baselines on fresh seeds."""
+    from autodiffusion_opt.catalogue import find_candidate
     from autodiffusion_opt.report.tables import rescored_table
+    from autodiffusion_opt.report.verified import keep_verified
     from autodiffusion_opt.study.problem import load_problem
     from autodiffusion_opt.study.progress_bar import Bar
-    from autodiffusion_opt.study.results import resolve
+    from autodiffusion_opt.study.results import open_study, resolve
     from autodiffusion_opt.study.verify import verified
 
     chosen = resolve(candidate, study, storage, top)
     with Bar() as bar:
-        config = chosen.config.on_model(model).on_device(device).reporting(report)
+        config = chosen.config.on_model(model).on_device(device).reporting(more)
         problem = load_problem(config, progress=bar)
         searched = None if model else chosen.searched
         result = verified(problem, chosen.candidates, searched, images, repeats, extrapolate, bar)
+    if model is None and find_candidate(candidate) is None:
+        keep_verified(open_study(candidate, storage), result)
     print_result(as_json, result.to_dict(), rescored_table(result.rescored))
     if not as_json:
         tell("\n".join(result.sentences))
@@ -344,7 +347,18 @@ def compare(studies: tuple[str, ...], within: str, as_json: bool, output: Path |
     print_comparison(studies, as_json, output, within, **settings)
 
 
-for verb in (housekeeping.remove, housekeeping.rename, housekeeping.copy, reference, convert, reproduce):
+for verb in (
+    list_catalogue,
+    show,
+    dashboard,
+    report,
+    housekeeping.remove,
+    housekeeping.rename,
+    housekeeping.copy,
+    reference,
+    convert,
+    reproduce,
+):
     app.add_command(verb)
 
 
@@ -371,7 +385,13 @@ def print_comparison(
 
 
 def _again(study: str, storage: str | None, options: Mapping[str, Any], overrides: tuple[str, ...]) -> str:
-    given = "".join(f" --{key} {shell_word(str(value))}" for key, value in options.items() if value is not None)
+    given = "".join(
+        f" --{key}"
+        if value is True
+        else f" --{key} {shell_word(f'{value:g}' if isinstance(value, float) else str(value))}"
+        for key, value in options.items()
+        if value is not None
+    )
     changed = "".join(f" --set {shell_word(text)}" for text in overrides)
     return f"autodiffusion-opt run {shell_word(study)}{given}{changed}{storage_words(storage)}"
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
@@ -22,6 +22,8 @@ from autodiffusion_opt.space import cost
 from autodiffusion_opt.space.model_info import ModelInfo
 
 if TYPE_CHECKING:
+    import torch
+
     from autodiffusion_opt.sampling.generate import ImageSampler
 
 
@@ -39,6 +41,7 @@ class Score:
         not_finite: how many of the images are not finite (NaN or infinite somewhere).
         seconds_of: the seconds by part, ``sampling``, ``features`` and ``metric``, where they are known.
         of_images: a number for each image, of which the first value is the mean, where it is one. Not in SQL.
+        preview: the first images, uint8 (N, C, H, W); None where there are none. Not in SQL.
     """
 
     values: Mapping[str, float]
@@ -50,10 +53,12 @@ class Score:
     not_finite: int = 0
     seconds_of: Mapping[str, float] = field(default_factory=dict)
     of_images: tuple[float, ...] = field(default=(), repr=False)
+    preview: torch.Tensor | None = field(default=None, repr=False, compare=False)
 
     def to_dict(self) -> dict[str, Any]:
         """JSON values, for SQL."""
-        return {name: value for name, value in asdict(self).items() if name != "of_images"}
+        written = asdict(replace(self, of_images=(), preview=None))
+        return {name: value for name, value in written.items() if name not in ("of_images", "preview")}
 
     @classmethod
     def of(
@@ -119,6 +124,8 @@ class Objective(Protocol):
         ...
 
 
+# So many of a candidate's first images are kept to be looked at.
+PREVIEW_IMAGES = 16
 # The least number of images of a trial: a covariance needs two.
 LEAST_IMAGES = 2
 
@@ -158,6 +165,8 @@ class ObjectiveConfig(Config):
             none: ``fd-dinov2 = {kind = "fid", features = "dinov2-vit-l-14"}``.
         seed: of their noise: the same in every trial, so that candidates are compared on common random numbers.
         conditions: the table ``[conditions]``: prompts or class labels.
+        frames: how many frames of each clip are measured, evenly spread, where the pipeline makes clips; each counts as
+            an image.
     """
 
     kind: str
@@ -172,6 +181,7 @@ class ObjectiveConfig(Config):
     metrics: dict[str, dict[str, Any]] | None = None
     seed: int = Field(default=0, ge=0)
     conditions: ConditionsConfig = Field(default_factory=ConditionsConfig)
+    frames: int = Field(default=1, ge=1)
 
     @field_validator("images", mode="before")
     @classmethod

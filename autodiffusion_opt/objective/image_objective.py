@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from autodiffusion_opt.candidate import Candidate
 from autodiffusion_opt.errors import EvaluationError
-from autodiffusion_opt.objective.base import Score, rungs_of
+from autodiffusion_opt.objective.base import PREVIEW_IMAGES, Score, rungs_of
 from autodiffusion_opt.objective.goals import SECONDS, Bound, Direction
 from autodiffusion_opt.progress import Progress, silent
 from autodiffusion_opt.space import cost
@@ -110,17 +110,22 @@ class ImageObjective:
         Raises:
             EvaluationError: where none of the images is finite: no metric means anything then.
         """
+        import torch
+
         rungs = self.rungs if images is None else (images,)
         seed = self.seed if seed is None else seed
         costs = {name: self.cost(name, candidate) for name in self.costs}
         measurement, done, clock = self.start(seed, rungs[-1], progress), 0, Clock()
         broken: list[int] = []
+        preview: list[torch.Tensor] = []
         for count in rungs:
             clock.start()
             for block in self.sampler.images(candidate, range(done, count), seed, broken):
                 clock.stop("sampling")
                 measurement.add(block)
                 clock.stop("features")
+                if done < PREVIEW_IMAGES:
+                    preview.append(block[: PREVIEW_IMAGES - done].cpu())
                 done += len(block)
                 progress("images", done, rungs[-1])
             clock.stop("sampling")
@@ -142,7 +147,8 @@ class ImageObjective:
                 seconds_of=clock.seconds,
             )
             numbers = measurement.of_images()
-            yield score if numbers is None else replace(score, of_images=tuple(numbers.tolist()))
+            of_images = () if numbers is None else tuple(numbers.tolist())
+            yield replace(score, of_images=of_images, preview=torch.cat(preview))
         if broken:
             warnings.warn(f"{len(broken)} of {rungs[-1]} images are not finite with {candidate}", stacklevel=2)
 

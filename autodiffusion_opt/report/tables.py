@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -25,8 +26,9 @@ if TYPE_CHECKING:
 
 
 def out() -> Console:
-    """The console of results; wide where nobody looks, so that a table in a file or a pipe is not folded."""
-    return Console(file=sys.stdout, highlight=False, width=None if sys.stdout.isatty() else WIDE)
+    """The console of results; wide in a file or a pipe, where no table is folded unless COLUMNS says so."""
+    is_told = sys.stdout.isatty() or os.environ.get("COLUMNS", "").isdigit()
+    return Console(file=sys.stdout, highlight=False, width=None if is_told else WIDE)
 
 
 def run_summary(stored: StoredStudy) -> dict[str, Any]:

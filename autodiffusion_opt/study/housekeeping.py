@@ -9,10 +9,11 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from autodiffusion_opt.errors import UserError
+from autodiffusion_opt.study.previews import copy_previews, preview_id, remove_previews
 from autodiffusion_opt.study.results import study_name
-from autodiffusion_opt.trials.attributes import WORKER
+from autodiffusion_opt.trials.attributes import ARTIFACT, WORKER
 from autodiffusion_opt.trials.claims import is_alive
-from autodiffusion_opt.trials.moving import copy_study, delete_study, rename_study
+from autodiffusion_opt.trials.moving import attributes_in_use, copy_study, delete_study, rename_study
 from autodiffusion_opt.trials.opening import open_storage
 from autodiffusion_opt.trials.queries import queries_of
 from autodiffusion_opt.trials.storage import Storage
@@ -53,7 +54,11 @@ def remove(names: Iterable[str], storage: Storage) -> list[Moved]:
     """
     removed = removable(names, storage)
     for each in removed:
-        delete_study(need_study(storage, each.study))
+        study = need_study(storage, each.study)
+        pictures = set(filter(None, map(preview_id, study.get_trials(deepcopy=False))))
+        delete_study(study)
+        kept = attributes_in_use(storage, (ARTIFACT + picture for picture in pictures))  # by copies of the study
+        remove_previews({picture for picture in pictures if ARTIFACT + picture not in kept}, str(storage.url))
     return removed
 
 
@@ -90,7 +95,9 @@ def copy(name: str, storage: Storage, url: str, new: str | None = None) -> Moved
     new = None if new is None else _checked(study_name(new))
     study = _idle_study(study_name(name), storage)
     new = study.study_name if new is None else new
-    return Moved(new, copy_study(study, open_storage(url), new))
+    count = copy_study(study, open_storage(url), new)
+    copy_previews(study.get_trials(deepcopy=False), str(storage.url), url)
+    return Moved(new, count)
 
 
 def _idle_study(name: str, storage: Storage) -> optuna.Study:

@@ -15,10 +15,7 @@ from autodiffusion_opt.candidate import Candidate
 from autodiffusion_opt.catalogue import entries, find_candidate
 from autodiffusion_opt.errors import UserError
 from autodiffusion_opt.paths import folder_of
-from autodiffusion_opt.progress import Progress, counted, silent
-from autodiffusion_opt.space.baselines import OWN
 from autodiffusion_opt.study.config import StudyConfig, load_study_config, made_in_python
-from autodiffusion_opt.study.problem import load_sampler
 from autodiffusion_opt.study.stored_config import stored_config
 from autodiffusion_opt.trials.attributes import (
     BASELINE,
@@ -46,7 +43,6 @@ from autodiffusion_opt.trials.studies import need_study, value_names
 
 if TYPE_CHECKING:
     import pandas
-    import torch
 
     from autodiffusion_opt.sampling.layers import Layer
 
@@ -350,6 +346,7 @@ def _config_of(source: Any, path: Path) -> StudyConfig:
 def listed_layers(name: str) -> tuple[list[Layer], int]:
     """The layers of a model or of a study's model, and the FLOPs of its denoiser's whole forward pass."""
     from autodiffusion_opt.sampling.compatibility import denoiser_of
+    from autodiffusion_opt.sampling.example_call import learn_layers
     from autodiffusion_opt.sampling.layers import list_layers, total_flops
     from autodiffusion_opt.sampling.load import load_configured, load_pipeline
 
@@ -360,22 +357,5 @@ def listed_layers(name: str) -> tuple[list[Layer], int]:
     else:
         pipeline = load_configured(config.pipeline, config.base_of("pipeline"))
     denoiser = denoiser_of(pipeline)
+    learn_layers(pipeline)
     return list_layers(denoiser), total_flops(denoiser)
-
-
-def sample_blocks(
-    config: StudyConfig, candidate: Candidate, count: int, seed: int, progress: Progress = silent
-) -> dict[str, torch.Tensor]:
-    """Caption -> images, of the candidate and of what the pipeline does by itself, from the same noise."""
-    import torch
-
-    from autodiffusion_opt.sampling.own import own_candidate
-
-    sampler = load_sampler(config, progress)
-    own = own_candidate(sampler, len(candidate.steps), with_guidance=candidate.guidance_scale is not None)
-    blocks: dict[str, torch.Tensor] = {}
-    for name, sampled in (("best", candidate), (OWN, own)):
-        images = (block.cpu() for block in sampler.images(sampled, range(count), seed))
-        told = counted(images, progress, "sampling images", 2 * count, count * len(blocks))
-        blocks[f"{name} {sampled}"] = torch.cat(list(told))
-    return blocks

@@ -32,6 +32,7 @@ from autodiffusion_opt.study.config import (
 )
 from autodiffusion_opt.study.failures import MOST_IN_A_ROW, Failures
 from autodiffusion_opt.study.from_python import python_study_config
+from autodiffusion_opt.study.model_numbers import numbers_for_plots
 from autodiffusion_opt.study.problem import Problem, load_problem
 from autodiffusion_opt.study.progress_bar import shown
 from autodiffusion_opt.study.provenance import versions
@@ -42,6 +43,7 @@ from autodiffusion_opt.study.warm_starts import warm_starts
 from autodiffusion_opt.trials.attributes import (
     DEFINITION,
     FINGERPRINT,
+    MODEL,
     RANKING,
     SPENT,
     START,
@@ -305,6 +307,7 @@ class Study:
         if known is None:
             set_value_names(study, list(directions))
             study.set_user_attr(VERSIONS, versions())
+            study.set_user_attr(MODEL, numbers_for_plots(self.problem.info))
             study.set_user_attr(RANKING, [list(third) for third in self.problem.info.ranking])
             study.set_user_attr(DEFINITION, definition)
         elif differences(known, definition):  # a key that is absent is one that this version added, at its default

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import time
 import warnings
+from collections.abc import Mapping
+from typing import Any
 
 import optuna
 from optuna.trial import FrozenTrial, TrialState
@@ -14,6 +16,7 @@ from autodiffusion_opt.objective import Score
 from autodiffusion_opt.objective.image_objective import Clock
 from autodiffusion_opt.objective.pruners import AtEachImage
 from autodiffusion_opt.study.callback import Callback
+from autodiffusion_opt.study.previews import is_improving, keep_preview
 from autodiffusion_opt.study.problem import Problem
 from autodiffusion_opt.study.provenance import provenance
 from autodiffusion_opt.trials.attributes import (
@@ -21,6 +24,7 @@ from autodiffusion_opt.trials.attributes import (
     ERROR,
     EVALUATION_FAILED,
     FIXED_PARAMETERS,
+    FLAT,
     OF_IMAGES,
     OPTIMIZER,
     ORIGIN,
@@ -33,7 +37,7 @@ from autodiffusion_opt.trials.attributes import (
     constraints_of,
     given_name,
 )
-from autodiffusion_opt.trials.claims import Claim
+from autodiffusion_opt.trials.claims import Claim, storage_of
 from autodiffusion_opt.trials.history import History
 from autodiffusion_opt.trials.studies import begin_trial, set_constraints, set_parameters
 
@@ -95,14 +99,26 @@ def _run(optimizer: str, problem: Problem, claim: Claim, history: History, callb
     bookkeeping = time.perf_counter() - begun - clock.seconds["measuring"]
     seconds_of = {**score.seconds_of, "bookkeeping": bookkeeping}
     more = {SECONDS_OF: seconds_of, PROVENANCE: provenance(problem)}
+    directions = claim.study.directions
+    values = tuple(score.values[name] for name in problem.objective.directions)
     with claim.together():
         trial.set_user_attr(SCORE, score.to_dict() | more)
+        _set_flat(trial, score.to_dict())
+        if score.preview is not None and not is_stopped:
+            trials = history.trials
+            if is_given or is_improving(values, trials.values(), directions):
+                keep_preview(trial, score.preview, trials, storage_of(claim.study).url)
         set_constraints(claim.study, trial, {bound.key: bound.excess(score.values) for bound in problem.bounds})
         if is_stopped:
             claim.study.tell(trial, state=TrialState.PRUNED, skip_if_finished=True)
         else:
-            values = [score.values[name] for name in problem.objective.directions]
-            claim.study.tell(trial, values, skip_if_finished=True)
+            claim.study.tell(trial, list(values), skip_if_finished=True)
+
+
+def _set_flat(trial: optuna.Trial, score: Mapping[str, Any]) -> None:
+    for name in FLAT:
+        if score.get(name) is not None:
+            trial.set_user_attr(name, score[name])
 
 
 def _reuse(claim: Claim, trial: optuna.Trial, earlier: FrozenTrial) -> None:
@@ -112,6 +128,7 @@ def _reuse(claim: Claim, trial: optuna.Trial, earlier: FrozenTrial) -> None:
     with claim.together():
         trial.set_user_attr(REUSED_FROM, earlier.number)
         trial.set_user_attr(SCORE, earlier.user_attrs.get(SCORE, {}))
+        _set_flat(trial, earlier.user_attrs.get(SCORE, {}))
         set_constraints(claim.study, trial, constraints_of(earlier))
         if OF_IMAGES in earlier.user_attrs:
             trial.set_user_attr(OF_IMAGES, earlier.user_attrs[OF_IMAGES])

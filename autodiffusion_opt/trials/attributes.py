@@ -34,12 +34,19 @@ EVALUATION_FAILED = "evaluation_failed"  # true: measuring raised an error, whic
 SECONDS_OF = "seconds_of"  # seconds by part: sampling, features, metric, bookkeeping
 PROVENANCE = "provenance"  # of the process that measured it: host, device and its name, dtype, versions
 
+# Numbers of a score that are an attribute each too, so that the dashboard plots them and filters by them.
+FLAT = ("nfe", "layer_runs", "flops", "images", "seconds")
+# System attribute of a trial in which Optuna keeps what it has of a file, followed by the file's id.
+ARTIFACT = "artifacts:"
+
 # User attributes of a study.
 DEFINITION = "definition"  # what must not change under the study's name
 FINGERPRINT = "fingerprint"  # in the definition: of the model, the conditions, the reference
 RANKING = "ranking"  # of layers, measured once
 SPENT = "spent"  # what warm starts cost: a list of name, images, NFE of each, seconds
 VERSIONS = "versions"  # of Python and the libraries when the study began
+MODEL = "model"  # numbers of the model for plots: train_steps, layers, and times with their log-SNR
+VERIFIED = "verified"  # what `verify` measured last, on fresh noise: a table of images, repeats, rows, sentences, when
 WANTED = "trials"  # how many trials the study's file asks for
 FILE = "file"  # the study's: relative paths in its tables start from its folder
 FOLDERS = "folders"  # of the files that hold other parts, by the part's name: relative paths in those start there

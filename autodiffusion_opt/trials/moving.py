@@ -132,6 +132,13 @@ def delete_study(study: optuna.Study) -> None:
     storage.patiently(remove)
 
 
+def attributes_in_use(storage: BaseStorage, keys: Iterable[str]) -> set[str]:
+    """Those of some system attributes of trials that any trial of the database has."""
+    column = models.TrialSystemAttributeModel.__table__.c.key
+    with _engine(storage).connect() as connection:
+        return set(connection.scalars(select(column).where(column.in_(list(keys)))))
+
+
 def _engine(storage: Any) -> sqlalchemy.Engine:
     if not isinstance(storage, SqlStorage):
         raise UserError(

@@ -129,7 +129,11 @@ def test_evolution_goes_on_from_own_though_it_is_outside_of_the_space(url: str, 
 
 def test_the_grid_of_sample_shows_the_pipelines_own(digits: Any, study_file: Callable[..., Path], url: str) -> None:
     from autodiffusion_opt.study.config import load_study_config
-    from autodiffusion_opt.study.results import sample_blocks
+    from autodiffusion_opt.study.problem import load_sampler
+    from autodiffusion_opt.study.samples import compared_candidates, sample_blocks
 
-    blocks = sample_blocks(load_study_config(str(study_file())), Candidate.from_time_steps([900, 300, 40, 3]), 2, 0)
-    assert list(blocks) == ["best [900, 300, 40, 3]", "own [750, 500, 250, 0]"]
+    sampler = load_sampler(load_study_config(str(study_file())))
+    best = Candidate.from_time_steps([900, 300, 40, 3])
+    blocks = sample_blocks(sampler, compared_candidates(sampler, best), 2, 0, {best: {"fid": 12.5}})
+    names = ["own [750, 500, 250, 0]", "best [900, 300, 40, 3], fid 12.5", "uniform [999, 666, 333, 0]"]
+    assert list(blocks) == [*names, "teacher 50 steps"]

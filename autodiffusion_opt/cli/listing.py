@@ -1,0 +1,126 @@
+"""The verbs ``ls`` and ``show``: the catalogue, candidates, optimizers; and a trial of a study."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import click
+
+from autodiffusion_opt.cli import housekeeping
+from autodiffusion_opt.cli.options import json_option, storage_option
+from autodiffusion_opt.errors import UserError
+from autodiffusion_opt.process import say, tell
+from autodiffusion_opt.text import visible
+
+CANDIDATES, OPTIMIZERS = "candidates", "optimizers"
+SECTIONS = ("spaces", "objectives", "studies", CANDIDATES, OPTIMIZERS)
+OTHERS = "any other name in Nevergrad's registry; one that cannot be used is refused, with the reason"
+
+
+@dataclass(frozen=True)
+class Listed:
+    """A line of ``ls``."""
+
+    section: str
+    name: str
+    description: str
+
+
+@click.command(name="ls")
+@click.argument("section", required=False, type=click.Choice(SECTIONS))
+@click.option("--all", "everything", is_flag=True, help="Of optimizers also those that are not recommended.")
+@json_option
+def list_catalogue(section: Any, everything: bool, as_json: bool) -> None:
+    """List the catalogue with candidates and optimizers, or one SECTION of it."""
+    if everything and section != OPTIMIZERS:
+        raise UserError("--all is for optimizers: ls optimizers --all")
+    listed = list(_listed(section, everything))
+    if as_json:
+        click.echo(json.dumps([vars(each) for each in listed]))
+        return
+    width = max((len(visible(each.name)) for each in listed), default=0)
+    previous = None
+    for each in listed:
+        if each.section != previous:
+            click.echo(f"{each.section}/" if each.section != OPTIMIZERS else OPTIMIZERS)
+            previous = each.section
+        click.echo(f"  {visible(each.name):<{width}}  {visible(each.description, None)}".rstrip())
+    if section == OPTIMIZERS and not everything:
+        say("more with --all")
+
+
+def _listed(section: str | None, everything: bool) -> Iterator[Listed]:
+    from autodiffusion_opt.catalogue import SECTIONS, candidates, entries
+
+    sections = [known for known in SECTIONS if section in (None, known)]
+    yield from (Listed(each.section, each.name, each.description) for each in entries(sections))
+    if section in (None, CANDIDATES):
+        yield from (Listed(CANDIDATES, name, comment) for name, comment in candidates().items())
+    if section in (None, OPTIMIZERS):
+        yield from (Listed(OPTIMIZERS, name, line) for name, line in _optimizers(everything).items())
+
+
+def _optimizers(everything: bool) -> dict[str, str]:
+    from autodiffusion_opt.recommended import RECOMMENDED
+
+    if not everything:
+        return dict(RECOMMENDED)
+    from autodiffusion_opt.optimizer import OPTIMIZERS as KINDS
+    from autodiffusion_opt.optimizer.nevergrad_names import PREFIX
+    from autodiffusion_opt.optimizer.nevergrad_names import RECOMMENDED as NEVERGRAD
+
+    names = [*KINDS, *(PREFIX + name for name in NEVERGRAD)]
+    more = {f"{PREFIX}NAME": OTHERS}
+    return {name: RECOMMENDED.get(name, "") for name in dict.fromkeys([*RECOMMENDED, *names])} | more
+
+
+@click.command()
+@click.argument("name")
+@click.option("--trial", type=click.IntRange(min=0), metavar="N", help="Of the study NAME, all that SQL holds of it.")
+@storage_option
+@json_option
+def show(name: str, trial: int | None, storage: str | None, as_json: bool) -> None:
+    """Print a file of the catalogue, a candidate or an optimizer, by NAME; or a trial of the study NAME."""
+    from autodiffusion_opt import catalogue
+    from autodiffusion_opt.recommended import RECOMMENDED
+
+    if trial is not None:
+        housekeeping.print_trial(name, trial, storage, as_json)
+        return
+    if storage is not None:
+        raise UserError(f"--storage is for a trial, {name} --trial N; files of the catalogue are in no database")
+    short = name.removeprefix(f"{CANDIDATES}/")
+    path = catalogue.find_candidate(short)
+    if path is not None:
+        content = json.loads(catalogue.read_text(path)) if as_json else None
+        section, shown = CANDIDATES, path.stem
+    elif name.removeprefix(f"{OPTIMIZERS}/") in RECOMMENDED:
+        _show_optimizer(name.removeprefix(f"{OPTIMIZERS}/"), as_json)
+        return
+    else:
+        entry = catalogue.show(name)
+        path, section, shown = entry.path, str(entry.section), entry.name
+        content = catalogue.read_toml(path) if as_json else None
+    if as_json:
+        click.echo(json.dumps({"section": section, "name": shown, "content": content}))
+    else:
+        tell(catalogue.read_text(path).removesuffix("\n"))
+
+
+def _show_optimizer(name: str, as_json: bool) -> None:
+    """Its line, and its settings as a table with their defaults."""
+    from autodiffusion_opt.optimizer import OPTIMIZERS as KINDS
+    from autodiffusion_opt.recommended import RECOMMENDED
+
+    config = KINDS[name](kind=name)
+    settings = config.model_dump(mode="json")
+    if as_json:
+        click.echo(json.dumps({"section": OPTIMIZERS, "name": name, "content": settings}))
+        return
+    lines = [f"# {RECOMMENDED[name]}", "[optimizer]"]
+    for key, value in settings.items():
+        lines.append(f"{key} = {json.dumps(value)}" if value is not None else f"# {key} = ...")
+    tell("\n".join(lines))

@@ -1,0 +1,97 @@
+"""A real browser opens the report and the dashboard, and shows what they promise."""
+
+from __future__ import annotations
+
+import html
+import re
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from browser import needs_browser, open_page
+
+from autodiffusion_opt.report.dashboard import server
+from autodiffusion_opt.report.page import page
+from autodiffusion_opt.study.housekeeping import copy
+from autodiffusion_opt.study.results import open_study
+from autodiffusion_opt.trials.opening import open_storage
+
+pytestmark = [pytest.mark.slow, needs_browser]
+
+HOSTILE = "<script>document.title='taken'</script><img src=x onerror=alert(1)> **b** & \"q\""
+
+
+@pytest.fixture(scope="module")
+def hostile(ran: tuple[Path, str]) -> str:
+    """The database, with a copy of the small study whose name is HTML."""
+    copy("small", open_storage(ran[1]), ran[1], HOSTILE)
+    return ran[1]
+
+
+@pytest.fixture(scope="module")
+def address(hostile: str) -> Iterator[str]:
+    """Of a dashboard that runs."""
+    with server(hostile, "127.0.0.1", 0) as listening:
+        thread = threading.Thread(target=listening.serve_forever)
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{listening.server_port}/dashboard"
+        finally:
+            listening.shutdown()
+            thread.join()
+
+
+@pytest.mark.parametrize("size", ["1200,2000", "390,2000"])
+def test_a_report_draws_every_plot_and_image_without_an_error_or_a_request(
+    hostile: str, tmp_path: Path, size: str
+) -> None:
+    path = tmp_path / "report.html"
+    path.write_text(page([open_study("small", hostile), open_study(HOSTILE, hostile)], hostile))
+    loaded = open_page(path.as_uri(), tmp_path, size=size)
+    assert (loaded.console, loaded.requests) == ((), ())
+    plots = {"comparison", "convergence", "schedule", "times", "front", "importances"}
+    assert set(re.findall(r'data-plot="(\w+)"', loaded.dom)) == plots
+    count = 1 + 2 * (len(plots) - 1)
+    assert f'data-plots="{count}"' in loaded.dom
+    assert loaded.dom.count('class="main-svg"') >= count  # plotly drew each
+    for text in ("images generated", "fid (less is better)", "log-SNR, ln(α/σ)", "time of step 1"):
+        assert text in loaded.dom
+    assert (
+        len(re.findall(r'<img alt="[^"]+" src="data:image/png;base64,', loaded.dom)) == 4
+    )  # own and best, of both studies
+    assert "<title>Report of small, &lt;script" in loaded.dom
+    assert html.escape(HOSTILE, quote=False).split(" ")[0] in loaded.dom
+    assert "<img src=x" not in loaded.dom.replace('"', "")
+
+
+def test_the_browser_that_tests_use_tells_of_requests_and_errors(tmp_path: Path) -> None:
+    path = tmp_path / "bad.html"
+    path.write_text('<img src="http://example.org/x.png"><script>nothing.here()</script>')
+    loaded = open_page(path.as_uri(), tmp_path)
+    assert "nothing is not defined" in "\n".join(loaded.console)
+    assert loaded.requests == ("http://example.org/x.png",)
+
+
+def test_the_dashboard_shows_metric_note_plots_and_the_picture_of_a_trial(address: str, tmp_path: Path) -> None:
+    history = open_page(f"{address}/studies/1", tmp_path)
+    assert (history.console, history.requests) == ((), ())
+    assert "Objective 0" not in history.dom
+    assert ">fid<" in history.dom
+    for plot in ("schedule", "times", "convergence", "importances"):
+        assert f"{plot} (autodiffusion-opt)" in history.dom
+    note = open_page(f"{address}/studies/1/note", tmp_path).dom
+    assert "own = leading" in note
+    assert "autodiffusion-opt verify small" in note
+    trial = open_page(f"{address}/studies/1/trials?numbers=0", tmp_path).dom
+    assert re.search(r'<img[^>]+src="[^"]*/artifacts/1/1/[0-9a-f-]{36}"', trial)
+    for attribute in ("nfe 4", "images 20", "baseline own"):
+        assert attribute in re.sub(r"<[^>]+>", " ", trial).replace("  ", " ")
+
+
+def test_the_dashboard_shows_a_hostile_name_as_text(address: str, tmp_path: Path) -> None:
+    loaded = open_page(f"{address}/studies/2/note", tmp_path)
+    assert (loaded.console, loaded.requests) == ((), ())
+    assert "<title>taken" not in loaded.dom
+    assert "onerror=alert(1)&gt;" in loaded.dom
+    assert 'src="x"' not in loaded.dom

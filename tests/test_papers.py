@@ -12,6 +12,7 @@ import diffusers
 import pytest
 import torch
 from diffusers import UNet2DConditionModel, UNet2DModel
+from marks import slow_but
 
 from autodiffusion_opt import Candidate, UserError, catalogue
 from autodiffusion_opt.objective import ObjectiveConfig
@@ -72,7 +73,7 @@ def space_of(config: StudyConfig) -> Space:
     return config.space.space(info_of(config.name))
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", slow_but(NAMES, "adm-imagenet64-4", "adm-imagenet64-nmax580", "sd15-coco-dpmsolver-4"))
 def test_a_study_is_the_papers_search_in_a_space_that_fits_its_model(name: str) -> None:
     config = load_study_config(name)
     space, joint, lsun = space_of(config), "nmax" in name, "lsun" in name
@@ -95,7 +96,7 @@ def _middle(distribution: Any) -> Any:
     return (distribution.low + distribution.high) / 2
 
 
-@pytest.mark.parametrize("name", CANDIDATES)
+@pytest.mark.parametrize("name", slow_but(CANDIDATES, "adm-imagenet64-4", "adm-imagenet64-nmax580", "sd15-dpmsolver-4"))
 def test_a_published_candidate_is_in_the_space_of_its_study(name: str) -> None:
     study, runs = CANDIDATES[name]
     path = catalogue.find_candidate(name)

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
         register_optimizer,
         register_space,
     )
+    from autodiffusion_opt.sampling.adm import ADMPipeline, NoisyClassifier
     from autodiffusion_opt.sampling.apply import applied, apply, install, remove
     from autodiffusion_opt.sampling.compile import compile_layers
     from autodiffusion_opt.sampling.load import load_pipeline
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 __version__ = "0.2.0"
 # Names that need torch, SQL or Optuna are imported when they are first used.
 _LATER = {
+    "ADMPipeline": "sampling.adm",
     "Callback": "study.callback",
     "CandidateMetric": "objective",
     "CandidateSampler": "optimizer",
@@ -44,6 +46,7 @@ _LATER = {
     "Metric": "objective",
     "MetricConfig": "objective",
     "ModelInfo": "space",
+    "NoisyClassifier": "sampling.adm",
     "OptimizerConfig": "optimizer",
     "Proposal": "optimizer",
     "Space": "space",
@@ -64,6 +67,7 @@ _LATER = {
 }
 
 __all__ = [
+    "ADMPipeline",
     "Callback",
     "Candidate",
     "CandidateMetric",
@@ -74,6 +78,7 @@ __all__ = [
     "Metric",
     "MetricConfig",
     "ModelInfo",
+    "NoisyClassifier",
     "OptimizerConfig",
     "Proposal",
     "Space",

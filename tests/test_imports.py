@@ -77,8 +77,10 @@ def test_the_probe_sees_torch_where_it_is_imported(tmp_path: Path) -> None:
 
 
 def test_public_names_are_these_and_each_is_what_it_is_called() -> None:
-    classes = "Callback Candidate CandidateMetric CandidateSampler EvaluationError Features ImageMetric Metric"
-    classes += " MetricConfig ModelInfo OptimizerConfig Proposal Space SpaceConfig Step Study UserError"
+    classes = "ADMPipeline Callback Candidate CandidateMetric CandidateSampler EvaluationError Features ImageMetric"
+    classes += (
+        " Metric MetricConfig ModelInfo NoisyClassifier OptimizerConfig Proposal Space SpaceConfig Step Study UserError"
+    )
     functions = "applied apply compare compile_layers install load_pipeline register_features register_layer_kind"
     functions += " register_metric register_optimizer register_space remove"
     assert sorted(ado.__all__) == sorted(f"{classes} {functions}".split())

@@ -165,6 +165,8 @@ class ObjectiveConfig(Config):
             none: ``fd-dinov2 = {kind = "fid", features = "dinov2-vit-l-14"}``.
         seed: of their noise: the same in every trial, so that candidates are compared on common random numbers.
         conditions: the table ``[conditions]``: prompts or class labels.
+        frames: how many frames of each clip are measured, evenly spread, where the pipeline makes clips; each counts as
+            an image.
     """
 
     kind: str
@@ -179,6 +181,7 @@ class ObjectiveConfig(Config):
     metrics: dict[str, dict[str, Any]] | None = None
     seed: int = Field(default=0, ge=0)
     conditions: ConditionsConfig = Field(default_factory=ConditionsConfig)
+    frames: int = Field(default=1, ge=1)
 
     @field_validator("images", mode="before")
     @classmethod

@@ -15,7 +15,7 @@ trials before a position and the stage in which each was proposed; several worke
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -31,9 +31,9 @@ from autodiffusion_opt.errors import UserError
 from autodiffusion_opt.optimizer.base import TRIES, CandidateSampler, OptimizerConfig, Proposal
 from autodiffusion_opt.optimizer.layer_moves import REPEATED, layer_moves
 from autodiffusion_opt.optimizer.stage import BEGINNING, RESTRUCTURED, Stage
-from autodiffusion_opt.space import Layered, Space, Walkable
+from autodiffusion_opt.space import Compared, Layered, Space, Walkable
 from autodiffusion_opt.space.baselines import UNIFORM
-from autodiffusion_opt.trials.attributes import STAGE
+from autodiffusion_opt.trials.attributes import STAGE, candidate_of
 from autodiffusion_opt.trials.history import Observation, Past, best_first
 
 
@@ -84,14 +84,29 @@ class LocalSearch(CandidateSampler):
         self.walkable = space
         self.settings = settings
         self.is_layered = isinstance(space, Layered)
+        self._inside: dict[Candidate, bool] = {}
 
     def pruner(self) -> BasePruner:
         """What stops a candidate where the objective has rungs and names no pruner of its own."""
-        return WorseThanBest(self.settings.tolerance, self.settings.layer_tolerance)
+        return WorseThanBest(self.settings.tolerance, self.settings.layer_tolerance, self.is_reachable)
+
+    def is_reachable(self, candidate: Candidate) -> bool:
+        """Whether a search in the space may come to a candidate, so that others are held against it.
+
+        Not what a study is compared with and lies outside: there may be nothing as good in the space.
+        """
+        if not isinstance(self.walkable, Compared):
+            return True  # a baseline beside the grid of times is as good as its neighbour on it
+        if candidate not in self._inside:
+            self._inside[candidate] = self.walkable.nearest(candidate) == candidate
+        return self._inside[candidate]
 
     def propose(self, past: Past, rng: np.random.Generator) -> Proposal:
         """The first neighbour of the centre that is new, at the greatest step that has one."""
-        descents = _descents(past)
+        descents = _descents(each for each in past if self.is_reachable(each.candidate))
+        outside = _best([each for each in past if not self.is_reachable(each.candidate)])
+        if outside is not None and (near := self.walkable.nearest(outside.candidate)) not in past:
+            return Proposal(near, "nearest", str(Stage(max(descents, default=1), None)))
         latest = max(descents, default=1)
         centre = _best(descents.get(latest, ()))
         if centre is None and latest == 1:
@@ -170,8 +185,8 @@ class LocalSearch(CandidateSampler):
             proposal = self._restructured(descent, descents, past)
             if proposal is not None:
                 return proposal
-        best = past.best(1)
-        centre = self.walkable.nearest(best[0].candidate) if best else self.walkable.baselines()[UNIFORM]
+        best = _best([each for all_of in descents.values() for each in all_of])
+        centre = self.walkable.baselines()[UNIFORM] if best is None else self.walkable.nearest(best.candidate)
         return Proposal(self._near(centre, past, rng), BEGINNING, str(Stage(descent, None)))
 
     def _restructured(self, descent: int, descents: Descents, past: Past) -> Proposal | None:
@@ -200,7 +215,7 @@ def _first_new(moves: Iterable[tuple[Candidate, str]], past: Past, stage: Stage)
     return next((Proposal(made, move, str(stage)) for made, move in moves if made not in past), None)
 
 
-def _descents(past: Past) -> Descents:
+def _descents(past: Iterable[Observation]) -> Descents:
     """The observations of each descent; what other optimizers proposed, and baselines, count to the present one."""
     present, descents = 1, Descents()
     for observation in past:
@@ -236,10 +251,12 @@ class WorseThanBest(BasePruner):
     Attributes:
         tolerance: by which share of the best one's value a candidate may be worse.
         layer_tolerance: the same for a candidate with other layers.
+        counts: whether others are held against a candidate.
     """
 
     tolerance: float = 0.0
     layer_tolerance: float = 0.0
+    counts: Callable[[Candidate], bool] = lambda candidate: True
 
     def prune(self, study: optuna.Study, trial: FrozenTrial) -> bool:
         """Whether the trial is hopeless."""
@@ -247,7 +264,12 @@ class WorseThanBest(BasePruner):
         if images is None or (stage is not None and stage.is_restructured):
             return False
         complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-        measured = [earlier for earlier in complete if images in earlier.intermediate_values]
+        measured = [
+            earlier
+            for earlier in complete
+            if images in earlier.intermediate_values
+            and ((candidate := candidate_of(earlier)) is None or self.counts(candidate))
+        ]
         same = [] if stage is None else [earlier for earlier in measured if _descent_of(earlier) == stage.descent]
         if any(RESTRUCTURED in earlier.user_attrs[STAGE] for earlier in same):
             measured = same

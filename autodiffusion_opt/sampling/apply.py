@@ -25,6 +25,7 @@ from autodiffusion_opt.errors import UserError
 from autodiffusion_opt.sampling.applied_class import CANDIDATE_FILE, KEY, class_with_candidate
 from autodiffusion_opt.sampling.cache import install_cache
 from autodiffusion_opt.sampling.compatibility import check_compatible, check_single_step, denoiser_of
+from autodiffusion_opt.sampling.example_call import learn_layers
 from autodiffusion_opt.sampling.layers import Bypass, install_bypass, refuse_cache
 from autodiffusion_opt.sampling.schedule import check_scheduler, check_times, first_step, install_schedule, untouched
 
@@ -64,6 +65,7 @@ class Applied:
         self.schedule.check_use = lambda: self._check_use()
         self._bypass = Bypass(None)
         if any(candidate.removed):
+            learn_layers(pipeline)
             name = f"autodiffusion_opt.bypass.{id(self):x}"
             self._bypass = install_bypass(self.denoiser, candidate.removed, self._step, name=name)
         name, schedule = f"autodiffusion_opt.cache.{id(self):x}", self.schedule

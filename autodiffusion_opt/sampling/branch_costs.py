@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -28,8 +30,12 @@ class BranchCost:
 
 
 @torch.inference_mode(False)  # FlopCounterMode fails on tensors of that mode, in which callers may be
-def branch_costs(denoiser: torch.nn.Module) -> list[BranchCost]:
-    """The cost of a partial step at every branch, at the inputs of :func:`list_layers`.
+def branch_costs(denoiser: torch.nn.Module, inputs: Mapping[str, Any] | None = None) -> list[BranchCost]:
+    """The cost of a partial step at every branch.
+
+    Args:
+        denoiser: is not run; a copy on the meta device is.
+        inputs: as for :func:`list_layers`.
 
     Raises:
         UserError: for a denoiser that has no branches, or whose inputs cannot be made from its config.
@@ -37,12 +43,12 @@ def branch_costs(denoiser: torch.nn.Module) -> list[BranchCost]:
     branches = branches_of(denoiser)
     layers, count = list_layers(denoiser), len(branches.cuts)
     meta_copy = make_meta_copy(denoiser)
-    inputs, flops = on_meta(make_inputs(denoiser), meta_copy), list[int]()
+    given, flops = on_meta(make_inputs(denoiser) if inputs is None else inputs, meta_copy), list[int]()
     # Step 0 is a full one; each call is a step.
     installed = install_cache(meta_copy, [None, *range(count)], lambda: len(flops), lambda: 0)
     while len(flops) <= count:
         with torch.no_grad(), FlopCounterMode(display=False) as counter:
-            meta_copy(**inputs)
+            meta_copy(**given)
         flops.append(counter.get_total_flops())
     installed.remove()
     runs = (tuple(layer.index for layer in layers if branches.runs(branch, layer.path)) for branch in range(count))

@@ -14,6 +14,7 @@ from autodiffusion_opt.candidate import Candidate
 from autodiffusion_opt.errors import UserError
 from autodiffusion_opt.sampling.apply import GUIDANCE_SCALE, applied, install, watch_samples
 from autodiffusion_opt.sampling.conditions import Conditions, Unconditional, check_conditions
+from autodiffusion_opt.sampling.video import pixels_of
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,9 @@ class ImageSampler:
         call: further arguments of the pipeline's call.
         micro_batch: images that one call makes and the networks see at once; another number rounds otherwise.
         batch_size: images handed over at once; changes no image.
+        frames: of each clip that are its images, evenly spread, where the pipeline makes clips: image i is then frame
+            ``i % frames`` of clip ``i // frames``, noise and conditions are a clip's, and a call makes ``micro_batch``
+            clips.
 
     Raises:
         UserError: for conditions that do not fit the pipeline.
@@ -40,6 +44,7 @@ class ImageSampler:
     call: Mapping[str, Any] = field(default_factory=dict)
     micro_batch: int = 16
     batch_size: int = 16
+    frames: int = 1
 
     def __post_init__(self) -> None:
         check_conditions(self.pipeline, self.conditions)
@@ -64,18 +69,22 @@ class ImageSampler:
             UserError: for a candidate that does not fit the model, or a micro batch that does not fit the GPU's memory.
         """
         with install(self.pipeline, candidate), self.calls() as call:
-            last = LastSample()
+            last, size = LastSample(), self.micro_batch * self.frames
             watch_samples(self.pipeline, last.keep)
 
             def part(start: int) -> torch.Tensor:
-                chosen = indices[start : start + self.micro_batch]
+                chosen = indices[start : start + size]
                 pixels = call(chosen, seed, len(candidate.steps))
                 if broken is not None:
-                    finite = (last.finite(len(chosen)) & all_finite(pixels)).tolist()
-                    broken.extend(index for index, is_finite in zip(chosen, finite, strict=True) if not is_finite)
+                    finite = all_finite(pixels)
+                    if self.frames == 1:  # else the last sample holds clips
+                        finite &= last.finite(len(chosen))
+                    broken.extend(
+                        index for index, is_finite in zip(chosen, finite.tolist(), strict=True) if not is_finite
+                    )
                 return to_uint8(pixels)
 
-            yield from _regrouped(map(part, range(0, len(indices), self.micro_batch)), self.batch_size)
+            yield from _regrouped(map(part, range(0, len(indices), size)), self.batch_size)
 
     @contextlib.contextmanager
     def calls(self) -> Iterator[Callable[[Sequence[int], int, int], torch.Tensor]]:
@@ -87,22 +96,29 @@ class ImageSampler:
             yield self._call
 
     def _call(self, indices: Sequence[int], seed: int, steps: int) -> torch.Tensor:
+        if self.frames == 1:
+            return self._made(indices, seed, steps)
+        clips = list(dict.fromkeys(index // self.frames for index in indices))
+        groups = [clips[first : first + self.micro_batch] for first in range(0, len(clips), self.micro_batch)]
+        made = torch.cat([self._made(group, seed, steps) for group in groups])  # frames, one clip after the other
+        return made[[clips.index(index // self.frames) * self.frames + index % self.frames for index in indices]]
+
+    def _made(self, indices: Sequence[int], seed: int, steps: int) -> torch.Tensor:
+        """The images of one call, (N, C, H, W); of clips their frames, one clip after the other."""
         filled = [*indices, *[indices[-1]] * (self.micro_batch - len(indices))]
         candidate = applied(self.pipeline)
         has_scale = candidate is not None and candidate.guidance_scale is not None
         call = {key: value for key, value in self.call.items() if key != GUIDANCE_SCALE or not has_scale}
         with enough_memory(f"{self.micro_batch} images", "micro_batch"):
-            images: torch.Tensor = self.pipeline(
+            output = self.pipeline(
                 **self.conditions.arguments(self.pipeline, filled),
                 **call,
                 num_inference_steps=steps,
                 generator=[noise_generator(seed, index) for index in filled],
                 output_type="pt",
                 return_dict=True,
-            ).images[: len(indices)]
-        if isinstance(images, np.ndarray):  # LDMPipeline knows no "pt": (N, H, W, C)
-            images = torch.from_numpy(images).permute(0, 3, 1, 2)
-        return images
+            )
+        return pixels_of(output, self.frames, type(self.pipeline).__name__)[: len(indices) * self.frames]
 
 
 class LastSample:

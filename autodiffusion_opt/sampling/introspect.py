@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from autodiffusion_opt.errors import UserError
-from autodiffusion_opt.sampling.branch_costs import branch_costs
+from autodiffusion_opt.sampling.branch_costs import BranchCost, branch_costs
 from autodiffusion_opt.sampling.compatibility import denoiser_of
+from autodiffusion_opt.sampling.example_call import example_inputs, learn_layers
 from autodiffusion_opt.sampling.layers import Layer, list_layers, total_flops
+from autodiffusion_opt.sampling.layers.example_inputs import can_make_inputs
 from autodiffusion_opt.sampling.schedule import layout_of, sigmas_of, stops_early, takes_continuous, time_range
 from autodiffusion_opt.space.model_info import ModelInfo
 
@@ -22,6 +24,7 @@ def read_model_info(
     need_branches: bool = False,
     ranking: Sequence[Sequence[int]] = (),
     shift: float = 1.0,
+    call: Mapping[str, Any] | None = None,
 ) -> ModelInfo:
     """The time range, the solver's calls and the layers of a pipeline (see :class:`ModelInfo`).
 
@@ -33,6 +36,7 @@ def read_model_info(
         need_branches: whether the cost of partial steps is wanted, and an error where there are none.
         ranking: of the layers.
         shift: of a flow matching model (:func:`~autodiffusion_opt.sampling.own.own_shift`).
+        call: arguments of the pipeline's call, on which the size of the denoiser's inputs depends.
 
     Raises:
         UserError: for a scheduler that is not accepted; with ``need_layers``, for layers that cannot be counted; with
@@ -41,8 +45,8 @@ def read_model_info(
     scheduler = pipeline.scheduler
     low, high = time_range(scheduler)
     sigmas = sigmas_of(scheduler)
-    layers, flops = _counted(denoiser_of(pipeline), need_layers)
-    branches = branch_costs(denoiser_of(pipeline)) if need_branches else []
+    layers, flops = _counted(pipeline, need_layers, call)
+    branches = _branches(pipeline, call) if need_branches else []
     return ModelInfo(
         train_steps=int(scheduler.config.num_train_timesteps),
         lowest=max(low, FLOW_LOWEST) if sigmas is None else low,
@@ -64,14 +68,22 @@ def read_model_info(
     )
 
 
-def _counted(denoiser: Any, need_layers: bool) -> tuple[list[Layer], int]:
+def _counted(pipeline: Any, need_layers: bool, call: Mapping[str, Any] | None) -> tuple[list[Layer], int]:
     """The layers of a denoiser and the FLOPs of a forward pass; none where they cannot be counted."""
+    denoiser = denoiser_of(pipeline)
     try:
+        learn_layers(pipeline, call)
         return list_layers(denoiser), total_flops(denoiser)
     except UserError:
         if need_layers:
             raise
         return [], 0
+
+
+def _branches(pipeline: Any, call: Mapping[str, Any] | None) -> list[BranchCost]:
+    """The cost of partial steps. Raises UserError for a denoiser that has none."""
+    denoiser = denoiser_of(pipeline)
+    return branch_costs(denoiser, None if can_make_inputs(denoiser) else example_inputs(pipeline, call))
 
 
 def align_your_steps(pipeline: Any) -> tuple[float, ...]:

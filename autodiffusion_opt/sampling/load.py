@@ -18,6 +18,7 @@ import torch
 from autodiffusion_opt.errors import UserError, nearest, reason_of, unknown
 from autodiffusion_opt.paths import absolute
 from autodiffusion_opt.sampling.apply import apply, saved_candidate
+from autodiffusion_opt.sampling.checkpoints import CHECKPOINTS, how_to_get
 from autodiffusion_opt.sampling.compatibility import check_compatible, check_replacement, denoiser_of
 from autodiffusion_opt.sampling.compile import compile_layers
 from autodiffusion_opt.sampling.config import PipelineConfig
@@ -43,6 +44,8 @@ SHORT_NAMES = {
     "lcm": "LCMScheduler",
     "tcd": "TCDScheduler",
 }
+# Pipelines of this package, by the name in a model_index.json.
+OURS = {"ADMPipeline": "autodiffusion_opt.sampling.adm"}
 # Settings that a short name implies: PLMS is PNDM without its Runge-Kutta start.
 IMPLIED: dict[str, dict[str, Any]] = {"plms": {"skip_prk_steps": True}}
 
@@ -174,6 +177,8 @@ def model_folder(model: str, base: Path | None = None) -> Path | None:
         if not (path / "model_index.json").is_file():
             raise UserError(f"model: the folder {path} must hold a model_index.json, as save_pretrained writes it")
         return path
+    if path.name in CHECKPOINTS:
+        raise UserError(f"model: there is no folder {path}. {how_to_get(path)}")
     if model.startswith((".", "/", "~")) or model.count("/") != 1:
         names = ", ".join(sorted(EMBEDDED))
         raise UserError(
@@ -184,11 +189,11 @@ def model_folder(model: str, base: Path | None = None) -> Path | None:
 
 
 def pipeline_class(folder: Path) -> type | None:
-    """The class of diffusers' that a model's folder names; None where it names another, or cannot be read."""
+    """The class of diffusers' or of ours that a model's folder names; None where it names another, or is not read."""
     try:
         content = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
-        diffusers = importlib.import_module("diffusers")
-        named = getattr(diffusers, content["_class_name"], None)
+        diffusers, name = importlib.import_module("diffusers"), content["_class_name"]
+        named = getattr(importlib.import_module(OURS[name]) if name in OURS else diffusers, name, None)
     except (OSError, ValueError, RecursionError, KeyError, TypeError, ImportError, RuntimeError):
         return None
     return named if inspect.isclass(named) and issubclass(named, diffusers.DiffusionPipeline) else None
@@ -202,9 +207,9 @@ def _read(model: str, base: Path | None, revision: str | None, variant: str | No
     try:
         with _quiet() if folder else contextlib.nullcontext():  # a download shows the hub's own bars
             # use_safetensors: a pickle from a download is never opened.
-            pipeline = DiffusionPipeline.from_pretrained(
-                folder or model, torch_dtype=dtype, use_safetensors=True, **hub
-            )
+            named: Any = None if folder is None else pipeline_class(folder)
+            kind = named if named is not None and named.__name__ in OURS else DiffusionPipeline
+            pipeline = kind.from_pretrained(folder or model, torch_dtype=dtype, use_safetensors=True, **hub)
     except Exception as error:  # of an unknown class, a missing part, broken weights: each has an error of its own
         reason = reason_of(error)
         place = f"{folder}: " if folder else f"there is no folder {absolute(model, base)}, and from the hub: "

@@ -19,6 +19,7 @@ from autodiffusion_opt.candidate import Candidate
 from autodiffusion_opt.errors import UserError
 from autodiffusion_opt.progress import Progress, silent
 from autodiffusion_opt.sampling.compatibility import denoiser_of
+from autodiffusion_opt.sampling.example_call import learn_layers
 from autodiffusion_opt.sampling.generate import ImageSampler
 from autodiffusion_opt.sampling.hooks import before_forward
 from autodiffusion_opt.sampling.introspect import read_model_info
@@ -66,11 +67,12 @@ def rank_layers(
     if schedule_on(pipeline.scheduler) is not None:
         raise UserError("layers are ranked on a pipeline without a candidate: remove(pipeline) first")
     denoiser = denoiser_of(pipeline)
+    learn_layers(pipeline)
     layers = [layer.index for layer in known_layers(denoiser) if layer.removable]
 
     # As few equal parts as the micro batch allows: images that fill up the last call would count twice.
     size = -(-images // -(-images // sampler.micro_batch))
-    even = replace(sampler, micro_batch=size, batch_size=size)
+    even = replace(sampler, micro_batch=size, batch_size=size, frames=1)
 
     def sample(candidate: Candidate) -> None:
         for _ in even.images(candidate, range(images), seed):

@@ -54,6 +54,7 @@ class Teacher:
             self.sampler.conditions.identity,
             json.dumps(dict(self.sampler.call), sort_keys=True, default=repr),
             str(self.sampler.micro_batch),
+            *([] if self.sampler.frames == 1 else [f"{self.sampler.frames} frames"]),
         ]
         return hashlib.sha256("\n".join(given).encode()).hexdigest()
 

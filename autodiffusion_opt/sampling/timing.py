@@ -25,16 +25,18 @@ def seconds_an_image(sampler: ImageSampler, candidate: Candidate, calls: int = C
     """
     device = torch.device(sampler.pipeline.device)
 
+    images = sampler.micro_batch * sampler.frames
+
     def call() -> float:
         _wait(device)
         begun = time.perf_counter()
-        for _ in sampler.images(candidate, range(sampler.micro_batch), SEED):
+        for _ in sampler.images(candidate, range(images), SEED):
             pass
         _wait(device)
         return time.perf_counter() - begun
 
     call()
-    return median(call() for _ in range(calls)) / sampler.micro_batch
+    return median(call() for _ in range(calls)) / images
 
 
 def _wait(device: torch.device) -> None:

@@ -123,7 +123,7 @@ def _measured(
         signal, noise = _levels(pipeline.scheduler, times)
         trajectory = _Trajectory()
         watch_samples(pipeline, trajectory.keep)
-        with replace(sampler, micro_batch=size).calls() as call:
+        with replace(sampler, micro_batch=size, frames=1).calls() as call:
             for first in range(0, images, size):
                 indices = range(first, min(first + size, images))
                 progress("sampling the teacher's trajectory", first, images)

@@ -17,16 +17,14 @@ from optuna.distributions import BaseDistribution, IntDistribution
 
 from autodiffusion_opt.candidate import Candidate, Step
 from autodiffusion_opt.errors import UserError
-from autodiffusion_opt.space import cost
-from autodiffusion_opt.space.baselines import UNIFORM, leading, shifted
+from autodiffusion_opt.space.baselines import UNIFORM
+from autodiffusion_opt.space.caching import CostBudget, uniform_presets
 from autodiffusion_opt.space.model_info import ModelInfo
 from autodiffusion_opt.space.scalars import Scalars, Values
 
 COUNT = "segments"
 # One interval, or one branch, is so much of a coordinate: the first step of a pattern search.
 UNIT = 0.4
-# DeepCache's uniform schedules: a full step, then partial ones, every so many steps.
-CACHING = (2, 3, 5)
 
 
 @dataclass(frozen=True)
@@ -40,20 +38,6 @@ class Segment:
 
     interval: int
     branch: int = 0
-
-
-@dataclass(frozen=True)
-class SegmentBudget:
-    """Bounds of the cost; None: no bound."""
-
-    max_flops: float | None = None
-    nfe: int | None = None
-
-    def is_kept(self, info: ModelInfo, candidate: Candidate) -> bool:
-        """Whether a candidate costs no more."""
-        # 1e-9: sums of shares of a network may be beyond the number by a rounding.
-        within_flops = self.max_flops is None or cost.networks(info, candidate) <= self.max_flops + 1e-9
-        return within_flops and (self.nfe is None or cost.nfe(info, candidate) <= self.nfe)
 
 
 @dataclass(frozen=True)
@@ -79,7 +63,7 @@ class Segments:
     interval_min: int
     branches: tuple[int, ...]
     is_uniform: bool = False
-    budget: SegmentBudget = field(default_factory=SegmentBudget)
+    budget: CostBudget = field(default_factory=CostBudget)
     scalars: Scalars = field(default_factory=Scalars)
 
     @property
@@ -123,11 +107,7 @@ class Segments:
     def check(self, candidate: Candidate) -> None:
         """Segments of this schedule, within the budget."""
         self._segments_of(candidate)
-        if not self.budget.is_kept(self.info, candidate):
-            raise UserError(
-                f"a candidate must cost at most {self._budget_text()}; got "
-                f"{cost.networks(self.info, candidate):.4g} whole networks and {cost.nfe(self.info, candidate)} calls"
-            )
+        self.budget.check(self.info, candidate)
         self.scalars.check(candidate)
 
     def nearest(self, candidate: Candidate) -> Candidate:
@@ -161,11 +141,8 @@ class Segments:
         return {UNIFORM: max(made, key=lambda candidate: len(candidate.steps))}
 
     def presets(self) -> dict[str, Candidate]:
-        """What others would do for no more: fewer even steps, and even steps of which every 2nd, 3rd or 5th is a full
-        one (DeepCache, Ma et al., 2024, section 3.3). They need not be in the space."""
-        made = {"fewer steps": self._most(None)}
-        made |= {f"full every {interval}": self._most(interval) for interval in CACHING}
-        return {name: candidate for name, candidate in made.items() if candidate is not None}
+        """Uniform schedules for no more, with and without a cache, of T steps at most."""
+        return uniform_presets(self.info, self.scalars, self.budget, self.branches[0], len(self.times))
 
     def least(self, count: int) -> Candidate:
         """The cheapest candidate of so many segments."""
@@ -327,26 +304,6 @@ class Segments:
         cut = (min(segment.interval, length) for length in self._lengths(count))
         return [Segment(interval, segment.branch if interval > 1 else 0) for interval in cut]
 
-    def _most(self, interval: int | None) -> Candidate | None:
-        """The most even steps, a full one in every ``interval`` (None: all), that the budget allows; up to T."""
-        best = None
-        for count in range(1, min(len(self.times), self.info.train_steps) + 1):
-            times = shifted(self.info, leading(self.info, count))
-            in_order = sorted(set(times), reverse=True)
-            steps = [
-                Step(time, (), None if interval is None or index % interval == 0 else self.branches[0])
-                for index, time in enumerate(in_order)
-            ]
-            candidate = self.scalars.candidate(steps, {})
-            if not self.budget.is_kept(self.info, candidate):
-                break
-            best = candidate
-        return best
-
     def _count_text(self) -> str:
         low, high = self.segments
         return str(low) if low == high else f"{low} to {high}"
-
-    def _budget_text(self) -> str:
-        parts = [] if self.budget.max_flops is None else [f"{self.budget.max_flops:g} whole networks"]
-        return " and ".join(parts + ([] if self.budget.nfe is None else [f"{self.budget.nfe} calls"]))

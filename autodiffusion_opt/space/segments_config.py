@@ -12,11 +12,9 @@ from autodiffusion_opt.errors import UserError, unknown_text
 from autodiffusion_opt.space import cost
 from autodiffusion_opt.space.base import SpaceConfig
 from autodiffusion_opt.space.baselines import named_times
+from autodiffusion_opt.space.caching import CostBudget, offered_branches
 from autodiffusion_opt.space.model_info import ModelInfo
-from autodiffusion_opt.space.segments import SegmentBudget, Segments
-
-# Dearer branches save too little to be worth a cache, and are offered where they are asked for only.
-MOST_SHARE = 0.6
+from autodiffusion_opt.space.segments import Segments
 
 
 class SegmentsConfig(SpaceConfig):
@@ -79,9 +77,7 @@ class SegmentsConfig(SpaceConfig):
         low, high = self.segments if isinstance(self.segments, tuple) else (self.segments, self.segments)
         steps = len(self.schedule) if self.schedule is not None else self.steps
         assert steps is not None  # _steps_or_schedule
-        errors = []
-        if not info.branch_flops:
-            errors.append(UserError("a segments space needs a model with branches for partial steps; it has none"))
+        branches, errors = offered_branches(info, self.branches), []
         if high > steps:
             errors.append(UserError(f"segments must be at most steps, {steps}; got {high}"))
         if self.interval_min * high > steps:
@@ -92,24 +88,13 @@ class SegmentsConfig(SpaceConfig):
             errors.append(UserError(f"steps must be at most {grid.points}, the model's time steps; got {steps}"))
         elif self.schedule is None and self.spacing not in schedules:
             errors.append(UserError(unknown_text("spacing", self.spacing, list(schedules))))
-        branches = self._branches(info, errors)
         combine(errors)
         times = grid.settle(schedules[self.spacing] if self.schedule is None else self.schedule)
-        budget = SegmentBudget(self.max_flops, self.nfe)
+        budget = CostBudget(self.max_flops, self.nfe)
         scalars = self.scalars(info)
         space = Segments(info, times, (low, high), self.interval_min, branches, self.uniform, budget, scalars)
         self._check_budget(info, space)
         return space
-
-    def _branches(self, info: ModelInfo, errors: list[UserError]) -> tuple[int, ...]:
-        shares = info.branch_shares
-        if self.branches is None:
-            return tuple(branch for branch, share in enumerate(shares) if share <= MOST_SHARE) or (0,)
-        wrong = sorted(branch for branch in self.branches if not 0 <= branch < len(info.branch_flops))
-        if wrong and info.branch_flops:
-            listed = ", ".join(f"{branch} ({share:.2f})" for branch, share in enumerate(shares))
-            errors.append(UserError(f"branches must be of the model's, with their cost: {listed}; got {wrong}"))
-        return tuple(sorted(set(self.branches)))
 
     def _check_budget(self, info: ModelInfo, space: Segments) -> None:
         """Raises UserError for a budget that the least of the space is beyond."""

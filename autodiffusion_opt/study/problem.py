@@ -134,6 +134,7 @@ def load_problem(config: StudyConfig, ranking: Any = None, progress: Progress = 
             need_layers=needs_layers or bool(counted),
             need_branches=needs_branches,
             shift=own_shift(sampler),
+            call=sampler.call,
         )
     with _told_of(config, "space"):
         if isinstance(config.space, SpaceConfig):
@@ -183,7 +184,8 @@ def load_sampler(config: StudyConfig, progress: Progress = silent) -> ImageSampl
         check_call(type(pipeline), table.call)
     with _told_of(config, "objective.conditions"):
         conditions = load_conditions(described, pipeline, config.base_of("objective"))
-    return ImageSampler(pipeline, conditions, table.call, table.micro_batch, table.batch_size)
+    frames = getattr(config.objective, "frames", 1)
+    return ImageSampler(pipeline, conditions, table.call, table.micro_batch, table.batch_size, frames)
 
 
 def _pipeline(config: StudyConfig, table: PipelineConfig, progress: Progress) -> Any:

@@ -346,6 +346,7 @@ def _config_of(source: Any, path: Path) -> StudyConfig:
 def listed_layers(name: str) -> tuple[list[Layer], int]:
     """The layers of a model or of a study's model, and the FLOPs of its denoiser's whole forward pass."""
     from autodiffusion_opt.sampling.compatibility import denoiser_of
+    from autodiffusion_opt.sampling.example_call import learn_layers
     from autodiffusion_opt.sampling.layers import list_layers, total_flops
     from autodiffusion_opt.sampling.load import load_configured, load_pipeline
 
@@ -356,4 +357,5 @@ def listed_layers(name: str) -> tuple[list[Layer], int]:
     else:
         pipeline = load_configured(config.pipeline, config.base_of("pipeline"))
     denoiser = denoiser_of(pipeline)
+    learn_layers(pipeline)
     return list_layers(denoiser), total_flops(denoiser)

@@ -13,7 +13,8 @@ import numpy as np
 from peers import as_computed, dpm_solvers, solvers
 
 INTEGERS = (961, 900, 551, 540, 260, 30, 7)
-DISTILLED = ("LCMScheduler", "TCDScheduler")
+AT_INTEGERS = ("LCMScheduler", "TCDScheduler")
+DISTILLED = (*AT_INTEGERS, "FlowMatchLCMScheduler")
 BETWEEN = (961.0, 900.25, 551.5, 540.0, 260.75, 30.5, 7.0)
 
 
@@ -56,7 +57,12 @@ class Case:
 
     @property
     def continuous(self) -> bool:
-        """Takes times between integers, and an end time."""
+        """Takes times between integers."""
+        return self.name not in AT_INTEGERS
+
+    @property
+    def stops(self) -> bool:
+        """Takes an end time."""
         return self.name not in DISTILLED
 
     @property
@@ -280,4 +286,13 @@ CASES = [
         last="least",
     ),
     Case("UniPCMultistepScheduler", dpm_solvers.unipc, 2, FLOW, flow=True, kinds=("flow_prediction",)),
+    Case("CogVideoXDDIMScheduler", solvers.ddim, 1),
+    Case(
+        "CogVideoXDDIMScheduler",
+        solvers.ddim,
+        1,
+        {"snr_shift_scale": 1.0},
+        kinds=("v_prediction",),
+    ),
+    Case("FlowMatchLCMScheduler", solvers.flow_lcm, 0, {"shift": 3.0}, flow=True, kinds=("flow",), float32=True),
 ]

@@ -224,6 +224,14 @@ def flow_euler(noise: Noise, alpha: Array, sigma: Array, x: Array, draws: Iterat
     return x
 
 
+def flow_lcm(noise: Noise, alpha: Array, sigma: Array, x: Array, draws: Iterator[Array]) -> Array:
+    """LCM on a flow, algorithm 3 of arXiv 2310.04378: each step to the image x - σv, and up to the next σ again."""
+    for k in range(len(sigma) - 1):
+        drawn = next(draws)
+        x = (1 - sigma[k + 1]) * (x - sigma[k] * noise(x, k)) + sigma[k + 1] * drawn
+    return x
+
+
 def flow_heun(noise: Noise, alpha: Array, sigma: Array, x: Array, draws: Iterator[Array]) -> Array:
     """Heun on a flow, arXiv 2209.03003: an Euler step at the end; ``noise`` is the velocity."""
     for k in range(len(sigma) - 1):

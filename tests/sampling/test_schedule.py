@@ -97,10 +97,12 @@ STOCHASTIC = [case for case in CASES if not case.order and case.name != "TCDSche
 @pytest.mark.parametrize("case", STOCHASTIC, ids=str)
 def test_stochastic_solvers_end_in_the_distribution(case: Case) -> None:
     """The exact noise prediction of N(0.3, 0.5²) gives back its mean and spread, up to the steps' error."""
-    scheduler = case.make("epsilon", double=True)
+    kind = "flow" if case.flow else "epsilon"
+    scheduler = case.make(kind, double=True)
     cuts = np.cumsum(np.tile([2.0, 1.0], 40))
     times = tuple(float(round(time)) for time in 985 * (1 - cuts / cuts[-1]) ** 1.5 + 5)
-    if case.name == "LCMScheduler":
+    is_lcm = case.name.endswith("LCMScheduler")
+    if is_lcm:
         times = tuple(float(time) for time in INTEGERS)
     schedules.install_schedule(scheduler, times)
     alpha, sigma = case.levels(scheduler, times)
@@ -112,7 +114,7 @@ def test_stochastic_solvers_end_in_the_distribution(case: Case) -> None:
         return (x - alpha[k] * end) / sigma[k]
 
     x = start((20_000, 1, 1, 1))
-    got = sample_with(scheduler, case, consistent if case.name == "LCMScheduler" else best, x, "epsilon")[-1]
+    got = sample_with(scheduler, case, consistent if is_lcm else best, x, kind)[-1]
     assert float(got.mean()) == pytest.approx(0.3, abs=0.02)
     assert float(got.std()) == pytest.approx(0.5, rel=0.06)
 
@@ -239,7 +241,7 @@ def test_noise_added_at_a_time_is_that_of_the_time(case: Case) -> None:
     if hasattr(scheduler, "add_noise"):
         got = scheduler.add_noise(image, noise, first)
     else:
-        got = scheduler.scale_noise(image, first if "Euler" in case.name else first[0], noise)
+        got = scheduler.scale_noise(image, first[0] if "Heun" in case.name else first, noise)
     alpha, sigma = case.levels(scheduler, times)
     unit = 1 / alpha[0] if case.linear else 1.0
     torch.testing.assert_close(got, unit * (alpha[0] * image + sigma[0] * noise), rtol=1e-4, atol=1e-4)

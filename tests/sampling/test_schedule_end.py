@@ -10,7 +10,7 @@ import pytest
 import torch
 from peers import as_computed, dpm_solvers, solvers
 from peers.scheduler_runs import curved, difference, formula, sample_with, start
-from peers.schedulers import CASES, Case, dpm
+from peers.schedulers import CASES, DISTILLED, Case, dpm
 
 from autodiffusion_opt.errors import UserError
 from autodiffusion_opt.sampling import schedule as schedules
@@ -164,11 +164,11 @@ def test_bh1_that_ends_above_zero_is_accepted(order: int, predict_x0: bool) -> N
     assert torch.isfinite(sample).all()
 
 
-STOPPING = [case for case in CASES if case.continuous]
+STOPPING = [case for case in CASES if case.stops]
 
 
 def test_every_scheduler_but_the_distilled_takes_an_end_time() -> None:
-    assert {case.name for case in STOPPING} == set(schedules.accepted()) - {"LCMScheduler", "TCDScheduler"}
+    assert {case.name for case in STOPPING} == set(schedules.accepted()) - set(DISTILLED)
     assert all(schedules.takes_continuous(case.make()) == case.continuous for case in CASES)
 
 
@@ -192,7 +192,7 @@ def test_an_end_time_makes_another_result(case: Case) -> None:
     assert difference(got, formula(case, scheduler, start(), STOPPED)) > 1e-3
 
 
-@pytest.mark.parametrize("case", [case for case in CASES if case.flow or (case.last == "least")], ids=str)
+@pytest.mark.parametrize("case", [case for case in STOPPING if case.flow or case.last == "least"], ids=str)
 def test_an_end_where_the_scheduler_ends_by_itself_changes_nothing(case: Case) -> None:
     """Time 0: the least noise that the model was trained at, or a flow's image."""
     by_itself, at_zero = (samples(case, installed(case, STOPPED, end_time=end), start()) for end in (None, 0))

@@ -124,7 +124,7 @@ def test_the_times_are_those_given(name: str) -> None:
     assert scheduler.num_inference_steps == 5  # also where there are more calls
     assert schedule.times == (950.0, 700.0, 690.0, 210.0, 40.0)
     assert scheduler.timesteps.tolist() == CALLED.get(name, list(TIMES))
-    whole = name.startswith(("DD", "DEIS", "DPM", "LCM", "PNDM", "TCD", "UniPC"))
+    whole = name.startswith(("CogVideoX", "DD", "DEIS", "DPM", "LCM", "PNDM", "TCD", "UniPC"))
     assert scheduler.timesteps.dtype == (torch.int64 if whole else torch.float32)
     if schedules.takes_continuous(scheduler):
         schedules.install_schedule(scheduler, (900.5, 3))

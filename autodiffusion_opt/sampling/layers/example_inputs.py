@@ -24,13 +24,22 @@ def make_inputs(denoiser: torch.nn.Module) -> Inputs:
     Raises:
         UserError: for a class that is not known here, or a config that does not say the sample size.
     """
-    maker = next((_MAKERS[cls.__name__] for cls in type(denoiser).__mro__ if cls.__name__ in _MAKERS), None)
+    maker = _maker_of(denoiser)
     if maker is None:
         raise UserError(
             f"{type(denoiser).__name__}: its inputs cannot be made from its config; give list_layers the "
             f"keyword arguments of its forward as inputs=. Known are: {', '.join(sorted(_MAKERS))}"
         )
     return maker(plain_config(denoiser))
+
+
+def can_make_inputs(denoiser: torch.nn.Module) -> bool:
+    """Whether the inputs of a denoiser of this class are known from its config."""
+    return _maker_of(denoiser) is not None
+
+
+def _maker_of(denoiser: torch.nn.Module) -> Callable[[Config], Inputs] | None:
+    return next((_MAKERS[cls.__name__] for cls in type(denoiser).__mro__ if cls.__name__ in _MAKERS), None)
 
 
 def _maker(name: str) -> Callable[[Callable[[Config], Inputs]], Callable[[Config], Inputs]]:

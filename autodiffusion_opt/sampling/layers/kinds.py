@@ -10,6 +10,7 @@ that another version has in another file is still found.
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -29,6 +30,8 @@ class LayerKind:
 
 
 _KINDS: dict[str, LayerKind] = {}
+# Blocks of classes that are not registered, found by their form (`residual_form`).
+_BY_FORM: weakref.WeakKeyDictionary[torch.nn.Module, LayerKind] = weakref.WeakKeyDictionary()
 
 
 def register_layer_kind(
@@ -60,7 +63,18 @@ def register_layer_kind(
 def kind_of(module: torch.nn.Module) -> LayerKind | None:
     """The kind of a module, by its class or the nearest base class that is known; None: it is no layer."""
     keys = (_key(cls) for cls in type(module).__mro__)
-    return next((_KINDS[key] for key in keys if key in _KINDS), None)
+    return next((_KINDS[key] for key in keys if key in _KINDS), _BY_FORM.get(module))
+
+
+def remember_kind(module: torch.nn.Module, kind: LayerKind) -> None:
+    """Make this one block a layer, as long as it lives."""
+    _BY_FORM[module] = kind
+
+
+def has_removable_kind(module: torch.nn.Module) -> bool:
+    """Whether a module's class is registered, and this module may be bypassed."""
+    kind = kind_of(module)
+    return kind is not None and module not in _BY_FORM and kind.removable(module)
 
 
 def find_blocks(denoiser: torch.nn.Module) -> dict[str, torch.nn.Module]:
@@ -71,6 +85,15 @@ def find_blocks(denoiser: torch.nn.Module) -> dict[str, torch.nn.Module]:
 def block_classes(denoiser: torch.nn.Module) -> tuple[tuple[str, type], ...]:
     """(path, class) of every block: tells whether two denoisers have the same, or one has been rebuilt."""
     return tuple((path, type(block)) for path, block in find_blocks(denoiser).items())
+
+
+def has_blocks_of(denoiser: torch.nn.Module, meta_copy: torch.nn.Module) -> bool:
+    """Whether a copy has the same blocks at the same paths, those that were found by their form included."""
+    classes = {path: type(module) for path, module in meta_copy.named_modules()}
+    blocks = block_classes(denoiser)
+    by_form = any(block in _BY_FORM for block in denoiser.modules())
+    same = all(classes.get(path) is block for path, block in blocks)
+    return same if by_form else block_classes(meta_copy) == blocks
 
 
 def _outermost(
@@ -117,12 +140,17 @@ def _residual(module: Any, input_tensor: Any, *_: Any, **__: Any) -> Any:
     return skip if module.output_scale_factor == 1.0 else skip / module.output_scale_factor
 
 
+def _adds_its_input(module: Any) -> bool:
+    return bool(getattr(module, "residual_connection", False)) or _sees_text(module)
+
+
 def _sees_text(module: Any) -> bool:
     """Whether it is of a SimpleCrossAttn block (DeepFloyd IF, Kandinsky): a UNet's, and projects text."""
-    return module.added_kv_proj_dim is not None and module.group_norm is not None
+    parts = (getattr(module, "added_kv_proj_dim", None), getattr(module, "group_norm", None))
+    return all(part is not None for part in parts)
 
 
-@_diffusers("attention", "Attention", removable=lambda module: module.residual_connection or _sees_text(module))
+@_diffusers("attention", "Attention", removable=lambda module: _adds_its_input(module))
 def _attention(module: Any, hidden_states: Any, *_: Any, **__: Any) -> Any:
     """``x / rescale_output_factor``; with text, ``x``: such a block has no flag and always adds its input.
 

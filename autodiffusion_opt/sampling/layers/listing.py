@@ -18,7 +18,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from autodiffusion_opt.errors import UserError
 from autodiffusion_opt.sampling.layers.example_inputs import make_inputs
 from autodiffusion_opt.sampling.layers.kinds import block_classes, find_blocks, kind_of
-from autodiffusion_opt.sampling.layers.meta_copy import make_meta_copy, on_meta
+from autodiffusion_opt.sampling.layers.meta_copy import make_meta_copy, on_cpu, on_meta
+from autodiffusion_opt.sampling.layers.residual_form import ZeroProducts, find_by_form, zero_weights
 
 
 @dataclass(frozen=True)
@@ -67,19 +68,28 @@ class _Listing:
 _LISTINGS: weakref.WeakKeyDictionary[torch.nn.Module, _Listing] = weakref.WeakKeyDictionary()
 
 
-def list_layers(denoiser: torch.nn.Module, inputs: Mapping[str, Any] | None = None) -> list[Layer]:
+def list_layers(
+    denoiser: torch.nn.Module, inputs: Mapping[str, Any] | None = None, *, as_own: bool = False
+) -> list[Layer]:
     """The layers of a denoiser in the order in which it runs them.
 
     Args:
         denoiser: a UNet or transformer of diffusers, or any module with blocks of a registered kind; may be
             on the meta device. It is not run and not changed: a copy without weights is.
         inputs: keyword arguments of the denoiser's ``forward``; only shapes count, where numbers do not steer
-            the code. None: made from the config, batch 1, at the real sample size.
+            the code. None: made from the config, batch 1, at the real sample size; or those given ``as_own``.
+        as_own: the inputs are the pipeline's, and serve as those that would be made.
 
     Raises:
         UserError: no block of a known kind, or inputs that cannot be made from the config.
     """
-    return list(_list(denoiser, inputs).layers)
+    return list(_list(denoiser, inputs, as_own).layers)
+
+
+def is_listed(denoiser: torch.nn.Module) -> bool:
+    """Whether the layers are known, and the denoiser has not been rebuilt since."""
+    listing = _LISTINGS.get(unwrap(denoiser))
+    return listing is not None and not _changed(listing, unwrap(denoiser))
 
 
 def count_layers(denoiser: torch.nn.Module) -> int:
@@ -106,12 +116,13 @@ def unwrap(denoiser: torch.nn.Module) -> torch.nn.Module:
     return denoiser if inner is None else inner
 
 
-def _list(denoiser: torch.nn.Module, inputs: Mapping[str, Any] | None) -> _Listing:
+def _list(denoiser: torch.nn.Module, inputs: Mapping[str, Any] | None, as_own: bool = False) -> _Listing:
     denoiser = unwrap(denoiser)
     known = _LISTINGS.get(denoiser)
     if inputs is None and known is not None and known.own_inputs and not _changed(known, denoiser):
         return known
-    listing = _run(denoiser, make_inputs(denoiser) if inputs is None else inputs, own_inputs=inputs is None)
+    own_inputs = as_own or inputs is None
+    listing = _run(denoiser, make_inputs(denoiser) if inputs is None else inputs, own_inputs)
     _LISTINGS[denoiser] = listing
     return listing
 
@@ -126,18 +137,33 @@ def _config_text(denoiser: torch.nn.Module) -> str:
 
 @torch.inference_mode(False)  # FlopCounterMode fails on tensors of that mode, in which callers may be
 def _run(denoiser: torch.nn.Module, inputs: Mapping[str, Any], own_inputs: bool) -> _Listing:
+    meta_copy = make_meta_copy(denoiser)
+    try:
+        return _run_copy(denoiser, meta_copy, on_meta(inputs, meta_copy), own_inputs)
+    except (RuntimeError, NotImplementedError):
+        if any(isinstance(leaf, torch.Tensor) and leaf.is_meta for leaf in tree_flatten(dict(inputs))[0]):
+            raise
+    # The values of its inputs steer the code (lengths of texts): on the CPU, where products are not computed.
+    bare_copy = zero_weights(make_meta_copy(denoiser))
+    with ZeroProducts(always=True):
+        return _run_copy(denoiser, bare_copy, on_cpu(inputs, bare_copy), own_inputs)
+
+
+def _run_copy(denoiser: torch.nn.Module, bare_copy: torch.nn.Module, inputs: Any, own_inputs: bool) -> _Listing:
+    with torch.no_grad():
+        find_by_form(denoiser, bare_copy, lambda: bare_copy(**inputs))
     if not find_blocks(denoiser):
         raise UserError(
-            f"a denoiser must have layers of a known kind; {type(denoiser).__name__} has none: "
-            "register its block's class with autodiffusion_opt.sampling.layers.register_layer_kind"
+            f"a denoiser must have layers of a known kind, or of the form of a residual block; "
+            f"{type(denoiser).__name__} has none: register its block's class with "
+            "autodiffusion_opt.sampling.layers.register_layer_kind"
         )
-    meta_copy = make_meta_copy(denoiser)
-    recorders = {path: _BlockRecorder(path, block) for path, block in find_blocks(meta_copy).items()}
+    recorders = {path: _BlockRecorder(path, block) for path, block in find_blocks(bare_copy).items()}
     order: list[_BlockRecorder] = []
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         for recorder in recorders.values():
             recorder.hook(counter, order)
-        meta_copy(**on_meta(inputs, meta_copy))
+        bare_copy(**inputs)
     extra = sum(recorder.bypass_flops for recorder in order)  # the bypasses were tried inside the same run
     layers = tuple(recorder.layer(index) for index, recorder in enumerate(order))
     total = counter.get_total_flops() - extra

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch.utils._pytree import tree_map
 
-from autodiffusion_opt.sampling.layers.kinds import block_classes
+from autodiffusion_opt.sampling.layers.kinds import has_blocks_of
 
 # What others (accelerate, diffusers' hooks) hang on a module: no part of the model, and not to be copied.
 _ATTACHED = ("forward", "_old_forward", "_hf_hook", "_diffusers_hook", "_compiled_call_impl")
@@ -23,20 +23,29 @@ def make_meta_copy(denoiser: torch.nn.Module) -> torch.nn.Module:
     the weights, in their own type.
     """
     built = _from_config(denoiser)
-    if built is not None and block_classes(built) == block_classes(denoiser):
+    if built is not None and has_blocks_of(denoiser, built):
         return built.eval()
     return _copied(denoiser).eval()
 
 
 def on_meta(inputs: Mapping[str, Any], meta_copy: torch.nn.Module) -> dict[str, Any]:
     """The inputs' shapes on the meta device, floating-point ones in the type of the copy's weights."""
-    floating = (weight.dtype for weight in meta_copy.parameters() if weight.is_floating_point())
+    return _moved(inputs, meta_copy, "meta")
+
+
+def on_cpu(inputs: Mapping[str, Any], bare_copy: torch.nn.Module) -> dict[str, Any]:
+    """The inputs on the CPU, floating-point ones in the type of the copy's weights."""
+    return _moved(inputs, bare_copy, "cpu")
+
+
+def _moved(inputs: Mapping[str, Any], denoiser: torch.nn.Module, device: str) -> dict[str, Any]:
+    floating = (weight.dtype for weight in denoiser.parameters() if weight.is_floating_point())
     dtype = next(floating, torch.float32)
 
     def moved(leaf: Any) -> Any:
         if not isinstance(leaf, torch.Tensor):
             return leaf
-        return leaf.to("meta", dtype if leaf.is_floating_point() else leaf.dtype)
+        return leaf.to(device, dtype if leaf.is_floating_point() else leaf.dtype)
 
     return {name: tree_map(moved, value) for name, value in inputs.items()}
 

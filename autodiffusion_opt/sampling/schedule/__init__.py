@@ -19,6 +19,7 @@ the sampler is in the times), ``solver_steps`` (steps of our own), ``specs`` (on
 from autodiffusion_opt.sampling.schedule.install import InstalledSchedule, install_schedule
 from autodiffusion_opt.sampling.schedule.queries import (
     accepted,
+    alpha_bar_at,
     check_scheduler,
     check_times,
     default_times,
@@ -37,6 +38,7 @@ from autodiffusion_opt.sampling.schedule.state import schedule_on
 __all__ = [
     "InstalledSchedule",
     "accepted",
+    "alpha_bar_at",
     "check_scheduler",
     "check_times",
     "default_times",

@@ -11,9 +11,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import torch
 
 from autodiffusion_opt.errors import UserError, reason_of
-from autodiffusion_opt.sampling.schedule.noise import Floats, times_of, training_sigmas
+from autodiffusion_opt.sampling.schedule.noise import Floats, alpha_bars_at, sigmas_at, times_of, training_sigmas
 from autodiffusion_opt.sampling.schedule.specs import SPECS, is_flow, spec_of
 from autodiffusion_opt.sampling.schedule.state import ScheduleState, schedule_on
 from autodiffusion_opt.space.model_info import Layout
@@ -195,3 +196,24 @@ def _order_problems(times: list[float]) -> list[str]:
         if time < following:
             return [f"times must go from noise to image, downwards; got {time:g} before {following:g}: sort them"]
     return []
+
+
+def alpha_bar_at(scheduler: Any, timestep: Any) -> torch.Tensor:
+    """ᾱ at a time that a pipeline hands over, also between integers, as the scheduler's own step has it; shape ().
+
+    Args:
+        scheduler: of a variance preserving model; the times that are installed on it need not be integers.
+        timestep: one of its times.
+
+    Raises:
+        UserError: for a scheduler that is not accepted or of a flow matching model, and a time that is not installed.
+    """
+    spec, schedule = spec_of(scheduler), schedule_on(scheduler)
+    if is_flow(scheduler, spec):
+        raise UserError(f"{type(scheduler).__name__} is for flow matching here, which has no ᾱ")
+    if schedule is not None and len(schedule.alpha_bars):
+        return schedule.alpha_bars_from(timestep)[0]
+    if spec.last_sigma is None:
+        return alpha_bars_at(scheduler, [float(timestep)])[0]
+    (sigma,) = sigmas_at(scheduler, [float(timestep)], spec.between)
+    return torch.tensor(1 / (1 + sigma**2), dtype=torch.float64)

@@ -106,6 +106,30 @@ def ddim_step(
     return DDIMSchedulerOutput(prev_sample=result, pred_original_sample=image) if return_dict else (result, image)
 
 
+def cogvideox_ddim_step(
+    scheduler: Any,
+    schedule: ScheduleState,
+    model_output: torch.Tensor,
+    timestep: Any,
+    sample: torch.Tensor,
+    eta: float = 0.0,
+    use_clipped_model_output: bool = False,
+    generator: Any = None,
+    variance_noise: torch.Tensor | None = None,
+    return_dict: bool = True,
+) -> Any:
+    """DDIM without clipping and without noise (η = 0), as CogVideoX samples, whatever its configuration says.
+
+    Equation (12) of https://arxiv.org/abs/2010.02502; with the noise eliminated, so that it holds at ᾱ = 0 as well,
+    where betas rescaled to zero terminal SNR begin.
+    """
+    now, then = schedule.alpha_bars_from(timestep)
+    image = denoised(scheduler, without_variance(model_output, sample), sample, now)
+    left = ((1 - then) / (1 - now)) ** 0.5
+    result = left * sample + (then**0.5 - now**0.5 * left) * image
+    return DDIMSchedulerOutput(prev_sample=result, pred_original_sample=image) if return_dict else (result, image)
+
+
 def ddpm_step(
     scheduler: Any,
     schedule: ScheduleState,

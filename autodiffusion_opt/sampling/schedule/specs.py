@@ -16,6 +16,7 @@ from autodiffusion_opt.errors import UserError, unknown
 from autodiffusion_opt.sampling.schedule.noise import Between, Floats, first_sigma, sigmas_at
 from autodiffusion_opt.sampling.schedule.solver_steps import (
     add_noise,
+    cogvideox_ddim_step,
     ddim_step,
     ddpm_step,
     pndm_step,
@@ -165,6 +166,12 @@ def _unipc_objection(scheduler: Any) -> str | None:
     return None
 
 
+def _scale_wise_objection(scheduler: Any) -> str | None:
+    if scheduler.config.invert_sigmas:
+        return _invert_objection(scheduler)
+    return "with scale_factors changes the size of its sample between steps" if scheduler.config.scale_factors else None
+
+
 def _invert_objection(scheduler: Any) -> str | None:
     return "with invert_sigmas=True runs time the other way round" if scheduler.config.invert_sigmas else None
 
@@ -176,6 +183,7 @@ _ON_ALPHA_BARS: dict[str, Callable[..., Any]] = {
 }
 
 SPECS: dict[str, SchedulerSpec] = {
+    "CogVideoXDDIMScheduler": SchedulerSpec(methods={"step": cogvideox_ddim_step, **_ON_ALPHA_BARS}),
     "DDIMScheduler": SchedulerSpec(methods={"step": ddim_step, **_ON_ALPHA_BARS}),
     "DDPMScheduler": SchedulerSpec(reset=_reset_custom, methods={"step": ddpm_step, **_ON_ALPHA_BARS}),
     "DEISMultistepScheduler": SchedulerSpec(last_sigma=first_sigma, reset=_reset_multistep, objection=_deis_objection),
@@ -191,6 +199,9 @@ SPECS: dict[str, SchedulerSpec] = {
     ),
     "FlowMatchEulerDiscreteScheduler": SchedulerSpec(
         integer=False, last_sigma=_zero, flow=True, objection=_invert_objection
+    ),
+    "FlowMatchLCMScheduler": SchedulerSpec(
+        integer=False, stops_early=False, last_sigma=_zero, flow=True, objection=_scale_wise_objection
     ),
     "FlowMatchHeunDiscreteScheduler": SchedulerSpec(
         integer=False, last_sigma=_zero, flow=True, layout="heun", reset=_reset_heun

@@ -1,0 +1,83 @@
+"""The verbs ``convert``, published checkpoints that diffusers does not read, and ``reproduce``, published tables."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import click
+
+from autodiffusion_opt.cli.options import device_option, json_option, positive, print_result
+from autodiffusion_opt.files import check_output_folder
+from autodiffusion_opt.process import say, tell
+
+# As in sampling/adm/presets.py, which cannot be imported without torch.
+PRESETS = ("adm64", "lsun256")
+# As in study/reproduce.py, which imports Optuna.
+EXPERIMENTS = ("adm-imagenet64",)
+
+
+@click.command()
+@click.argument("preset", type=click.Choice(PRESETS))
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option("--classifier", type=click.Path(path_type=Path), metavar="FILE", help="Of adm64: what guides it.")
+@click.option("-o", "--output", type=click.Path(file_okay=False, path_type=Path), required=True, metavar="DIR")
+@json_option
+def convert(preset: str, file: Path, classifier: Path | None, output: Path, as_json: bool) -> None:
+    """Write FILE, a checkpoint of OpenAI's guided-diffusion, as a pipeline's folder DIR.
+
+    adm64: 64x64_diffusion.pt and, as --classifier, 64x64_classifier.pt. lsun256: lsun_bedroom.pt, lsun_cat.pt or
+    lsun_horse.pt. Other models are refused by name.
+    """
+    check_output_folder(output)
+    from autodiffusion_opt.sampling.adm.convert import convert as convert_files
+
+    say(f"reading {file} ...")
+    written = convert_files(preset, file, classifier, output)
+    if as_json:
+        click.echo(json.dumps(written))
+        return
+    sizes = ", ".join(f"{name} {count / 1e6:.1f} M" for name, count in written["parameters"].items())
+    tell(f"{written['folder']}: ADMPipeline ({sizes} parameters)")
+
+
+@click.command()
+@click.argument("experiment", type=click.Choice(EXPERIMENTS))
+@click.option("--weights", metavar="DIR", required=True, help="The model's folder, as convert writes it.")
+@click.option("--reference", metavar="NPZ", required=True, help="Statistics or images of the real ones.")
+@click.option("--images", type=click.IntRange(min=2), default=50_000, show_default=True, help="Images a repeat.")
+@click.option("--repeats", type=positive, default=1, show_default=True, help="Each with noise of its own.")
+@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Another value of a study's key.")
+@device_option
+@json_option
+def reproduce(
+    experiment: str,
+    weights: str,
+    reference: str,
+    images: int,
+    repeats: int,
+    overrides: tuple[str, ...],
+    device: str | None,
+    as_json: bool,
+) -> None:
+    """Measure the published candidates of EXPERIMENT again: published beside measured.
+
+    The settings are those of the study adm-imagenet64-4.
+    """
+    from autodiffusion_opt.report.reproduced import reproduced_table
+    from autodiffusion_opt.study.progress_bar import Bar
+    from autodiffusion_opt.study.reproduce import reproduce as measure
+
+    with Bar() as bar:
+        rows = measure(
+            experiment,
+            weights,
+            reference,
+            images=images,
+            repeats=repeats,
+            device=device,
+            overrides=overrides,
+            progress=bar,
+        )
+    result = {"experiment": experiment, "images": images, "rows": [row.to_dict() for row in rows]}
+    print_result(as_json, result, reproduced_table(rows))

@@ -245,19 +245,6 @@ def hidream() -> Any:
 
 
 @current
-def bria() -> Any:
-    transformer = diffusers.BriaTransformer2DModel(
-        in_channels=16, num_layers=2, num_single_layers=2, **HEADS, joint_attention_dim=WIDTH, axes_dims_rope=[0, 4, 4]
-    )
-    pipeline = diffusers.BriaPipeline(transformer, flow(), vae(), None, None)
-
-    def encode(prompt: Any) -> Any:
-        return *both(prompt), torch.zeros(TOKENS, 3)
-
-    return with_text(pipeline, encode), IMAGE
-
-
-@current
 def ovis_image() -> Any:
     transformer = diffusers.OvisImageTransformer2DModel(
         in_channels=16,

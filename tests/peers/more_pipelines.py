@@ -25,6 +25,19 @@ from peers.pipelines import vae
 
 
 @current
+def bria() -> Any:
+    transformer = diffusers.BriaTransformer2DModel(
+        in_channels=16, num_layers=2, num_single_layers=2, **HEADS, joint_attention_dim=WIDTH, axes_dims_rope=[0, 4, 4]
+    )
+    pipeline = diffusers.BriaPipeline(transformer, flow(), vae(), None, None)
+
+    def encode(prompt: Any) -> Any:
+        return *both(prompt), torch.zeros(TOKENS, 3)
+
+    return with_text(pipeline, encode), IMAGE
+
+
+@current
 def chroma() -> Any:
     transformer = diffusers.ChromaTransformer2DModel(
         in_channels=16,

@@ -222,7 +222,7 @@ class Candidate:
         for step in self.steps:
             left = 8 + 284 * (1 - step.time / highest)
             tall = 28 * (1 - 0.6 * len(step.removed) / most) if most else 28
-            fill = "none" if step.compute == "partial" else "currentColor"
+            fill = "none" if step.branch is not None else "currentColor"
             bars.append(
                 f'<rect x="{left - 3:.1f}" y="{32 - tall:.1f}" width="6" height="{tall:.1f}" fill="{fill}" '
                 f'stroke="currentColor"><title>{step}</title></rect>'

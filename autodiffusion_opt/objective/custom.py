@@ -81,6 +81,7 @@ class ImageMetric:
         seed: of the noise.
         conditions: as the table ``[conditions]``: prompts or labels.
         pruner: which candidates are stopped after a rung, as the key ``pruner`` of a table ``[objective]``.
+        frames: of each clip that are its images, where the pipeline makes clips.
 
     Raises:
         UserError: without an identity.
@@ -98,6 +99,7 @@ class ImageMetric:
     maximise: Sequence[str] = ()
     at_most: Mapping[str, float] = field(default_factory=dict)
     at_least: Mapping[str, float] = field(default_factory=dict)
+    frames: int = 1
 
     def __post_init__(self) -> None:
         _need_identity("ImageMetric", self.function, self.identity)
@@ -131,6 +133,7 @@ class ImageMetric:
             "name": self.name,
             "direction": self.direction,
             "conditions": self.conditions.model_dump(mode="json"),
+            **({} if self.frames == 1 else {"frames": self.frames}),
             **self.goals.definition(),
         }
 

@@ -137,7 +137,7 @@ def schedule(stored: StoredStudy, results: Mapping[str, Result] | None = None) -
         colour = GREY if result.baseline is not None else COLOURS[1]
         removed = [f"−{len(step.removed)}" if step.removed else "" for step in steps]
         told = [f"{shown(label)}: step {index}, time {step.time:g}" for index, step in enumerate(steps, 1)]
-        partial = [step.compute == "partial" for step in steps]
+        partial = [step.branch is not None for step in steps]
         row = shown(f"{label}  {number(_first(result))}")
         figure.add_scatter(
             x=log_snr_of(times, numbers) or list(times),

@@ -100,8 +100,8 @@ class ImageSampler:
             return self._made(indices, seed, steps)
         clips = list(dict.fromkeys(index // self.frames for index in indices))
         groups = [clips[first : first + self.micro_batch] for first in range(0, len(clips), self.micro_batch)]
-        made = torch.cat([self._made(group, seed, steps) for group in groups]).unflatten(0, (len(clips), self.frames))
-        return torch.stack([made[clips.index(index // self.frames), index % self.frames] for index in indices])
+        made = torch.cat([self._made(group, seed, steps) for group in groups])  # frames, one clip after the other
+        return made[[clips.index(index // self.frames) * self.frames + index % self.frames for index in indices]]
 
     def _made(self, indices: Sequence[int], seed: int, steps: int) -> torch.Tensor:
         """The images of one call, (N, C, H, W); of clips their frames, one clip after the other."""

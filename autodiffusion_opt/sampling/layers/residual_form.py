@@ -126,7 +126,7 @@ def _place(leaf: Any, sources: Mapping[tuple[str, int], torch.Tensor]) -> tuple[
     return next(equal, ())
 
 
-class ZeroProducts(TorchDispatchMode):
+class ZeroProducts(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch is partly untyped
     """Products with a factor of zeros are zeros, and not computed: a block at its real size costs what its sums do.
 
     Args:
@@ -134,7 +134,7 @@ class ZeroProducts(TorchDispatchMode):
     """
 
     def __init__(self, always: bool = False) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._always = always
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -143,7 +143,7 @@ class ZeroProducts(TorchDispatchMode):
         if func not in FACTORS or not (self._always or self._is_zero(func, args)):
             return func(*args, **kwargs)
         shapes = func(*tree_map(_on_meta, args), **tree_map(_on_meta, kwargs))
-        return tree_map(lambda leaf: _zeros(leaf) if isinstance(leaf, torch.Tensor) else leaf, shapes)
+        return tree_map(_zeros_that_take_memory, shapes)
 
     def _is_zero(self, func: Any, args: Any) -> bool:
         added = args[ADDENDS[func]] if func in ADDENDS else None
@@ -242,6 +242,11 @@ def _parameter(value: torch.Tensor) -> torch.nn.Parameter:
 def _zeros(like: torch.Tensor) -> torch.Tensor:
     """Zeros of a shape, on the CPU, in the memory of one number."""
     return torch.zeros((), dtype=like.dtype).expand(like.shape)
+
+
+def _zeros_that_take_memory(leaf: Any) -> Any:
+    """Zeros that a block may write into."""
+    return torch.zeros(leaf.shape, dtype=leaf.dtype) if isinstance(leaf, torch.Tensor) else leaf
 
 
 def _all_zero(value: torch.Tensor) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,6 +12,7 @@ import diffusers
 import pytest
 import torch
 from diffusers import UNet2DConditionModel, UNet2DModel
+from marks import slow_but
 
 from autodiffusion_opt import Candidate, UserError, catalogue
 from autodiffusion_opt.objective import ObjectiveConfig
@@ -71,7 +73,7 @@ def space_of(config: StudyConfig) -> Space:
     return config.space.space(info_of(config.name))
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", slow_but(NAMES, "adm-imagenet64-4", "adm-imagenet64-nmax580", "sd15-coco-dpmsolver-4"))
 def test_a_study_is_the_papers_search_in_a_space_that_fits_its_model(name: str) -> None:
     config = load_study_config(name)
     space, joint, lsun = space_of(config), "nmax" in name, "lsun" in name
@@ -94,7 +96,7 @@ def _middle(distribution: Any) -> Any:
     return (distribution.low + distribution.high) / 2
 
 
-@pytest.mark.parametrize("name", CANDIDATES)
+@pytest.mark.parametrize("name", slow_but(CANDIDATES, "adm-imagenet64-4", "adm-imagenet64-nmax580", "sd15-dpmsolver-4"))
 def test_a_published_candidate_is_in_the_space_of_its_study(name: str) -> None:
     study, runs = CANDIDATES[name]
     path = catalogue.find_candidate(name)
@@ -120,6 +122,19 @@ def test_a_study_says_what_was_published_how_to_check_it_and_what_it_costs(name:
     assert "ublished" in text
     assert "# Check: autodiffusion-opt " in text
     assert "# Cost (benchmarks/paper_costs.py): " in text
+
+
+@pytest.mark.parametrize(
+    ("name", "file"), [("adm-imagenet64-4", "64x64_diffusion.pt"), ("adm-lsun-cat", "lsun_cat.pt")]
+)
+def test_a_study_whose_model_is_missing_says_which_file_to_get(
+    name: str, file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: Callable[..., tuple[int, str, str]]
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    code, out, err = call("run", name, "--storage", f"sqlite:///{tmp_path}/studies.db")
+    assert (code, out) == (2, "")
+    assert f"Get {file}" in err
+    assert f"{file} " in err.partition("autodiffusion-opt convert ")[2]
 
 
 @pytest.mark.parametrize("name", CHECKPOINTS)

@@ -257,10 +257,7 @@ def sample(
     storage: str | None,
     device: str | None,
 ) -> None:
-    """Images of CANDIDATE (a JSON file, or a study: its best) beside those of the pipeline's own schedule.
-
-    Beside these, of uniform steps and of the teacher, the pipeline's own 50 steps; all from the same seeds.
-    """
+    """Images of CANDIDATE (a JSON file, or a study: its best) beside own, uniform and the teacher's 50 steps."""
     from autodiffusion_opt.catalogue import find_candidate
     from autodiffusion_opt.report.grid import check_picture, save_grid
     from autodiffusion_opt.study.problem import load_sampler

@@ -270,7 +270,7 @@ def _add_baselines(figure: Figure, stored: StoredStudy, place: Callable[[Result]
 
 
 def importances(stored: StoredStudy) -> Figure:
-    """How much of what a candidate consists of decides its first value (PED-ANOVA; Optuna's plot).
+    """How much of what a candidate consists of decides its first value (PED-ANOVA, as Optuna computes it).
 
     They are of the candidates, not of the parameters that an optimizer chose: what decoding ignores (times beyond the
     number of steps, say) has no importance.
@@ -279,7 +279,7 @@ def importances(stored: StoredStudy) -> Figure:
         UserError: where fewer than four candidates differ, or they differ in nothing.
     """
     import optuna
-    from optuna.visualization import plot_param_importances
+    from optuna.importance import get_param_importances
 
     results = [result for result in stored.complete() if math.isfinite(_first(result))]
     rows = _features([result for result in results if result.baseline is None])
@@ -301,10 +301,15 @@ def importances(stored: StoredStudy) -> Figure:
             for row, value in zip(rows, values, strict=True)
         ]
     )
-    drawn = plot_param_importances(copied)
+    shares = sorted(get_param_importances(copied).items(), key=lambda item: item[1])  # the greatest above
     figure = _figure(x="share", height=120 + 26 * len(varying), left=140)
-    figure.add_traces(drawn.data)
-    figure.update_traces(marker={"color": COLOURS[0]}, showlegend=False)
+    figure.add_bar(
+        x=[share for _, share in shares],
+        y=[name for name, _ in shares],
+        text=[f"{share:.2f}" for _, share in shares],
+        orientation="h",
+        marker={"color": COLOURS[0]},
+    )
     return figure
 
 

@@ -54,7 +54,7 @@ h3 { font-size: 1.05rem; margin-bottom: 0; } p { margin: 0.4rem 0; } .soft { col
 table { border-collapse: collapse; font-size: 0.9rem; font-variant-numeric: tabular-nums; }
 th, td { text-align: left; padding: 0.25rem 0.8rem 0.25rem 0;
   border-bottom: 1px solid var(--line); vertical-align: top; }
-td { overflow-wrap: normal; } tr.bold { font-weight: 600; } .images { display: flex; flex-wrap: wrap; gap: 1rem; }
+th, td { overflow-wrap: normal; } tr.bold { font-weight: 600; } .images { display: flex; flex-wrap: wrap; gap: 1rem; }
 figure { margin: 0; } figure img { max-width: 100%; width: 18rem; image-rendering: pixelated; display: block; }
 figcaption { font-size: 0.9rem; } pre { background: var(--box); padding: 0.8rem; overflow-x: auto; font-size: 0.85rem; }
 """

@@ -66,12 +66,12 @@ def plain_lists(scheduler: Any, candidate: Candidate) -> dict[str, list[float]]:
     """``timesteps`` or ``sigmas`` with which the untouched scheduler samples as the candidate says; empty for none.
 
     Only what was tried is given: the list, set on a copy of the untouched scheduler, must give the candidate's own
-    time steps and noise levels. A candidate that removes layers has none, nor has one that ends early on a scheduler
-    whose noise levels are not in the list.
+    time steps and noise levels. A candidate that removes layers or has partial steps has none, nor has one that ends
+    early on a scheduler whose noise levels are not in the list.
     """
     from autodiffusion_opt.sampling.schedule import install_schedule
 
-    if any(candidate.removed):
+    if any(candidate.removed) or any(branch is not None for branch in candidate.branches):
         return {}
     wanted = copy.deepcopy(scheduler)
     install_schedule(wanted, candidate.times, end_time=candidate.end_time)

@@ -120,8 +120,12 @@ def load_problem(config: StudyConfig, ranking: Any = None, progress: Progress = 
     if config.pipeline is None:
         return _without_pipeline(config)
     from autodiffusion_opt.sampling.introspect import read_model_info
+    from autodiffusion_opt.sampling.load import model_folder
     from autodiffusion_opt.sampling.own import own_shift
 
+    with _told_of(config, "pipeline"):
+        if config.pipeline_object is None:
+            model_folder(config.pipeline.model, config.base_of("pipeline"))
     with _told_of(config, "objective"):
         _check_reference(config)
     sampler = load_sampler(config, progress)

@@ -57,7 +57,7 @@ TEXT = (
     "pixart_sigma",
     "latent_consistency",
 )
-CLASSES = {"adm": 3, "dit": 1000, "consistency": 3}
+CLASSES = {"adm": 3, "adm_guided": 5, "dit": 1000, "consistency": 3}
 _PIXART = {"use_resolution_binning": False, "clean_caption": False}
 CALLS: dict[str, dict[str, Any]] = {
     "flux": {"height": 16, "width": 16},
@@ -167,6 +167,14 @@ def ddim() -> Any:
 def adm() -> Any:
     """Class-conditional and with learned variance, as ADM, in a pipeline that takes no labels."""
     return diffusers.DDIMPipeline(unet(out_channels=6, num_class_embeds=3), diffusers.DDIMScheduler())
+
+
+@builder
+def adm_guided() -> Any:
+    """ADM as it is: its own pipeline, and a classifier that guides."""
+    from peers.adm import small_pipeline
+
+    return small_pipeline()[0]
 
 
 @builder

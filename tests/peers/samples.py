@@ -44,7 +44,7 @@ def call_by_hand(pipeline: Any, name: str, indices: list[int], **more: Any) -> t
     given: dict[str, Any] = {"generator": [noise_generator(SEED, index) for index in indices]}
     if name in pipelines.TEXT:
         given["prompt"] = [pipelines.PROMPTS[index % len(pipelines.PROMPTS)] for index in indices]
-    if name in ("dit", "consistency"):
+    if name in ("dit", "consistency", "adm_guided"):
         given["class_labels"] = [Labels((0, 2, 1)).label(index) for index in indices]
     if name not in (*pipelines.TEXT, "dit"):
         given["batch_size"] = len(indices)

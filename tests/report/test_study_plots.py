@@ -33,3 +33,9 @@ def test_a_candidate_draws_a_bar_a_step_in_the_order_of_time(removed: list[list[
     assert [bar.findtext("title") for bar in bars] == list(map(str, candidate.steps))
     heights = [float(bar.get("height", "")) for bar in bars]
     assert (heights[0] < heights[2] < heights[1]) if removed else (len(set(heights)) == 1)
+
+
+def test_a_partial_step_is_drawn_as_an_empty_bar() -> None:
+    candidate = ado.Candidate((ado.Step(900), ado.Step(400, branch=0)))
+    drawn = ElementTree.fromstring(f"<div>{candidate._repr_html_()}</div>")
+    assert [bar.get("fill") for bar in drawn.findall("svg/rect")] == ["currentColor", "none"]

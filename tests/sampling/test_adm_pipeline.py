@@ -10,6 +10,7 @@ from typing import Any
 import diffusers
 import pytest
 import torch
+from marks import slow_but
 from peers import adm
 
 import autodiffusion_opt as ado
@@ -67,17 +68,22 @@ def seeds() -> list[torch.Generator]:
     return [torch.Generator().manual_seed(seed) for seed in (7, 8)]
 
 
-@pytest.mark.parametrize("scale", [0, 1, 4])
-@pytest.mark.parametrize(
-    ("times", "removed"),
-    [(EVEN, [()] * 4), (UNEVEN, [(), (1, 5), (0, 9), (3,)]), (FRACTIONAL, [(2,), (), (4, 8), ()])],
-    ids=["even", "uneven", "fractional"],
-)
-def test_guided_sampling_is_algorithm_2(times: Any, removed: Any, scale: float, precise: Any) -> None:
+TIMES = {
+    "even": (EVEN, [()] * 4),
+    "uneven": (UNEVEN, [(), (1, 5), (0, 9), (3,)]),
+    "fractional": (FRACTIONAL, [(2,), (), (4, 8), ()]),
+}
+CASES = [f"{times} {scale}" for times in TIMES for scale in (0, 1, 4)]
+
+
+@pytest.mark.parametrize("case", slow_but(CASES, "even 0", "uneven 1", "fractional 4"))
+def test_guided_sampling_is_algorithm_2(case: str, precise: Any) -> None:
     pipeline, *states = precise
+    name, scale = case.split()[0], float(case.split()[1])
+    times, removed = TIMES[name]
     assert len(list_layers(pipeline.unet)) == len(LAYERS)
     candidate = Candidate.from_time_steps(times, removed=removed, guidance_scale=scale)
-    modes = (torch.inference_mode, contextlib.nullcontext) if scale == 1 else (torch.inference_mode,)
+    modes = (torch.inference_mode, contextlib.nullcontext) if case == "uneven 1" else (torch.inference_mode,)
     for mode in modes:
         with mode(), ado.install(pipeline, candidate):
             ours = pipeline(class_labels=LABELS, generator=seeds(), output_type="pt").images

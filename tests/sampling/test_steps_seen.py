@@ -97,7 +97,7 @@ def arguments(name: str) -> dict[str, Any]:
         given["prompt"] = "a cat"
     if name == "dit":
         given["class_labels"] = [1]
-    if name == "consistency":
+    if name in ("consistency", "adm_guided"):
         given["class_labels"] = 1
     return given
 

@@ -249,6 +249,12 @@ def test_an_end_before_the_schedulers_own_is_in_no_plain_list(name: str) -> None
     assert plain_lists(scheduler, replace(UNEVEN, end_time=20.0)) == {}
 
 
+def test_partial_steps_have_no_plain_list() -> None:
+    steps = (ado.Step(500), ado.Step(1, branch=0))
+    assert plain_lists(diffusers.DDPMScheduler(), ado.Candidate.from_time_steps([500, 1]))
+    assert plain_lists(diffusers.DDPMScheduler(), ado.Candidate(steps)) == {}
+
+
 def test_removed_layers_have_no_plain_list() -> None:
     assert plain_lists(diffusers.DDPMScheduler(), ado.Candidate.from_time_steps([500, 1], [[3], []])) == {}
 

@@ -13,6 +13,8 @@ from typing import Any
 _PLACE = tempfile.TemporaryDirectory(prefix="autodiffusion-tests-")
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["HF_HUB_OFFLINE"] = "1"
+# Python's readline, which pytest imports, sets it for the processes that it starts; tables of a pipe obey it.
+os.environ.pop("COLUMNS", None)
 os.environ["AUTODIFFUSION_CACHE"] = f"{_PLACE.name}/cache"
 os.environ["AUTODIFFUSION_STORAGE"] = f"sqlite:///{_PLACE.name}/default.db"
 

@@ -39,8 +39,8 @@ def test_progress_without_a_terminal(ran: tuple[Path, str], study_file: Write, u
     assert "re-scoring images 20/" in err
     assert json.loads(out)
     _, _, err = call("sample", "small", "--storage", ran[1], "-n", 15)
-    assert "sampling images 10/30" in err
-    assert "sampling images 30/30" in err
+    assert "sampling images 10/60" in err  # of own, best, uniform and teacher
+    assert "sampling images 60/60" in err
     _, _, err = call("export", "small", "--storage", ran[1], "-o", "folder")
     assert "loading digits" in err
 

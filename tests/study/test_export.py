@@ -46,6 +46,7 @@ TAKES = {
     "FlowMatchEulerDiscreteScheduler": "sigmas",
     "TCDScheduler": "timesteps",
     "LCMScheduler": "timesteps",
+    "FlowMatchLCMScheduler": "timesteps",
 }
 
 

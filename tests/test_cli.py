@@ -384,7 +384,7 @@ def test_an_interrupted_run_keeps_its_trials_and_leaves_none_running(
     os.kill(child.pid, number)
     out, err = child.communicate(timeout=30)
     assert (child.returncode, out) == (code, "")
-    assert f"Continue with: autodiffusion-opt run {path} --storage {url}" in err
+    assert f"Continue with: autodiffusion-opt run {path} --trials 100000 --storage {url}" in err
     assert "Traceback" not in err
     shutil.copy(url.removeprefix("sqlite:///"), "copy.db")  # the one file, without what SQLite may have put beside it
     assert complete("sqlite:///copy.db") == complete(url)

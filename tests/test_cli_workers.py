@@ -60,7 +60,7 @@ def test_a_signal_ends_all_workers(number: int, study_file: Write, url: str) -> 
     os.kill(child.pid, number)
     out, err = child.communicate(timeout=100)
     assert (child.returncode, out) == (128 + number, "")
-    assert f"Continue with: autodiffusion-opt run {path} --workers 2 --storage {url}" in err
+    assert f"Continue with: autodiffusion-opt run {path} --trials 100000 --workers 2 --storage {url}" in err
     assert "Traceback" not in err
     for worker in names:
         assert not Path(f"/proc/{worker.split(':')[1]}").exists()

@@ -8,11 +8,12 @@ from pathlib import Path
 import click
 
 from autodiffusion_opt.cli.options import device_option, json_option, positive, print_result
+from autodiffusion_opt.errors import UserError
 from autodiffusion_opt.files import check_output_folder
 from autodiffusion_opt.process import say, tell
 
-# As in sampling/adm/presets.py, which cannot be imported without torch.
-PRESETS = ("adm64", "lsun256")
+# As in sampling/adm/presets.py, which cannot be imported without torch, and sampling/ldm.
+PRESETS = ("adm64", "lsun256", "ldm")
 # As in study/reproduce.py, which imports Optuna.
 EXPERIMENTS = ("adm-imagenet64",)
 
@@ -24,21 +25,29 @@ EXPERIMENTS = ("adm-imagenet64",)
 @click.option("-o", "--output", type=click.Path(file_okay=False, path_type=Path), required=True, metavar="DIR")
 @json_option
 def convert(preset: str, file: Path, classifier: Path | None, output: Path, as_json: bool) -> None:
-    """Write FILE, a checkpoint of OpenAI's guided-diffusion, as a pipeline's folder DIR.
+    """Write FILE, a published checkpoint that diffusers does not read, as a pipeline's folder DIR.
 
-    adm64: 64x64_diffusion.pt and, as --classifier, 64x64_classifier.pt. lsun256: lsun_bedroom.pt, lsun_cat.pt or
-    lsun_horse.pt. Other models are refused by name.
+    Of OpenAI's guided-diffusion, adm64: 64x64_diffusion.pt and, as --classifier, 64x64_classifier.pt. lsun256:
+    lsun_bedroom.pt, lsun_cat.pt or lsun_horse.pt. Of CompVis' latent-diffusion, ldm: the model.ckpt of an
+    unconditional LDM-4 (FFHQ, CelebA-HQ, LSUN bedrooms). Other models are refused by name.
     """
     check_output_folder(output)
-    from autodiffusion_opt.sampling.adm.convert import convert as convert_files
-
+    if preset == "ldm" and classifier is not None:
+        raise UserError("--classifier: ldm is not guided by a classifier; leave it out")
     say(f"reading {file} ...")
-    written = convert_files(preset, file, classifier, output)
+    if preset == "ldm":
+        from autodiffusion_opt.sampling.ldm.convert import convert as convert_latent
+
+        written = convert_latent(file, output)
+    else:
+        from autodiffusion_opt.sampling.adm.convert import convert as convert_adm
+
+        written = convert_adm(preset, file, classifier, output)
     if as_json:
         click.echo(json.dumps(written))
         return
     sizes = ", ".join(f"{name} {count / 1e6:.1f} M" for name, count in written["parameters"].items())
-    tell(f"{written['folder']}: ADMPipeline ({sizes} parameters)")
+    tell(f"{written['folder']}: {written['pipeline']} ({sizes} parameters)")
 
 
 @click.command()

@@ -177,9 +177,9 @@ def model_folder(model: str, base: Path | None = None) -> Path | None:
         if not (path / "model_index.json").is_file():
             raise UserError(f"model: the folder {path} must hold a model_index.json, as save_pretrained writes it")
         return path
-    if path.name in CHECKPOINTS:
-        raise UserError(f"model: there is no folder {path}. {how_to_get(path)}")
-    if model.startswith((".", "/", "~")) or model.count("/") != 1:
+    if model.startswith((".", "/", "~")) or model.count("/") != 1:  # no hub id
+        if path.name in CHECKPOINTS:
+            raise UserError(f"model: there is no folder {path}. {how_to_get(path)}")
         names = ", ".join(sorted(EMBEDDED))
         raise UserError(
             f"model must be an embedded name ({names}), a folder with a model_index.json, or a hub id "
@@ -212,8 +212,10 @@ def _read(model: str, base: Path | None, revision: str | None, variant: str | No
             pipeline = kind.from_pretrained(folder or model, torch_dtype=dtype, use_safetensors=True, **hub)
     except Exception as error:  # of an unknown class, a missing part, broken weights: each has an error of its own
         reason = reason_of(error)
-        place = f"{folder}: " if folder else f"there is no folder {absolute(model, base)}, and from the hub: "
-        raise UserError(f"model {model!r} cannot be loaded: {place}{reason}") from error
+        path = absolute(model, base)
+        place = f"{folder}: " if folder else f"there is no folder {path}, and from the hub: "
+        advice = f". {how_to_get(path)}" if folder is None and path.name in CHECKPOINTS else ""
+        raise UserError(f"model {model!r} cannot be loaded: {place}{reason}{advice}") from error
     return _cast(_plain(pipeline), dtype)
 
 

@@ -64,7 +64,7 @@ def test_then_the_full_step_nearest_to_the_step_before_it_becomes_partial() -> N
 def test_the_number_of_steps_is_what_the_budget_allows_with_one_full_step() -> None:
     assert space(max_flops=1.4, steps_max=None).steps_max == 5
     assert space(max_flops=1.4, steps_max=3).steps_max == 3
-    with pytest.raises(UserError, match="max_flops must be at least 1.300"):
+    with pytest.raises(UserError, match=r"max_flops must be at least 1\.300"):
         space(max_flops=1.25, steps_min=4)
 
 

@@ -267,7 +267,7 @@ def uvit_inputs() -> dict[str, Any]:
 def stable_cascade() -> Any:
     """The prior's: it goes down and up once, and repeats no block."""
     types = ("SDCascadeResBlock", "SDCascadeTimestepBlock", "SDCascadeAttnBlock")
-    denoiser = diffusers.models.StableCascadeUNet(
+    return diffusers.models.StableCascadeUNet(
         in_channels=4,
         out_channels=4,
         conditioning_dim=16,
@@ -283,7 +283,6 @@ def stable_cascade() -> Any:
         clip_image_in_channels=8,
         switch_level=(False,),
     )
-    return denoiser
 
 
 def stable_cascade_inputs() -> dict[str, Any]:

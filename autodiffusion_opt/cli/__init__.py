@@ -241,7 +241,7 @@ def export(study: str, output: Path, pick: int, storage: str | None, as_json: bo
     "-o", "--output", type=click.Path(dir_okay=False, path_type=Path), default=Path("grid.png"), show_default=True
 )
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
-@click.option("--columns", type=positive, help="Of each block of images.  [default: about as many as rows]")
+@click.option("--columns", type=positive, help="Of each block.  [default: as many as rows; a clip's frames]")
 @click.option("--no-teacher", is_flag=True, help="Without the pipeline's own 50 steps, which take longest.")
 @study_option
 @storage_option
@@ -273,7 +273,7 @@ def sample(
         sampler = load_sampler(chosen.config.on_device(device), bar)
         candidates = compared_candidates(sampler, best, teacher=not no_teacher)
         blocks = sample_blocks(sampler, candidates, count, seed, measured, bar)
-    save_grid(blocks, output, columns)
+    save_grid(blocks, output, columns or sampler.columns)
     tell(str(output))
 
 

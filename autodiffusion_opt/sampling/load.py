@@ -136,7 +136,7 @@ def load_configured(table: PipelineConfig, base: Path | None = None) -> Any:
     if table.offload:
         _offload(pipeline, table.device)
     if table.compile:
-        compile_layers(pipeline)
+        compile_layers(pipeline, call=table.call)
     return pipeline
 
 

@@ -26,6 +26,7 @@ from autodiffusion_opt.cli.options import (
 )
 from autodiffusion_opt.cli.papers import convert, reproduce
 from autodiffusion_opt.cli.reference import reference
+from autodiffusion_opt.cli.starting import init
 from autodiffusion_opt.errors import UserError
 from autodiffusion_opt.files import check_output, check_output_folder
 from autodiffusion_opt.process import run_and_leave, say, tell
@@ -345,6 +346,7 @@ def compare(studies: tuple[str, ...], within: str, as_json: bool, output: Path |
 
 
 for verb in (
+    init,
     list_catalogue,
     show,
     dashboard,

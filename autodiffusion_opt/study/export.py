@@ -59,7 +59,7 @@ def export_study(
         files["sample.py"] = _script(config, sampler, len(best.candidate.steps))
     if plain:
         files[PLAIN] = json.dumps(plain) + "\n"
-    return _write(folder, files)
+    return write_files(folder, files)
 
 
 def plain_lists(scheduler: Any, candidate: Candidate) -> dict[str, list[float]]:
@@ -257,7 +257,8 @@ def _row(result: Result, names: Iterable[str], mark: str = "") -> str:
     return " | ".join(f"{mark}{value:.4g}{mark}" for value in values)
 
 
-def _write(folder: Path, files: Mapping[str, str]) -> list[Path]:
+def write_files(folder: Path, files: Mapping[str, str]) -> list[Path]:
+    """Write texts to a folder, which is made if need be; their paths. Raises UserError where it cannot be written."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for name, text in files.items():

@@ -89,12 +89,38 @@ def _whole_steps(candidate: Candidate) -> Candidate:
     return Candidate(steps, candidate.guidance_scale, candidate.end_time)
 
 
+def _for_diffusers_cache(sampler: ImageSampler, candidate: Candidate, progress: Progress) -> EngineExport:
+    from autodiffusion_opt.sampling.engines.diffusers_caches import nearest_cache, whole_steps
+    from autodiffusion_opt.sampling.engines.diffusers_script import cache_script, cache_settings
+
+    progress("comparing images", 0, 0)
+    nearest = nearest_cache(sampler, candidate)
+    times = whole_steps(candidate)
+    settings, remarks = cache_settings(sampler.pipeline, nearest.engine, times)
+    values = settings | {
+        "model": type(sampler.pipeline).__name__,
+        "same_images": nearest.difference.is_none,
+        "difference": nearest.difference.to_dict(),
+        "remarks": [*nearest.remarks, *remarks],
+        "candidate": candidate.to_dict(),
+    }
+    files = {
+        "diffusers_cache.json": _json(values),
+        "diffusers_cache.py": cache_script(settings),
+        "times.json": _json(times.to_dict()),
+    }
+    return EngineExport("diffusers-cache", files, values, tuple(values["remarks"]), nearest.difference)
+
+
 def _json(values: Mapping[str, Any]) -> str:
     return json.dumps(values, indent=2) + "\n"
 
 
 # The engines that a candidate can be exported for.
-ENGINES: dict[str, Callable[[ImageSampler, Candidate, Progress], EngineExport]] = {"comfyui": _for_comfyui}
+ENGINES: dict[str, Callable[[ImageSampler, Candidate, Progress], EngineExport]] = {
+    "comfyui": _for_comfyui,
+    "diffusers-cache": _for_diffusers_cache,
+}
 
 
 def write_export(export: EngineExport, folder: Path) -> list[Path]:

@@ -27,10 +27,11 @@ from autodiffusion_opt.cli import app
 from autodiffusion_opt.sampling.conditions import Labels
 from autodiffusion_opt.sampling.generate import ImageSampler
 from autodiffusion_opt.sampling.load import _other_scheduler
+from autodiffusion_opt.sampling.plain_lists import plain_lists
 from autodiffusion_opt.sampling.schedule import accepted, install_schedule
 from autodiffusion_opt.sampling.schedule.specs import spec_of
 from autodiffusion_opt.study.config import load_study_config
-from autodiffusion_opt.study.export import _listed, _script, plain_lists, scheduler_config
+from autodiffusion_opt.study.export import _listed, _script, scheduler_config
 
 REPOSITORY = Path(__file__).parent.parent.parent
 PUBLISHED = sorted((REPOSITORY / "studies" / "candidates").glob("*.json"))

@@ -53,7 +53,7 @@ def read_weights(file: Path) -> State:
     except OSError as error:
         raise UserError(f"{file} cannot be read: {reason_of(error)}") from None
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, SafetensorError) as error:
-        raise UserError(f"{file} must be a PyTorch file of weights alone: {reason_of(error)}. {_RESAVE}") from None
+        raise UserError(f"{file} must be a file of weights alone: {reason_of(error)}. {_RESAVE}") from None
     if isinstance(content, Mapping):
         content = content.get("state_dict", content)
     is_state = isinstance(content, Mapping) and bool(content)
@@ -76,8 +76,7 @@ def stand_ins(file: Path) -> Iterator[None]:
     strange = sorted(name for name in names if name.partition(".")[0] not in _KEPT_BY_LIGHTNING)
     if strange:
         raise UserError(
-            f"{file} must be a PyTorch file of weights alone; it holds objects that are not read: {listed(strange)}. "
-            f"{_RESAVE}"
+            f"{file} must be a file of weights alone; it holds objects that are not read: {listed(strange)}. {_RESAVE}"
         )
     with torch.serialization.safe_globals([(_StandIn, name) for name in names]):
         yield

@@ -205,7 +205,7 @@ def _read(model: str, base: Path | None, revision: str | None, variant: str | No
     folder = model_folder(model, base)
     hub = {} if folder else {"revision": revision, "variant": variant}
     try:
-        with _quiet() if folder else contextlib.nullcontext():  # a download shows the hub's own bars
+        with quiet() if folder else contextlib.nullcontext():  # a download shows the hub's own bars
             # use_safetensors: a pickle from a download is never opened.
             named: Any = None if folder is None else pipeline_class(folder)
             kind = named if named is not None and named.__name__ in OURS else DiffusionPipeline
@@ -239,7 +239,7 @@ def _plain(pipeline: Any) -> Any:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """No bars and no advice while a pipeline is read: stdout and stderr are the command line's."""
     logger = logging.getLogger("diffusers")
     level = logger.level

@@ -141,7 +141,7 @@ def _head(width: int, channels: int, blocks: int, has_classes: bool = True, is_c
         ("adm64", {"weight": torch.zeros(1)}, "must be a checkpoint of guided-diffusion"),
         ("adm64", {}, "must hold names and weights"),
         ("adm64", [torch.zeros(1)], "must hold names and weights, as a state_dict has them; got list"),
-        ("adm64", {"path": Path("x")}, "must be a PyTorch file of weights alone"),
+        ("adm64", {"path": Path("x")}, "must be a file of weights alone"),
     ],
 )
 def test_other_files_are_refused_by_name(name: str, content: Any, message: str, tmp_path: Path) -> None:

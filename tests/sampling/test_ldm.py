@@ -210,7 +210,10 @@ def _head(width: int, channels: int, blocks: int) -> dict[str, torch.Tensor]:
     [
         (_head(192, 4, 15), "must be one of LDM-4 .*; it is LDM-8 of LSUN churches"),
         (_head(64, 4, 9), "it is of no published layout: 64 channels wide, 4 in, 9 input blocks"),
-        ({**_head(320, 4, 12), "cond_stage_model.x": torch.zeros(1)}, "has conditions .*Stable Diffusion is not conv"),
+        (
+            {**_head(320, 4, 12), "cond_stage_model.x": torch.zeros(1)},
+            "has conditions .*: convert sd",
+        ),
         (_head(224, 3, 12), "the weights do not fit UNet2DModel: missing"),
         ({"weight": torch.zeros(1)}, "must be a checkpoint of latent-diffusion"),
         ({"state_dict": 3}, "must hold names and weights"),

@@ -60,8 +60,8 @@ def _preset_of(state: State, file: Path) -> LatentPreset:
         raise UserError(f"{file} must be a checkpoint of latent-diffusion: {first} is not in it")
     if any(name.startswith("cond_stage_model.") for name in state):
         raise UserError(
-            f"{file} must be of an unconditional model; this one has conditions (cond_stage_model). Stable Diffusion "
-            "is not converted: diffusers' from_single_file opens it"
+            f"{file} must be of an unconditional model; this one has conditions (cond_stage_model). Of "
+            "Stable Diffusion: convert sd"
         )
     layout: Layout = (conv_in.shape[0], conv_in.shape[1], len(blocks))
     if layout not in PRESETS:

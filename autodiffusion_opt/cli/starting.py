@@ -64,4 +64,4 @@ def init(model: str, output: Path | None, force: bool, steps: int, prompts: str 
     except OSError as error:
         raise UserError(f"-o: {output} cannot be written: {reason_of(error)}") from None
     say(f"wrote {output}")
-    say(f"next: autodiffusion-opt run {shell_word(str(output))}")
+    say(f"next: autodiffusion-opt run {shell_word(str(output))} --dry-run")

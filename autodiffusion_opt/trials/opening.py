@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
 import random
 import time
 import weakref
 from pathlib import Path
+
+import sqlalchemy
 
 from autodiffusion_opt import signals
 from autodiffusion_opt.errors import UserError
@@ -25,6 +28,26 @@ def close_all() -> None:
     with signals.held_back():
         for storage in list(_open):
             storage.close()
+
+
+def open_existing(url: str) -> Storage | None:
+    """The database of a URL, where it holds studies; None where it is not there or empty: nothing is made.
+
+    Raises:
+        UserError: for text that is no URL, or a database that cannot be opened.
+    """
+    parsed = database.parsed_url(url)
+    if database.is_sqlite(parsed) and not Path(str(parsed.database)).is_file():
+        return None
+    if parsed.drivername != database.PROXY:
+        with contextlib.suppress(*database.ERRORS, *database.UNOPENED):  # told when it is opened
+            engine = sqlalchemy.create_engine(url, **database.engine_arguments(url))
+            try:
+                if not sqlalchemy.inspect(engine).has_table("studies"):
+                    return None
+            finally:
+                engine.dispose()
+    return open_storage(url, create=False)
 
 
 def _opened(storage: Storage) -> Storage:

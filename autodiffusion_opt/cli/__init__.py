@@ -11,6 +11,7 @@ import click
 from autodiffusion_opt import __version__
 from autodiffusion_opt.cli import housekeeping
 from autodiffusion_opt.cli.comparing import compare
+from autodiffusion_opt.cli.completion import known_candidates, known_models, stored_studies
 from autodiffusion_opt.cli.listing import list_catalogue, show
 from autodiffusion_opt.cli.looking import dashboard, report
 from autodiffusion_opt.cli.options import (
@@ -53,7 +54,7 @@ for verb in (init, run):
 
 
 @app.command()
-@click.argument("model")
+@click.argument("model", shell_complete=known_models)
 @json_option
 def layers(model: str, as_json: bool) -> None:
     """The layers of MODEL (an embedded name, a folder, a hub id) or of a study's model, in the order they run."""
@@ -82,7 +83,7 @@ def status(storage: str | None, as_json: bool) -> None:
 
 
 @app.command()
-@click.argument("study")
+@click.argument("study", shell_complete=stored_studies)
 @click.option("-k", "count", type=positive, help="How many.  [default: 5, or the whole front]")
 @click.option("-o", "--output", type=click.Path(dir_okay=False, path_type=Path), help="Write a candidate's JSON here.")
 @pick_option
@@ -109,7 +110,7 @@ def best(study: str, count: int | None, output: Path | None, pick: int, storage:
 
 
 @app.command()
-@click.argument("study")
+@click.argument("study", shell_complete=stored_studies)
 @click.option("-o", "--output", type=click.Path(file_okay=False, path_type=Path), required=True, metavar="DIR")
 @pick_option
 @storage_option
@@ -138,7 +139,7 @@ def export(study: str, output: Path, pick: int, storage: str | None, as_json: bo
 
 
 @app.command()
-@click.argument("candidate")
+@click.argument("candidate", shell_complete=known_candidates)
 @click.option("-n", "count", type=positive, default=64, show_default=True, help="Images of each.")
 @click.option(
     "-o", "--output", type=click.Path(dir_okay=False, path_type=Path), default=Path("grid.png"), show_default=True
@@ -181,7 +182,7 @@ def sample(
 
 
 @app.command()
-@click.argument("candidate")
+@click.argument("candidate", shell_complete=known_candidates)
 @click.option("--images", type=click.IntRange(min=2), default=5000, show_default=True, help="Images a repeat.")
 @click.option("--repeats", type=positive, default=3, show_default=True, help="Each with noise of its own.")
 @click.option("--top", type=positive, help="So many of a study's best.  [default: 1, or the whole front]")

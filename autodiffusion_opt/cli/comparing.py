@@ -8,12 +8,13 @@ from typing import Any
 
 import click
 
+from autodiffusion_opt.cli.completion import stored_studies
 from autodiffusion_opt.cli.options import device_option, json_option, positive, print_result, storage_option
 from autodiffusion_opt.process import say, tell
 
 
 @click.command()
-@click.argument("studies", nargs=-1, required=True, metavar="STUDY...")
+@click.argument("studies", nargs=-1, required=True, metavar="STUDY...", shell_complete=stored_studies)
 @storage_option
 @click.option(
     "--within", default="5,20", show_default=True, metavar="P,...", help="Percent of the best value to reach."

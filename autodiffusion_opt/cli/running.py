@@ -10,6 +10,7 @@ import click
 from click.core import ParameterSource
 
 from autodiffusion_opt.cli.comparing import print_comparison
+from autodiffusion_opt.cli.completion import known_optimizers, known_studies
 from autodiffusion_opt.cli.options import (
     device_option,
     json_option,
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument("study")
+@click.argument("study", shell_complete=known_studies)
 @click.option("--trials", type=positive, help="Total trials wanted.  [default: what the study says]")
 @click.option(
     "--timeout", type=click.FloatRange(min=0, min_open=True), metavar="S", help="Start no trial after S seconds."
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
 @click.option(
     "--optimizer",
     metavar="NAME[,NAME...]",
+    shell_complete=known_optimizers,
     help="Go on with another optimizer; of several names, run a study of each and compare them.",
 )
 @click.option("--repeats", type=positive, help="Seeds of each optimizer, for a comparison.  [default: 1]")

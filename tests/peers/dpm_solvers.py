@@ -88,9 +88,18 @@ def derivatives(lam: Array, values: list[Array]) -> tuple[Array, Array]:
 
 
 def sde_dpm_multistep(
-    noise: Noise, alpha: Array, sigma: Array, x: Array, draws: Iterator[Array], order: int = 2
+    noise: Noise,
+    alpha: Array,
+    sigma: Array,
+    x: Array,
+    draws: Iterator[Array],
+    order: int = 2,
+    idle_draws: bool = False,
 ) -> Array:
-    """SDE-DPM-Solver++(2M), section 5 of arXiv 2211.01095."""
+    """SDE-DPM-Solver++(2M), section 5 of arXiv 2211.01095.
+
+    ``idle_draws``: a noise is drawn and not used before each step of order 2.
+    """
     lam, past, steps = log_snr(alpha, sigma), [], len(alpha) - 1
     for k in range(steps):
         past = [image(noise, alpha, sigma, x, k), *past][:order]
@@ -98,6 +107,8 @@ def sde_dpm_multistep(
         reach = -math.expm1(-2 * h)
         total = past[0]
         if len(past) == 2 and k < steps - 1:
+            if idle_draws:
+                next(draws)
             total = total + h / (lam[k] - lam[k - 1]) / 2 * (past[0] - past[1])
         kept = sigma[k + 1] / sigma[k] * math.exp(-h)
         x = kept * x + alpha[k + 1] * reach * total + sigma[k + 1] * math.sqrt(reach) * next(draws)

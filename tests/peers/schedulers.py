@@ -13,6 +13,14 @@ import numpy as np
 from peers import as_computed, dpm_solvers, solvers
 
 INTEGERS = (961, 900, 551, 540, 260, 30, 7)
+# Two calls in each step but the last, the second at its end or in its middle.
+MIDDLE = ("KDPM2DiscreteScheduler",)
+TWO_CALLS = (
+    *MIDDLE,
+    "FlowMatchHeunDiscreteScheduler",
+    "HeunDiscreteScheduler",
+    "KDPM2AncestralDiscreteScheduler",
+)
 AT_INTEGERS = ("LCMScheduler", "TCDScheduler")
 DISTILLED = (*AT_INTEGERS, "FlowMatchLCMScheduler")
 BETWEEN = (961.0, 900.25, 551.5, 540.0, 260.75, 30.5, 7.0)
@@ -366,5 +374,17 @@ CASES = [
         0,
         dpm(algorithm_type="sde-dpmsolver++"),
         **EDM,
+    ),
+    Case("KDPM2DiscreteScheduler", solvers.kdpm2, 2, linear=True, kinds=("epsilon", "v_prediction")),
+    Case("KDPM2AncestralDiscreteScheduler", solvers.kdpm2_ancestral, linear=True, kinds=("epsilon", "v_prediction")),
+    Case("CogVideoXDPMScheduler", dpm_solvers.sde_dpm_multistep, options={"idle_draws": True}),
+    Case(
+        "CogVideoXDPMScheduler",
+        dpm_solvers.sde_dpm_multistep,
+        0,
+        {"set_alpha_to_one": False, "snr_shift_scale": 1.0},
+        {"idle_draws": True},
+        last="least",
+        kinds=("v_prediction",),
     ),
 ]

@@ -7,7 +7,7 @@ from typing import Any
 
 import diffusers
 import torch
-from peers import pipelines, video_pipelines
+from peers import current_pipelines, pipelines, video_pipelines
 from peers.pipelines import clip, clip_tokenizer, t5_tokenizer, text_unet, vae
 from PIL import Image
 from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModelWithProjection
@@ -103,10 +103,20 @@ def cogvideox() -> Made:
     return pipeline, {**call, "prompt": "a red square", "output_type": "pt"}
 
 
+def sana_sprint() -> Made:
+    pipeline, call = current_pipelines.sana()
+    settings = {key: value for key, value in pipeline.transformer.config.items() if not key.startswith("_")}
+    transformer = diffusers.SanaTransformer2DModel(**settings | {"guidance_embeds": True})
+    sprint = diffusers.SanaSprintPipeline(None, None, pipeline.vae, transformer, diffusers.SCMScheduler())
+    current_pipelines.with_text(sprint, lambda prompt: current_pipelines.both_masked(prompt)[:2])
+    return sprint, {**call, "prompt": "a red square", "output_type": "pt"}
+
+
 MAKERS: dict[str, Callable[[], Made]] = {
     "cogvideox dpm": cogvideox,
     "stable video": stable_video,
     "omnigen": omnigen,
+    "sana sprint": sana_sprint,
     "sdxl EDM euler": lambda: sdxl_with(diffusers.EDMEulerScheduler()),
     "sd kdpm2": lambda: stable_diffusion(diffusers.KDPM2DiscreteScheduler(steps_offset=1)),
     "sd kdpm2 ancestral": lambda: stable_diffusion(diffusers.KDPM2AncestralDiscreteScheduler(steps_offset=1)),

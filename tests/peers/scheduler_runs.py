@@ -43,6 +43,10 @@ def answer(kind: str, eps: Any, x: Any, alpha: float, sigma: float) -> Any:
     image = (x - sigma * eps) / alpha
     if kind in ("flow", "flow_prediction"):
         return eps - image
+    if kind == "trigflow":  # F of x_0 = cos(a) x - sin(a) F
+        return (alpha * x - image) / math.sqrt(1 - alpha**2)
+    if kind == "cosine":
+        return eps
     if kind == "inverted":
         return image - eps
     return {"epsilon": eps, "sample": image, "v_prediction": alpha * eps - sigma * image}[kind]
@@ -52,6 +56,14 @@ def edm_answer(kind: str, eps: Any, x: Any, sigma: float, data: float) -> Any:
     """The same prediction as EDM's network F gives it: x_0 = c_skip x ± c_out F (arXiv 2206.00364, table 1)."""
     skip, out = data**2 / (sigma**2 + data**2), sigma * data / math.sqrt(sigma**2 + data**2)
     return (x - sigma * eps - skip * x) / (out if kind == "epsilon" else -out)
+
+
+def set_own_times(scheduler: Any, steps: int) -> None:
+    """diffusers' own times."""
+    options: dict[str, Any] = {"mu": 1.15} if scheduler.config.get("use_dynamic_shifting") else {}
+    if type(scheduler).__name__ == "SCMScheduler" and steps != 2:
+        options["intermediate_timesteps"] = None
+    scheduler.set_timesteps(steps, **options)
 
 
 class Stepper:
@@ -146,7 +158,7 @@ def formula(
         eps = model(torch.from_numpy(sample), k).numpy()
         return answer("flow", eps, sample, *level(alpha, sigma, k)) if "flow" in of.__name__ else eps
 
-    dtype = torch.float32 if case.name == "DPMSolverMultistepScheduler" else x.dtype
+    dtype = torch.float32 if case.name in ("DPMSolverMultistepScheduler", "SCMScheduler") else x.dtype
     known = case.arguments(of, scheduler, times, end_time)
     return of(noise, alpha, sigma, x.double().numpy(), draws(x.shape, dtype), **known, **options)
 

@@ -86,7 +86,15 @@ def ddim(
     return x
 
 
-def ddpm(noise: Noise, alpha: Array, sigma: Array, x: Array, draws: Iterator[Array], large: bool = False) -> Array:
+def ddpm(
+    noise: Noise,
+    alpha: Array,
+    sigma: Array,
+    x: Array,
+    draws: Iterator[Array],
+    large: bool = False,
+    draws_last: bool = False,
+) -> Array:
     """DDPM, equation (7) of arXiv 2006.11239: here by Bayes' rule; the last step without noise (algorithm 2).
 
     x_s | x_0 is N(α_s x_0, σ_s²), and x_t | x_s is N(r x_s, 1 - r²) with r = α_t/α_s. Precisions add up; all is
@@ -98,8 +106,13 @@ def ddpm(noise: Noise, alpha: Array, sigma: Array, x: Array, draws: Iterator[Arr
         seen, before = 1 - r**2, sigma[k + 1] ** 2
         mean = (alpha[k + 1] * x0 * seen + r * x * before) / (seen + r**2 * before)
         spread = math.sqrt(seen if large else seen * before / (seen + r**2 * before))
-        x = mean if k == len(alpha) - 2 else mean + spread * next(draws)
+        x = mean if k == len(alpha) - 2 and not draws_last else mean + spread * next(draws)
     return x
+
+
+def ddpm_to_end(noise: Noise, alpha: Array, sigma: Array, x: Array, draws: Iterator[Array], times: Array) -> Array:
+    """DDPM, equation (7) of arXiv 2006.11239: with noise in the last step too where that ends above time 0."""
+    return ddpm(noise, alpha, sigma, x, draws, draws_last=bool(times[-1] > 0))
 
 
 def plms(noise: Noise, alpha: Array, sigma: Array, x: Array, draws: Iterator[Array]) -> Array:
@@ -270,6 +283,13 @@ def flow_lcm(noise: Noise, alpha: Array, sigma: Array, x: Array, draws: Iterator
     for k in range(len(sigma) - 1):
         drawn = next(draws)
         x = (1 - sigma[k + 1]) * (x - sigma[k] * noise(x, k)) + sigma[k + 1] * drawn
+    return x
+
+
+def consistency(noise: Noise, alpha: Array, sigma: Array, x: Array, draws: Iterator[Array]) -> Array:
+    """Multistep sampling of a consistency model, algorithm 1 of arXiv 2303.01469: to the image, and up again."""
+    for k in range(len(sigma) - 1):
+        x = alpha[k + 1] * image(noise, alpha, sigma, x, k) + sigma[k + 1] * next(draws)
     return x
 
 

@@ -9,7 +9,7 @@ import diffusers
 import pytest
 import torch
 from peers import as_computed, dpm_solvers, solvers
-from peers.scheduler_runs import Stepper, called, curved, difference, formula, sample_with, start
+from peers.scheduler_runs import Stepper, called, curved, difference, formula, sample_with, set_own_times, start
 from peers.schedulers import CASES, DISTILLED, Case, dpm
 
 from autodiffusion_opt.errors import UserError
@@ -220,7 +220,7 @@ def test_an_end_time_is_taken_off_again(case: Case) -> None:
     assert all(vars(scheduler)[key] is value for key, value in before.items())
     results = []
     for made in (scheduler, untouched):
-        made.set_timesteps(5, **({"mu": 1.15} if "use_dynamic_shifting" in case.config else {}))
+        set_own_times(made, 5)
         sample, step = start().float(), Stepper(made)
         for time in called(made):
             seen = made.scale_model_input(sample, time) if hasattr(made, "scale_model_input") else sample

@@ -14,7 +14,7 @@ import diffusers
 import numpy as np
 import pytest
 import torch
-from peers.scheduler_runs import Stepper, called
+from peers.scheduler_runs import Stepper, called, set_own_times
 from peers.schedulers import TWO_CALLS
 
 from autodiffusion_opt.errors import UserError
@@ -37,11 +37,13 @@ QUARTER_LOG_SIGMAS = [math.log(0.002 * (80 / 0.002) ** (time / 999)) / 4 for tim
 CALLED = {
     "EDMDPMSolverMultistepScheduler": QUARTER_LOG_SIGMAS,
     "EDMEulerScheduler": QUARTER_LOG_SIGMAS,
+    "DDPMWuerstchenScheduler": [*(time / 999 for time in TIMES), 0.0],
     "HeunDiscreteScheduler": HEUN_CALLED,
     "FlowMatchHeunDiscreteScheduler": HEUN_CALLED,
     "KDPM2AncestralDiscreteScheduler": HEUN_CALLED,
     "KDPM2DiscreteScheduler": [950, HALFWAY[0], 700, HALFWAY[1], 690, HALFWAY[2], 210, HALFWAY[3], 40],
     "PNDMScheduler": [950, 700, 700, 690, 210, 40],
+    "SCMScheduler": [*(math.atan2(time, 1000 - time) for time in TIMES), 0.0],
 }
 SEEN = {**{key: [0, 0, 1, 1, 2, 2, 3, 3, 4] for key in TWO_CALLS}, "PNDMScheduler": [0, 0, 1, 2, 3, 4]}
 every_scheduler = pytest.mark.parametrize("name", schedules.accepted())
@@ -99,7 +101,7 @@ def test_it_comes_off_in_the_middle(name: str) -> None:
     schedule.remove()
     assert same_state(before, vars(scheduler))
     for made in (scheduler, untouched):
-        made.set_timesteps(4)
+        set_own_times(made, 4)
         run(made)
     assert torch.equal(scheduler.timesteps, untouched.timesteps)
 
@@ -140,7 +142,7 @@ def test_the_times_are_those_given(name: str) -> None:
     assert scheduler.num_inference_steps == 5  # also where there are more calls
     assert schedule.times == (950.0, 700.0, 690.0, 210.0, 40.0)
     has_times(scheduler, name)
-    whole = name.startswith(("CogVideoX", "DD", "DEIS", "DPM", "LCM", "PNDM", "TCD", "UniPC"))
+    whole = name.startswith(("CogVideoX", "DDIM", "DDPMS", "DEIS", "DPM", "LCM", "PNDM", "TCD", "UniPC"))
     assert scheduler.timesteps.dtype == (torch.int64 if whole else torch.float32)
     if schedules.takes_continuous(scheduler):
         schedules.install_schedule(scheduler, (900.5, 3))
@@ -157,7 +159,11 @@ def test_steps_are_counted(name: str) -> None:
     assert schedule.step == 0
 
 
-@pytest.mark.parametrize("name", [name for name in schedules.accepted() if name != "PNDMScheduler"])
+# Wuerstchen's pipelines, and its scheduler, begin at the noise.
+FROM_NOISE = ("DDPMWuerstchenScheduler", "PNDMScheduler")
+
+
+@pytest.mark.parametrize("name", [name for name in schedules.accepted() if name not in FROM_NOISE])
 def test_image_to_image_starts_in_the_middle(name: str) -> None:
     scheduler = make(name)
     schedule = schedules.install_schedule(scheduler, TIMES)
@@ -292,7 +298,7 @@ def test_samples_keep_their_precision(name: str, dtype: torch.dtype) -> None:
         scheduler = make(name)
         if installed:
             schedules.install_schedule(scheduler, TIMES)
-        scheduler.set_timesteps(5)
+        set_own_times(scheduler, 5)
         sample, instant = torch.ones(1, 3, 4, 4, dtype=dtype), scheduler.timesteps[0]
         if hasattr(scheduler, "scale_model_input"):
             scheduler.scale_model_input(sample, instant)

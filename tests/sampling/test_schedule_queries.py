@@ -92,6 +92,7 @@ def test_refused_by_name_with_the_reason(name: str, config: dict[str, Any], said
         ("DDIMScheduler", ("9",), "finite number"),
         ("DDIMScheduler", (None,), "finite number"),
         ("LCMScheduler", (900.5, 3), "integer times; got 900.5"),
+        ("DDPMWuerstchenScheduler", (999, 0), "above 0 to 999 for this model; got 0"),
         ("FlowMatchEulerDiscreteScheduler", (1000.5, 0), "above 0 to 1000 for this model; got 1000.5, 0"),
     ],
 )

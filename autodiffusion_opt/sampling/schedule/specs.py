@@ -14,7 +14,15 @@ import numpy as np
 import torch
 
 from autodiffusion_opt.errors import UserError, unknown
-from autodiffusion_opt.sampling.schedule.noise import Between, Floats, first_sigma, sigmas_at, tells_log_sigma, times_of
+from autodiffusion_opt.sampling.schedule.noise import (
+    Between,
+    Floats,
+    first_sigma,
+    sigmas_at,
+    tells_log_sigma,
+    times_of,
+    train_steps,
+)
 from autodiffusion_opt.sampling.schedule.solver_steps import (
     add_noise,
     cogvideox_ddim_step,
@@ -33,6 +41,8 @@ from autodiffusion_opt.space.model_info import Layout
 LEAST_STEP = 1e-6
 # Where a flow starts at pure noise, log(1-σ) is -∞; diffusers' UniPC stops as far short of it.
 MOST_FLOW_SIGMA = 1 - 1e-6
+# π/2 as diffusers rounds it: the time of pure noise of SCM.
+FIRST_ANGLE = 1.57080
 
 
 @dataclass(frozen=True)
@@ -174,6 +184,29 @@ def _inverted(scheduler: Any, times: Floats) -> Floats:
     return scheduler.config.num_train_timesteps - times if scheduler.config.invert_sigmas else times
 
 
+def _trigflow_angles(scheduler: Any, times: Floats) -> Floats:
+    """The angle a of x = cos(a) x_0 + sin(a) σ_d ε that has the noise of a flow at t: tan(a) = σ/(1-σ) with σ = t/T.
+
+    https://arxiv.org/abs/2410.11081, section 3; Sana Sprint tells its flow model σ again. At T it is diffusers' 1.5708,
+    a little more than π/2.
+    """
+    sigmas = times / scheduler.config.num_train_timesteps
+    return np.where(sigmas == 1, FIRST_ANGLE, np.arctan2(sigmas, 1 - sigmas))
+
+
+def _times_of_angles(scheduler: Any, angles: Floats) -> Floats:
+    shares: Floats = np.sin(angles) / (np.sin(angles) + np.cos(angles))
+    return shares * float(scheduler.config.num_train_timesteps)
+
+
+def _shares(scheduler: Any, times: Floats) -> Floats:
+    return times / (train_steps(scheduler) - 1)
+
+
+def _times_of_shares(scheduler: Any, shares: Floats) -> Floats:
+    return shares * (train_steps(scheduler) - 1)
+
+
 def _continuous_v_objection(scheduler: Any) -> str | None:
     if not tells_log_sigma(scheduler) or scheduler.config.final_sigmas_type == "zero":
         return None
@@ -231,6 +264,7 @@ SPECS: dict[str, SchedulerSpec] = {
     "CogVideoXDDIMScheduler": SchedulerSpec(methods={"step": cogvideox_ddim_step, **_ON_ALPHA_BARS}),
     "CogVideoXDPMScheduler": SchedulerSpec(methods={"step": cogvideox_dpm_step, **_ON_ALPHA_BARS}),
     "DDIMScheduler": SchedulerSpec(methods={"step": ddim_step, **_ON_ALPHA_BARS}),
+    "DDPMWuerstchenScheduler": SchedulerSpec(integer=False, told=_shares, times_told=_times_of_shares, tells_end=True),
     "DDPMScheduler": SchedulerSpec(reset=_reset_custom, methods={"step": ddpm_step, **_ON_ALPHA_BARS}),
     "DEISMultistepScheduler": SchedulerSpec(last_sigma=first_sigma, reset=_reset_multistep, objection=_deis_objection),
     "DPMSolverMultistepScheduler": SchedulerSpec(
@@ -304,6 +338,14 @@ SPECS: dict[str, SchedulerSpec] = {
         reset=_reset_plms,
         methods={"step": pndm_step, "add_noise": add_noise},
         objection=_pndm_objection,
+    ),
+    "SCMScheduler": SchedulerSpec(
+        integer=False,
+        stops_early=False,
+        flow=True,
+        told=_trigflow_angles,
+        times_told=_times_of_angles,
+        tells_end=True,
     ),
     "TCDScheduler": SchedulerSpec(continuous=False, stops_early=False, reset=_reset_custom),
     "UniPCMultistepScheduler": SchedulerSpec(

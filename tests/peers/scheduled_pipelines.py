@@ -120,5 +120,6 @@ MAKERS: dict[str, Callable[[], Made]] = {
     "sdxl EDM euler": lambda: sdxl_with(diffusers.EDMEulerScheduler()),
     "sd kdpm2": lambda: stable_diffusion(diffusers.KDPM2DiscreteScheduler(steps_offset=1)),
     "sd kdpm2 ancestral": lambda: stable_diffusion(diffusers.KDPM2AncestralDiscreteScheduler(steps_offset=1)),
+    "sd sa": lambda: stable_diffusion(diffusers.SASolverScheduler(steps_offset=1)),
     "sdxl EDM dpm": lambda: sdxl_with(diffusers.EDMDPMSolverMultistepScheduler()),
 }

@@ -409,4 +409,21 @@ CASES = [
     Case("DDPMWuerstchenScheduler", solvers.ddpm_to_end, kinds=("cosine",), float32=True),
     Case("DDPMWuerstchenScheduler", solvers.ddpm_to_end, 0, {"scaler": 2.0}, kinds=("cosine",), float32=True),
     Case("DDPMWuerstchenScheduler", solvers.ddpm_to_end, 0, {"scaler": 0.8}, kinds=("cosine",), float32=True),
+    Case("SASolverScheduler", dpm_solvers.sa_solver, last="least"),
+    Case(
+        "SASolverScheduler",
+        dpm_solvers.sa_solver,
+        0,
+        {"predictor_order": 3, "corrector_order": 4},
+        {"predictor": 3, "corrector": 4},
+        last="least",
+    ),
+    Case(
+        "SASolverScheduler",
+        dpm_solvers.sa_solver,
+        0,
+        {"algorithm_type": "noise_prediction"},
+        {"form": "noise"},
+        last="least",
+    ),
 ]

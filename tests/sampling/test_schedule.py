@@ -92,6 +92,13 @@ def test_error_falls_at_the_order_of_the_solver(case: Case) -> None:
     assert slope > case.order - 0.35, f"order {slope:.2f}"
 
 
+def test_sa_solver_without_noise_is_of_order_two() -> None:
+    case = next(case for case in CASES if case.name == "SASolverScheduler")
+    quiet = dataclasses.replace(case, config={"tau_func": lambda time: 0})
+    slope = math.log2(exact_error(quiet, 48) / exact_error(quiet, 96))
+    assert slope > 2 - 0.35, f"order {slope:.2f}"
+
+
 def test_uneven_coefficients_pay_on_uneven_steps() -> None:
     published, fitted, _ = (case for case in CASES if case.name == "PNDMScheduler")
     assert exact_error(fitted, 48) < exact_error(published, 48) / 10

@@ -142,7 +142,7 @@ def test_the_times_are_those_given(name: str) -> None:
     assert scheduler.num_inference_steps == 5  # also where there are more calls
     assert schedule.times == (950.0, 700.0, 690.0, 210.0, 40.0)
     has_times(scheduler, name)
-    whole = name.startswith(("CogVideoX", "DDIM", "DDPMS", "DEIS", "DPM", "LCM", "PNDM", "TCD", "UniPC"))
+    whole = name.startswith(("CogVideoX", "DDIM", "DDPMS", "DEIS", "DPM", "LCM", "PNDM", "SASolver", "TCD", "UniPC"))
     assert scheduler.timesteps.dtype == (torch.int64 if whole else torch.float32)
     if schedules.takes_continuous(scheduler):
         schedules.install_schedule(scheduler, (900.5, 3))

@@ -107,6 +107,12 @@ def _reset_unipc(scheduler: Any, schedule: ScheduleState) -> None:
     scheduler.last_sample = None
 
 
+def _reset_sa(scheduler: Any, schedule: ScheduleState) -> None:
+    kept = max(scheduler.config.predictor_order, scheduler.config.corrector_order - 1)
+    past: dict[str, Any] = {name: [None] * kept for name in ("model_outputs", "timestep_list")}
+    vars(scheduler).update(**past, lower_order_nums=0, last_sample=None)
+
+
 def _reset_singlestep(scheduler: Any, schedule: ScheduleState) -> None:
     scheduler.model_outputs = [None] * scheduler.config.solver_order
     scheduler.sample = None
@@ -140,8 +146,8 @@ def _reset_kdpm2(scheduler: Any, schedule: ScheduleState) -> None:
     """σ of the middle of each step where diffusers' step reads it: that of step k at 2k+1 and 2k+2."""
     sigmas, middles = scheduler.sigmas, (scheduler.sigmas[::2] * scheduler.sigmas[1::2]) ** 0.5
     middles[-1] = sigmas[-1]  # the last step is Euler's, of one call
-    scheduler.sigmas_interpol = torch.cat([sigmas[:1], middles.repeat_interleave(2)])[: len(sigmas)]
-    scheduler.sample = None  # None: the next call is the first of its step
+    interpolated = torch.cat([sigmas[:1], middles.repeat_interleave(2)])[: len(sigmas)]
+    vars(scheduler).update(sigmas_interpol=interpolated, sample=None)  # None: the next call is the first of its step
 
 
 def _reset_kdpm2_ancestral(scheduler: Any, schedule: ScheduleState) -> None:
@@ -149,9 +155,9 @@ def _reset_kdpm2_ancestral(scheduler: Any, schedule: ScheduleState) -> None:
     starts, ends = scheduler.sigmas[::2], scheduler.sigmas[1::2]
     down = ends**2 / starts
     up = (ends**2 - down**2) ** 0.5
-    for name, of_steps in {"sigmas_down": down, "sigmas_up": up, "sigmas_interpol": ends}.items():
-        setattr(scheduler, name, of_steps.repeat_interleave(2))
-    scheduler.sample = None
+    of_steps = {"sigmas_down": down, "sigmas_up": up, "sigmas_interpol": ends}
+    of_calls = {name: levels.repeat_interleave(2) for name, levels in of_steps.items()}
+    vars(scheduler).update(**of_calls, sample=None)
 
 
 def _reset_plms(scheduler: Any, schedule: ScheduleState) -> None:
@@ -338,6 +344,9 @@ SPECS: dict[str, SchedulerSpec] = {
         reset=_reset_plms,
         methods={"step": pndm_step, "add_noise": add_noise},
         objection=_pndm_objection,
+    ),
+    "SASolverScheduler": SchedulerSpec(
+        last_sigma=first_sigma, reset=_reset_sa, methods={"add_noise": add_noise}, objection=_deis_objection
     ),
     "SCMScheduler": SchedulerSpec(
         integer=False,

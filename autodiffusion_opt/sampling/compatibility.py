@@ -62,9 +62,12 @@ def arguments_of_steps(parameters: Mapping[str, Any], steps: int) -> dict[str, A
 
 def check_compatible(pipeline: Any) -> None:
     """Raises UserError for a scheduler that this pipeline's call cannot run, or runs wrongly."""
-    scheduler, name = pipeline.scheduler, type(pipeline).__name__
-    kind: Any = type(pipeline)
-    source = _source(kind)
+    check_pair(type(pipeline), pipeline.scheduler)
+
+
+def check_pair(kind: Any, scheduler: Any) -> None:
+    """Raises UserError for a scheduler that the call of a pipeline's class cannot run, or runs wrongly."""
+    name, source = kind.__name__, _source(kind)
     if source is None:
         return
     _check_scaling(scheduler, name, source)

@@ -50,6 +50,11 @@ class ImageSampler:
     def __post_init__(self) -> None:
         check_conditions(self.pipeline, self.conditions)
 
+    @property
+    def columns(self) -> int | None:
+        """Of a picture of its images: the frames of a clip in a row; None: as many as one likes."""
+        return self.frames if self.frames > 1 else None
+
     @torch.inference_mode()
     def images(
         self, candidate: Candidate, indices: Sequence[int], seed: int, broken: list[int] | None = None

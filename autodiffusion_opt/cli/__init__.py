@@ -11,6 +11,7 @@ import click
 
 from autodiffusion_opt import __version__
 from autodiffusion_opt.cli import housekeeping
+from autodiffusion_opt.cli.export import export
 from autodiffusion_opt.cli.listing import list_catalogue, show
 from autodiffusion_opt.cli.looking import dashboard, report
 from autodiffusion_opt.cli.options import (
@@ -26,8 +27,9 @@ from autodiffusion_opt.cli.options import (
 )
 from autodiffusion_opt.cli.papers import convert, reproduce
 from autodiffusion_opt.cli.reference import reference
+from autodiffusion_opt.cli.starting import init
 from autodiffusion_opt.errors import UserError
-from autodiffusion_opt.files import check_output, check_output_folder
+from autodiffusion_opt.files import check_output
 from autodiffusion_opt.process import run_and_leave, say, tell
 from autodiffusion_opt.text import shell_word
 
@@ -205,33 +207,7 @@ def best(study: str, count: int | None, output: Path | None, pick: int, storage:
     print_result(as_json, best_rows(top), best_table(top))
 
 
-@app.command()
-@click.argument("study")
-@click.option("-o", "--output", type=click.Path(file_okay=False, path_type=Path), required=True, metavar="DIR")
-@pick_option
-@storage_option
-@json_option
-def export(study: str, output: Path, pick: int, storage: str | None, as_json: bool) -> None:
-    """Write the best candidate of STUDY to DIR: its JSON, numbers, and a script that uses it.
-
-    Where the scheduler takes them also plain timesteps or sigmas, for people who do not install this library.
-    """
-    from autodiffusion_opt.study.export import export_study
-    from autodiffusion_opt.study.problem import load_sampler
-    from autodiffusion_opt.study.progress_bar import Bar
-    from autodiffusion_opt.study.results import open_study
-    from autodiffusion_opt.study.stored_config import stored_config
-
-    check_output_folder(output)
-    stored = open_study(study, storage)
-    stored.pick(pick)  # a study without a result is told before its model is loaded
-    config = stored_config(stored.name, stored.name, stored.definition)
-    with Bar() as bar:
-        written = export_study(stored, config, load_sampler(config, bar), output, pick)
-    if as_json:
-        click.echo(json.dumps({"folder": str(output), "files": [path.name for path in written]}))
-    else:
-        tell("\n".join(str(path) for path in written))
+app.add_command(export)
 
 
 @app.command()
@@ -345,6 +321,7 @@ def compare(studies: tuple[str, ...], within: str, as_json: bool, output: Path |
 
 
 for verb in (
+    init,
     list_catalogue,
     show,
     dashboard,

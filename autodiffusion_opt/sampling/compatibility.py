@@ -15,6 +15,7 @@ from typing import Any
 
 from autodiffusion_opt.config import combine
 from autodiffusion_opt.errors import UserError, unknown_text
+from autodiffusion_opt.sampling.schedule import accepted, tells_log_sigma
 
 # Where pipelines keep the network that is called at each step.
 DENOISERS = ("unet", "transformer")
@@ -50,9 +51,12 @@ def denoiser_of(pipeline: Any) -> Any:
 
 def check_compatible(pipeline: Any) -> None:
     """Raises UserError for a scheduler that this pipeline's call cannot run, or runs wrongly."""
-    scheduler, name = pipeline.scheduler, type(pipeline).__name__
-    kind: Any = type(pipeline)
-    source = _source(kind)
+    check_pair(type(pipeline), pipeline.scheduler)
+
+
+def check_pair(kind: Any, scheduler: Any) -> None:
+    """Raises UserError for a scheduler that the call of a pipeline's class cannot run, or runs wrongly."""
+    name, source = kind.__name__, _source(kind)
     if source is None:
         return
     _check_scaling(scheduler, name, source)
@@ -109,9 +113,9 @@ def check_single_step(pipeline: Any) -> None:
 def check_replacement(before: Any, after: Any) -> None:
     """Raises UserError where a model made for one kind of noise would be given another by its new scheduler."""
     own, new = _noise(before), _noise(after)
-    if own == "another scale":
+    if own == "another scale" and type(before) is not type(after):
         raise UserError(
-            f"{type(before).__name__} (consistency models, EDM) counts its times on a noise scale of its own: no "
+            f"{type(before).__name__} (consistency models, say) counts its times on a noise scale of its own: no other "
             "accepted scheduler can run this model"
         )
     if own != new:
@@ -125,6 +129,10 @@ def _noise(scheduler: Any) -> str:
     config = scheduler.config
     if "FlowMatch" in type(scheduler).__name__ or config.get("use_flow_sigmas"):
         return "flow matching"
+    if type(scheduler).__name__ in accepted() and tells_log_sigma(
+        scheduler
+    ):  # Euler's continuous times are EDM's with σ_data = 1
+        return f"EDM with sigma_data={config.get('sigma_data', 1.0):g} and {config.prediction_type} prediction"
     return "variance preserving diffusion" if hasattr(scheduler, "alphas_cumprod") else "another scale"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -40,7 +41,25 @@ def answer(kind: str, eps: Any, x: Any, alpha: float, sigma: float) -> Any:
     image = (x - sigma * eps) / alpha
     if kind in ("flow", "flow_prediction"):
         return eps - image
+    if kind == "inverted":
+        return image - eps
     return {"epsilon": eps, "sample": image, "v_prediction": alpha * eps - sigma * image}[kind]
+
+
+def edm_answer(kind: str, eps: Any, x: Any, sigma: float, data: float) -> Any:
+    """The same prediction as EDM's network F gives it: x_0 = c_skip x ± c_out F (arXiv 2206.00364, table 1)."""
+    skip, out = data**2 / (sigma**2 + data**2), sigma * data / math.sqrt(sigma**2 + data**2)
+    return (x - sigma * eps - skip * x) / (out if kind == "epsilon" else -out)
+
+
+class Stepper:
+    """A scheduler's step as pipelines call it."""
+
+    def __init__(self, scheduler: Any) -> None:
+        self.scheduler = scheduler
+
+    def __call__(self, output: torch.Tensor, time: Any, sample: torch.Tensor, **options: Any) -> torch.Tensor:
+        return self.scheduler.step(output, time, sample, **options).prev_sample
 
 
 def visits(scheduler: Any, count: int) -> list[int]:
@@ -64,12 +83,17 @@ def sample_with(
     generator = {"generator": torch.Generator().manual_seed(7)}
     if "generator" not in inspect.signature(scheduler.step).parameters:
         generator = {}
-    sample, samples = x * unit[0], []
+    sample, samples, step = x * unit[0], [], Stepper(scheduler)
     for call, time in enumerate(scheduler.timesteps):
         k = at[call]
         seen = scheduler.scale_model_input(sample, time) if hasattr(scheduler, "scale_model_input") else sample
-        output = answer(kind, noise(seen, k), seen, alpha[k], sigma[k])
-        sample = scheduler.step(output, time, sample, **generator, **case.step).prev_sample
+        if case.data:
+            ratio = sigma[k] / alpha[k]
+            torch.testing.assert_close(seen, sample / math.hypot(ratio, case.data), rtol=1e-6, atol=1e-6)
+            output = edm_answer(kind, noise(sample / unit[k], k), sample, ratio, case.data)
+        else:
+            output = answer(kind, noise(seen, k), seen, alpha[k], sigma[k])
+        sample = step(output, time, sample, **generator, **case.step)
         samples.append(sample / unit[at[call + 1]])
     return samples
 

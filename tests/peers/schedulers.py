@@ -44,6 +44,8 @@ class Case:
     last: str = "zero"  # or "least": ends at σ of time 0
     kinds: tuple[str, ...] = ("epsilon", "v_prediction", "sample")
     flow: bool = False
+    log_sigma: tuple[float, float] | None = None  # log σ is linear in time, from and to these
+    data: float | None = None  # EDM's σ_data
     papers: tuple[Paper, ...] = ()
 
     def __str__(self) -> str:
@@ -70,19 +72,25 @@ class Case:
         return BETWEEN if self.continuous else INTEGERS
 
     def make(self, kind: str | None = None, double: bool = False, **config: Any) -> Any:
-        """The scheduler; ``kind``: of prediction; ``double``: with ᾱ in float64."""
-        chosen = {**self.config, **config} | ({"prediction_type": kind} if kind not in (None, "flow") else {})
+        """The scheduler; ``kind``: of prediction; ``double``: with ᾱ, or EDM's σ, in float64."""
+        chosen = {**self.config, **config} | (
+            {"prediction_type": kind} if kind not in (None, "flow", "inverted") else {}
+        )
         made = getattr(diffusers, self.name)(**chosen)
         if double and hasattr(made, "alphas_cumprod"):
             made.alphas_cumprod = made.alphas_cumprod.double()
             if hasattr(made, "final_alpha_cumprod") and made.final_alpha_cumprod < 1:
                 made.final_alpha_cumprod = made.alphas_cumprod[0]
+        if double and self.data:
+            made.sigmas = made.sigmas.double()
         return made
 
     def levels(
         self, scheduler: Any, times: tuple[float, ...], end_time: float | None = None, between: str | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
         """α and σ at the times, then at the end. A last step of no length is given the 10⁻⁹th part of σ."""
+        if self.log_sigma:
+            return self._log_levels(times, end_time)
         if self.flow:
             sigma = np.append(times, end_time or 0.0) / 1000
             return 1 - sigma, sigma
@@ -94,6 +102,17 @@ class Case:
         alpha, sigma = solvers.levels(alpha_bar, np.array(times), between)
         return solvers.levels(alpha_bar, np.array(times), between, min(least, sigma[-1] / alpha[-1] * (1 - 1e-9)))
 
+    def _log_levels(self, times: tuple[float, ...], end_time: float | None) -> tuple[np.ndarray, np.ndarray]:
+        low, high = np.log(self.log_sigma or ())
+        ratios = np.exp(low + (high - low) * np.array(times) / 999)
+        if end_time is None:
+            last = 0.0 if self.last == "zero" else min(math.exp(low), ratios[-1] * (1 - 1e-9))
+        else:
+            last = math.exp(low + (high - low) * end_time / 999)
+        ratios = np.append(ratios, last)
+        alpha = 1 / np.hypot(1, ratios)
+        return alpha, ratios * alpha
+
     def arguments(
         self, formula: Callable[..., Any], scheduler: Any, times: tuple[float, ...], end_time: float | None
     ) -> dict[str, Any]:
@@ -102,7 +121,7 @@ class Case:
         end = {"zero": -1.0, "least": 0.0}[self.last] if end_time is None else end_time
         known = {
             "times": np.append(times, end),
-            "alpha_bar": None if self.flow else scheduler.alphas_cumprod.double().numpy(),
+            "alpha_bar": None if self.flow or self.data else scheduler.alphas_cumprod.double().numpy(),
             "orders": as_computed.block_orders(
                 scheduler.config.get("solver_order", 1),
                 len(times),
@@ -130,6 +149,14 @@ BH1 = {"final_sigmas_type": "sigma_min", "solver_type": "bh1"}
 UNCLIPPED = {"clip_sample": False}
 EPSILON = ("epsilon",)
 FLOW = {"prediction_type": "flow_prediction", "use_flow_sigmas": True}
+EDM: dict[str, Any] = {
+    "kinds": ("epsilon", "v_prediction"),
+    "log_sigma": (0.002, 80.0),
+    "data": 0.5,
+    "linear": True,
+    "float32": True,
+}
+SVD = {"timestep_type": "continuous", "use_karras_sigmas": True, "sigma_min": 0.002, "sigma_max": 700.0}
 CASES = [
     Case("DDIMScheduler", solvers.ddim, 1, UNCLIPPED),
     Case("DDIMScheduler", solvers.ddim, 0, UNCLIPPED, {"eta": 0.7}, {"eta": 0.7}),
@@ -295,4 +322,49 @@ CASES = [
         kinds=("v_prediction",),
     ),
     Case("FlowMatchLCMScheduler", solvers.flow_lcm, 0, {"shift": 3.0}, flow=True, kinds=("flow",), float32=True),
+    Case(
+        "FlowMatchEulerDiscreteScheduler",
+        solvers.flow_euler,
+        1,
+        {"invert_sigmas": True},
+        flow=True,
+        kinds=("inverted",),
+    ),
+    Case(
+        "EulerDiscreteScheduler",
+        solvers.euler,
+        1,
+        SVD,
+        linear=True,
+        float32=True,
+        kinds=("v_prediction",),
+        log_sigma=(0.002, 700.0),
+    ),
+    Case("EDMEulerScheduler", solvers.euler, 1, **EDM),
+    Case("EDMEulerScheduler", solvers.euler, 1, {"final_sigmas_type": "sigma_min"}, last="least", **EDM),
+    Case(
+        "EDMEulerScheduler",
+        solvers.euler,
+        1,
+        {"sigma_max": 120.0, "sigma_data": 1.0, "sigma_schedule": "exponential"},
+        **{**EDM, "log_sigma": (0.002, 120.0), "data": 1.0},
+    ),
+    Case("EDMDPMSolverMultistepScheduler", dpm_solvers.dpm_multistep, 1, {"solver_order": 1}, {"order": 1}, **EDM),
+    Case("EDMDPMSolverMultistepScheduler", dpm_solvers.dpm_multistep, 2, dpm(), **EDM),
+    Case("EDMDPMSolverMultistepScheduler", dpm_solvers.dpm_multistep_authors_third, 2, {"solver_order": 3}, **EDM),
+    Case(
+        "EDMDPMSolverMultistepScheduler",
+        dpm_solvers.dpm_multistep,
+        2,
+        dpm(final_sigmas_type="sigma_min"),
+        last="least",
+        **EDM,
+    ),
+    Case(
+        "EDMDPMSolverMultistepScheduler",
+        dpm_solvers.sde_dpm_multistep,
+        0,
+        dpm(algorithm_type="sde-dpmsolver++"),
+        **EDM,
+    ),
 ]

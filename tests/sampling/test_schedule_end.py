@@ -189,7 +189,8 @@ def test_the_last_step_stops_at_the_end_time(case: Case, kind: str) -> None:
 def test_an_end_time_makes_another_result(case: Case) -> None:
     scheduler = installed(case, STOPPED, end_time=END)
     got = samples(case, scheduler, start())[-1]
-    assert difference(got, formula(case, scheduler, start(), STOPPED)) > 1e-3
+    # where log σ is linear in time there is little noise left at END
+    assert difference(got, formula(case, scheduler, start(), STOPPED)) > (1e-4 if case.log_sigma else 1e-3)
 
 
 @pytest.mark.parametrize("case", [case for case in STOPPING if case.flow or case.last == "least"], ids=str)

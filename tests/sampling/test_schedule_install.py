@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import math
 import warnings
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,10 @@ TIMES = (950, 700, 690, 210, 40)
 # The times of the denoiser calls and the steps that they belong to, for solvers with two calls in some step: the second
 # call is made at the step's end.
 HEUN_CALLED = [950, 700, 700, 690, 690, 210, 210, 40, 40]
+QUARTER_LOG_SIGMAS = [math.log(0.002 * (80 / 0.002) ** (time / 999)) / 4 for time in TIMES]
 CALLED = {
+    "EDMDPMSolverMultistepScheduler": QUARTER_LOG_SIGMAS,
+    "EDMEulerScheduler": QUARTER_LOG_SIGMAS,
     "HeunDiscreteScheduler": HEUN_CALLED,
     "FlowMatchHeunDiscreteScheduler": HEUN_CALLED,
     "PNDMScheduler": [950, 700, 700, 690, 210, 40],
@@ -36,6 +40,10 @@ SEEN = {
     "PNDMScheduler": [0, 0, 1, 2, 3, 4],
 }
 every_scheduler = pytest.mark.parametrize("name", schedules.accepted())
+
+
+def has_times(scheduler: Any, name: str) -> None:
+    assert scheduler.timesteps.tolist() == pytest.approx(CALLED.get(name, list(TIMES)), rel=1e-6)
 
 
 def make(name: str, **config: Any) -> Any:
@@ -70,6 +78,7 @@ def test_it_comes_off_without_a_trace(name: str) -> None:
     schedule.remove()
     schedule.remove()
     assert same_state(before, vars(scheduler))
+    assert type(scheduler) is getattr(diffusers, name)
     assert str(values) == str(vars(scheduler))
 
 
@@ -94,7 +103,9 @@ def test_it_comes_off_in_the_middle(name: str) -> None:
 def test_pipelines_see_what_they_always_saw(name: str, tmp_path: Path) -> None:
     scheduler, untouched = make(name), make(name)
     schedules.install_schedule(scheduler, TIMES)
-    assert type(scheduler) is type(untouched)
+    assert isinstance(scheduler, type(untouched))
+    names = ("__name__", "__module__", "__qualname__", "__doc__")
+    assert all(getattr(type(scheduler), name) == getattr(type(untouched), name) for name in names)
     assert scheduler.config == untouched.config
     for method in ("step", "set_timesteps"):
         assert inspect.signature(getattr(scheduler, method)) == inspect.signature(getattr(untouched, method))
@@ -113,7 +124,7 @@ def test_a_deep_copy_has_a_schedule_of_its_own(name: str) -> None:
     assert schedule.step == 0
     schedule.remove()
     copied.set_timesteps(5)
-    assert copied.timesteps.tolist() == CALLED.get(name, list(TIMES))
+    has_times(copied, name)
 
 
 @every_scheduler
@@ -123,7 +134,7 @@ def test_the_times_are_those_given(name: str) -> None:
     scheduler.set_timesteps(5, device="cpu")
     assert scheduler.num_inference_steps == 5  # also where there are more calls
     assert schedule.times == (950.0, 700.0, 690.0, 210.0, 40.0)
-    assert scheduler.timesteps.tolist() == CALLED.get(name, list(TIMES))
+    has_times(scheduler, name)
     whole = name.startswith(("CogVideoX", "DD", "DEIS", "DPM", "LCM", "PNDM", "TCD", "UniPC"))
     assert scheduler.timesteps.dtype == (torch.int64 if whole else torch.float32)
     if schedules.takes_continuous(scheduler):
@@ -184,7 +195,7 @@ def test_another_number_of_steps_warns_once(name: str) -> None:
         scheduler.set_timesteps(50)
     scheduler.set_timesteps(50)  # a second warning would be an error here
     scheduler.set_timesteps(num_inference_steps=5, device=None, mu=1.0, sigmas=[1.0, 0.5])
-    assert scheduler.timesteps.tolist() == CALLED.get(name, list(TIMES))
+    has_times(scheduler, name)
 
 
 def test_the_last_one_installed_counts() -> None:
@@ -313,6 +324,18 @@ def test_the_first_noise_is_that_of_the_first_time() -> None:
         sigmas = schedules.sigmas_of(scheduler)
         assert sigmas is not None
         assert float(scheduler.init_noise_sigma) == pytest.approx((sigmas[500] ** 2 + extra) ** 0.5)
+
+
+@pytest.mark.parametrize("name", ["EDMDPMSolverMultistepScheduler", "EDMEulerScheduler"])
+def test_the_first_noise_of_edm_is_that_of_the_first_time(name: str) -> None:
+    scheduler = make(name)
+    schedule = schedules.install_schedule(scheduler, (500, 20))
+    copied = copy.deepcopy(scheduler)
+    sigma = 0.002 * (80 / 0.002) ** (500 / 999)
+    assert scheduler.init_noise_sigma == copied.init_noise_sigma == pytest.approx((sigma**2 + 1) ** 0.5)
+    schedule.remove()
+    assert scheduler.init_noise_sigma == pytest.approx((80**2 + 1) ** 0.5)
+    assert schedules.untouched(copied).init_noise_sigma == scheduler.init_noise_sigma
 
 
 def test_zero_terminal_snr_has_an_end() -> None:

@@ -43,7 +43,8 @@ def same_state(before: dict[str, Any], after: dict[str, Any]) -> bool:
         ),
         ("KDPM2DiscreteScheduler", {}, "got 'KDPM2DiscreteScheduler'"),
         ("PNDMScheduler", {"skip_prk_steps": False}, "needs skip_prk_steps=True"),
-        ("FlowMatchEulerDiscreteScheduler", {"invert_sigmas": True}, "other way round"),
+        ("FlowMatchLCMScheduler", {"invert_sigmas": True}, "other way round"),
+        ("EDMEulerScheduler", {"prediction_type": "sample"}, "has no prediction_type='sample'"),
         ("DEISMultistepScheduler", {"use_flow_sigmas": True}, "leaves noise"),
         ("UniPCMultistepScheduler", {"predict_x0": False}, "with predict_x0=False divides by zero"),
         ("UniPCMultistepScheduler", {"lower_order_final": False}, "with lower_order_final=False divides by zero"),
@@ -51,8 +52,8 @@ def same_state(before: dict[str, Any], after: dict[str, Any]) -> bool:
         ("DPMSolverMultistepScheduler", {"use_flow_sigmas": True, "final_sigmas_type": "sigma_min"}, "noise"),
         (
             "EulerDiscreteScheduler",
-            {"timestep_type": "continuous", "prediction_type": "v_prediction"},
-            "log σ",
+            {"timestep_type": "continuous", "prediction_type": "v_prediction", "final_sigmas_type": "sigma_min"},
+            "needs final_sigmas_type='zero'",
         ),
     ],
 )

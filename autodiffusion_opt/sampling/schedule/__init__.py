@@ -17,6 +17,7 @@ the sampler is in the times), ``solver_steps`` (steps of our own), ``specs`` (on
 """
 
 from autodiffusion_opt.sampling.schedule.install import InstalledSchedule, install_schedule
+from autodiffusion_opt.sampling.schedule.noise import tells_log_sigma
 from autodiffusion_opt.sampling.schedule.queries import (
     accepted,
     alpha_bar_at,
@@ -51,6 +52,7 @@ __all__ = [
     "sigmas_of",
     "stops_early",
     "takes_continuous",
+    "tells_log_sigma",
     "time_range",
     "untouched",
 ]

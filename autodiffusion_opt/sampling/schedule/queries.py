@@ -14,13 +14,20 @@ import numpy as np
 import torch
 
 from autodiffusion_opt.errors import UserError, reason_of
-from autodiffusion_opt.sampling.schedule.noise import Floats, alpha_bars_at, sigmas_at, times_of, training_sigmas
+from autodiffusion_opt.sampling.schedule.noise import (
+    OWN_SIGMAS,
+    Floats,
+    alpha_bars_at,
+    sigmas_at,
+    tells_log_sigma,
+    times_of,
+    train_steps,
+    training_sigmas,
+)
 from autodiffusion_opt.sampling.schedule.specs import SPECS, is_flow, spec_of
 from autodiffusion_opt.sampling.schedule.state import ScheduleState, schedule_on
 from autodiffusion_opt.space.model_info import Layout
 
-# Settings of schedulers with noise levels that are not those of evenly spaced times.
-OWN_SIGMAS = ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas", "use_lu_lambdas")
 # Times that differ by less are of the same noise.
 SAME_NOISE = 1e-6
 
@@ -54,7 +61,7 @@ def time_range(scheduler: Any) -> tuple[float, float]:
     """The lowest and the highest time that may be given: 0 .. T-1; flow matching: 0 .. T, but not 0."""
     if is_flow(scheduler, spec_of(scheduler)):
         return 0.0, float(scheduler.config.num_train_timesteps)
-    return 0.0, float(len(scheduler.alphas_cumprod) - 1)
+    return 0.0, float(train_steps(scheduler) - 1)
 
 
 def check_times(scheduler: Any, times: Sequence[float], end_time: float | None = None) -> None:
@@ -116,11 +123,15 @@ def own_times(scheduler: Any) -> tuple[float, ...]:
     spec = spec_of(scheduler)
     if is_flow(scheduler, spec) and not spec.flow:  # diffusers cuts these timesteps to integers, not their sigmas
         called = (scheduler.sigmas[:-1].double() * scheduler.config.num_train_timesteps).tolist()
-    elif any(scheduler.config.get(key) for key in OWN_SIGMAS):  # diffusers rounds the times of these, some to one
-        called = times_of(scheduler, scheduler.sigmas[:-1].double().numpy(), spec.between).tolist()
+    elif tells_log_sigma(scheduler) or any(scheduler.config.get(key) for key in OWN_SIGMAS):
+        # diffusers rounds the times of own noise levels, some to one
+        sigmas = scheduler.sigmas[: len(scheduler.timesteps)].double().numpy()
+        called = times_of(scheduler, sigmas, spec.between).tolist()
     else:
-        called = scheduler.timesteps.double().tolist()
-    times = called if spec.layout == "once" else list(dict.fromkeys(called))  # the others call a time twice
+        called = spec.times_told(scheduler, scheduler.timesteps.double().numpy()).tolist()
+    if spec.layout == "heun":  # the second call of a step is between these
+        called = called[::2]
+    times = called if spec.layout != "plms" else list(dict.fromkeys(called))  # which calls a time twice
     low, high = time_range(scheduler)
     return tuple(min(max(time, low), high) for time in times)
 
@@ -164,7 +175,7 @@ def shift_of(scheduler: Any, mu: float | None = None) -> float:
 def untouched(scheduler: Any) -> Any:
     """A copy of the scheduler as diffusers made it: without a schedule, sharing nothing with it."""
     installed = schedule_on(scheduler)
-    copied = object.__new__(type(scheduler))
+    copied = object.__new__(type(scheduler) if installed is None else installed.kind)
     vars(copied).update(copy.deepcopy(vars(scheduler) if installed is None else installed.before))
     return copied
 

@@ -264,3 +264,16 @@ def scale_model_input(
     if timestep is not None:
         schedule.find(timestep)
     return sample
+
+
+def scale_noise(
+    scheduler: Any,
+    _: ScheduleState,
+    sample: torch.Tensor,
+    timestep: Any,
+    noise: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """x = (1-σ) x_0 + σ ε; with ``invert_sigmas`` the scheduler's σ is the share of the image, not of the noise."""
+    pair = (noise, sample) if scheduler.config.invert_sigmas else (sample, noise)
+    noisy: torch.Tensor = type(scheduler).scale_noise(scheduler, pair[0], timestep, pair[1])
+    return noisy

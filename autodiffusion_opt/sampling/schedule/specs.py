@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from autodiffusion_opt.errors import UserError, unknown
-from autodiffusion_opt.sampling.schedule.noise import Between, Floats, first_sigma, sigmas_at
+from autodiffusion_opt.sampling.schedule.noise import Between, Floats, first_sigma, sigmas_at, tells_log_sigma
 from autodiffusion_opt.sampling.schedule.solver_steps import (
     add_noise,
     cogvideox_ddim_step,
@@ -21,6 +21,7 @@ from autodiffusion_opt.sampling.schedule.solver_steps import (
     ddpm_step,
     pndm_step,
     scale_model_input,
+    scale_noise,
 )
 from autodiffusion_opt.sampling.schedule.state import ScheduleState, called_times
 from autodiffusion_opt.space.model_info import Layout
@@ -44,6 +45,10 @@ class SchedulerSpec:
         last_sigma: σ after the last step, from the scheduler; None for a scheduler that works on ᾱ.
         layout: how often the denoiser is called in each step (``heun``: 2N-1 calls, ``plms``: N+1).
         flow: flow matching, σ = t/T.
+        told: what ``timesteps`` holds for times, where that is not the times themselves.
+        times_told: the inverse, of what ``timesteps`` holds.
+        tells_end: ``timesteps`` ends with where the last step ends, at which the denoiser is not called.
+        noise_of_first: ``init_noise_sigma`` is that of the model's greatest σ; to be that of the first time.
         reset: sets what the scheduler remembers between steps to how it is before the first.
         methods: methods replaced by ours, ``f(scheduler, schedule, ...)``; without ``step``, diffusers' own.
         objection: why a scheduler of this class, as it is configured, cannot be accepted; None if it can.
@@ -56,6 +61,10 @@ class SchedulerSpec:
     last_sigma: Callable[[Any], float] | None = None
     layout: Layout = "once"
     flow: bool = False
+    told: Callable[[Any, Floats], Floats] = lambda scheduler, times: times
+    times_told: Callable[[Any, Floats], Floats] = lambda scheduler, told: told
+    tells_end: bool = False
+    noise_of_first: bool = False
     reset: Callable[[Any, ScheduleState], None] = lambda scheduler, schedule: None
     methods: dict[str, Callable[..., Any]] = field(default_factory=dict)
     objection: Callable[[Any], str | None] = lambda scheduler: None
@@ -133,11 +142,25 @@ def _pndm_objection(scheduler: Any) -> str | None:
     return "needs skip_prk_steps=True: its Runge-Kutta start has times of its own, between those given"
 
 
+def _quarter_log_sigmas(scheduler: Any, times: Floats) -> Floats:
+    """c_noise = ln(σ)/4; https://arxiv.org/abs/2206.00364, table 1."""
+    return np.log(sigmas_at(scheduler, times.tolist(), "log")) / 4 if tells_log_sigma(scheduler) else times
+
+
+def _inverted(scheduler: Any, times: Floats) -> Floats:
+    """T - t for OmniGen, whose times go from 0 at the noise to T at the image; its own inverse."""
+    return scheduler.config.num_train_timesteps - times if scheduler.config.invert_sigmas else times
+
+
 def _continuous_v_objection(scheduler: Any) -> str | None:
-    config = scheduler.config
-    if config.timestep_type != "continuous" or config.prediction_type != "v_prediction":
+    if not tells_log_sigma(scheduler) or scheduler.config.final_sigmas_type == "zero":
         return None
-    return "with timestep_type='continuous' counts its times in log σ, not in the model's time steps"
+    return "with timestep_type='continuous' needs final_sigmas_type='zero': it would end at the least σ of its betas"
+
+
+def _edm_objection(scheduler: Any) -> str | None:
+    kind = scheduler.config.prediction_type
+    return None if kind in ("epsilon", "v_prediction") else f"has no prediction_type={kind!r}"
 
 
 def _deis_objection(scheduler: Any) -> str | None:
@@ -168,12 +191,8 @@ def _unipc_objection(scheduler: Any) -> str | None:
 
 def _scale_wise_objection(scheduler: Any) -> str | None:
     if scheduler.config.invert_sigmas:
-        return _invert_objection(scheduler)
+        return "with invert_sigmas=True runs time the other way round"
     return "with scale_factors changes the size of its sample between steps" if scheduler.config.scale_factors else None
-
-
-def _invert_objection(scheduler: Any) -> str | None:
-    return "with invert_sigmas=True runs time the other way round" if scheduler.config.invert_sigmas else None
 
 
 # Of schedulers that work on ᾱ and count no steps of their own.
@@ -193,12 +212,36 @@ SPECS: dict[str, SchedulerSpec] = {
     "DPMSolverSinglestepScheduler": SchedulerSpec(
         last_sigma=_configured_last, reset=_reset_singlestep, objection=_dpm_objection
     ),
+    "EDMDPMSolverMultistepScheduler": SchedulerSpec(
+        integer=False,
+        last_sigma=_configured_last,
+        told=_quarter_log_sigmas,
+        noise_of_first=True,
+        reset=_reset_multistep,
+        objection=_edm_objection,
+    ),
+    "EDMEulerScheduler": SchedulerSpec(
+        integer=False,
+        last_sigma=_configured_last,
+        told=_quarter_log_sigmas,
+        noise_of_first=True,
+        objection=_edm_objection,
+    ),
     "EulerAncestralDiscreteScheduler": SchedulerSpec(integer=False, between="linear", last_sigma=_zero),
     "EulerDiscreteScheduler": SchedulerSpec(
-        integer=False, between="linear", last_sigma=_configured_last, objection=_continuous_v_objection
+        integer=False,
+        between="linear",
+        last_sigma=_configured_last,
+        told=_quarter_log_sigmas,
+        objection=_continuous_v_objection,
     ),
     "FlowMatchEulerDiscreteScheduler": SchedulerSpec(
-        integer=False, last_sigma=_zero, flow=True, objection=_invert_objection
+        integer=False,
+        last_sigma=_zero,
+        flow=True,
+        told=_inverted,
+        times_told=_inverted,
+        methods={"scale_noise": scale_noise},
     ),
     "FlowMatchLCMScheduler": SchedulerSpec(
         integer=False, stops_early=False, last_sigma=_zero, flow=True, objection=_scale_wise_objection
@@ -258,4 +301,5 @@ def called_sigmas(scheduler: Any, spec: SchedulerSpec, times: Sequence[float], s
         last = spec.last_sigma(scheduler) if stop is None else float(sigmas_at(scheduler, [stop], spec.between)[0])
     last = min(last, sigmas[-1] * (1 - LEAST_STEP))
     inner = np.repeat(sigmas[1:], 2 if spec.layout == "heun" else 1)
-    return np.concatenate([sigmas[:1], inner, [last]])
+    called = np.concatenate([sigmas[:1], inner, [last]])
+    return 1 - called if scheduler.config.get("invert_sigmas", False) else called

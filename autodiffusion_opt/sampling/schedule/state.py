@@ -28,6 +28,7 @@ class ScheduleState:
         uneven_coefficients: PNDM combines its slopes for the steps as they are, not as if they were even.
         alpha_bars: ᾱ at each time, then at the end, on the CPU; shape (N + 1,); (0,) for a scheduler that works on σ.
         before: the scheduler's attributes as they were found.
+        kind: its class as it was found.
         mu: of dynamic shifting, as the pipeline gave it last.
         was_set: whether the times were asked for (``set_timesteps``) since somebody set this to False.
         generation: how often they were asked for: each generation of images does it once.
@@ -52,6 +53,7 @@ class ScheduleState:
         self.uneven_coefficients = uneven_coefficients
         self.alpha_bars = torch.empty(0)
         self.before = dict(vars(scheduler))
+        self.kind: Any = type(scheduler)
         self.mu: float | None = None
         self.was_set = False
         self.generation = 0

@@ -12,6 +12,7 @@ from autodiffusion_opt import __version__
 from autodiffusion_opt.cli import housekeeping
 from autodiffusion_opt.cli.comparing import compare
 from autodiffusion_opt.cli.completion import known_candidates, known_models, stored_studies
+from autodiffusion_opt.cli.export import export
 from autodiffusion_opt.cli.listing import list_catalogue, show
 from autodiffusion_opt.cli.looking import dashboard, report
 from autodiffusion_opt.cli.options import (
@@ -28,7 +29,7 @@ from autodiffusion_opt.cli.papers import convert, reproduce
 from autodiffusion_opt.cli.reference import reference
 from autodiffusion_opt.cli.running import run
 from autodiffusion_opt.cli.starting import init
-from autodiffusion_opt.files import check_output, check_output_folder
+from autodiffusion_opt.files import check_output
 from autodiffusion_opt.process import run_and_leave, say, tell
 
 
@@ -109,33 +110,7 @@ def best(study: str, count: int | None, output: Path | None, pick: int, storage:
     print_result(as_json, best_rows(top), best_table(top))
 
 
-@app.command()
-@click.argument("study", shell_complete=stored_studies)
-@click.option("-o", "--output", type=click.Path(file_okay=False, path_type=Path), required=True, metavar="DIR")
-@pick_option
-@storage_option
-@json_option
-def export(study: str, output: Path, pick: int, storage: str | None, as_json: bool) -> None:
-    """Write the best candidate of STUDY to DIR: its JSON, numbers, and a script that uses it.
-
-    Where the scheduler takes them also plain timesteps or sigmas, for people who do not install this library.
-    """
-    from autodiffusion_opt.study.export import export_study
-    from autodiffusion_opt.study.problem import load_sampler
-    from autodiffusion_opt.study.progress_bar import Bar
-    from autodiffusion_opt.study.results import open_study
-    from autodiffusion_opt.study.stored_config import stored_config
-
-    check_output_folder(output)
-    stored = open_study(study, storage)
-    stored.pick(pick)  # a study without a result is told before its model is loaded
-    config = stored_config(stored.name, stored.name, stored.definition)
-    with Bar() as bar:
-        written = export_study(stored, config, load_sampler(config, bar), output, pick)
-    if as_json:
-        click.echo(json.dumps({"folder": str(output), "files": [path.name for path in written]}))
-    else:
-        tell("\n".join(str(path) for path in written))
+app.add_command(export)
 
 
 @app.command()
@@ -145,7 +120,7 @@ def export(study: str, output: Path, pick: int, storage: str | None, as_json: bo
     "-o", "--output", type=click.Path(dir_okay=False, path_type=Path), default=Path("grid.png"), show_default=True
 )
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
-@click.option("--columns", type=positive, help="Of each block of images.  [default: about as many as rows]")
+@click.option("--columns", type=positive, help="Of each block.  [default: as many as rows; a clip's frames]")
 @click.option("--no-teacher", is_flag=True, help="Without the pipeline's own 50 steps, which take longest.")
 @study_option
 @storage_option
@@ -177,7 +152,7 @@ def sample(
         sampler = load_sampler(chosen.config.on_device(device), bar)
         candidates = compared_candidates(sampler, best, teacher=not no_teacher)
         blocks = sample_blocks(sampler, candidates, count, seed, measured, bar)
-    save_grid(blocks, output, columns)
+    save_grid(blocks, output, columns or sampler.columns)
     tell(str(output))
 
 

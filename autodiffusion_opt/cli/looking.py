@@ -92,4 +92,4 @@ def _grids(study: str, storage: str | None, count: int, device: str | None) -> d
         sampler = load_sampler(chosen.config.on_device(device), bar)
         measured = measured_values(open_study(study, storage).complete())
         blocks = sample_blocks(sampler, compared_candidates(sampler, best), count, 0, measured, bar)
-    return {caption: png(tile(images, largest=2 * LARGEST)) for caption, images in blocks.items()}
+    return {caption: png(tile(images, sampler.columns, 2 * LARGEST)) for caption, images in blocks.items()}

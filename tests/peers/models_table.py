@@ -2,8 +2,8 @@
 
     python tests/peers/models_table.py
 
-Each runs a candidate of uneven times, lists its layers, leaves out each of them, is searched for three trials beyond the
-usual schedules, and is as it was once its candidate is removed.
+Each runs a candidate of uneven times, lists its layers, leaves out each of them, is searched for three trials beyond
+the usual schedules, and is as it was once its candidate is removed.
 """
 
 from __future__ import annotations

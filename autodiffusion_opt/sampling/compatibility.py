@@ -23,10 +23,12 @@ DENOISERS = ("unet", "transformer")
 # LMS, Heun: x = x_0 + σ ε).
 SCALE_INPUT = "scale_model_input"
 UNIT = "ddim, ddpm, dpmsolver++, unipc, deis ..."
+INTERMEDIATE = "intermediate_timesteps"
 # Arguments that are not the user's to give, and where what they say belongs.
 RESERVED = {
     "num_inference_steps": "the candidate says how many steps there are",
     "timesteps": "the candidate has the times",
+    INTERMEDIATE: "the candidate has the times",
     "sigmas": "the candidate has the times",
     "generator": "each image has its own, from the objective's seed",
     "latents": "each image has its own noise, from the objective's seed",
@@ -47,6 +49,15 @@ def denoiser_of(pipeline: Any) -> Any:
         if denoiser is not None:
             return denoiser
     raise UserError(f"a pipeline must have one of {', '.join(DENOISERS)}; {type(pipeline).__name__} has neither")
+
+
+def arguments_of_steps(parameters: Mapping[str, Any], steps: int) -> dict[str, Any]:
+    """What a pipeline's call, of these parameters, is given for a number of steps.
+
+    Sana Sprint's has a second time by default, which it takes with two steps alone.
+    """
+    one_second_time = INTERMEDIATE in parameters and steps != 2
+    return {"num_inference_steps": steps} | ({INTERMEDIATE: None} if one_second_time else {})
 
 
 def check_compatible(pipeline: Any) -> None:

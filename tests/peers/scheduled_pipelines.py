@@ -7,7 +7,7 @@ from typing import Any
 
 import diffusers
 import torch
-from peers import pipelines
+from peers import current_pipelines, pipelines, video_pipelines
 from peers.pipelines import clip, clip_tokenizer, t5_tokenizer, text_unet, vae
 from PIL import Image
 from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModelWithProjection
@@ -94,9 +94,32 @@ def sdxl_with(scheduler: Any) -> Made:
     return pipeline, PROMPT
 
 
+def cogvideox() -> Made:
+    """CogVideoX 5B's settings: noise from ᾱ = 0, and v."""
+    pipeline, call = video_pipelines.cogvideox()
+    pipeline.scheduler = diffusers.CogVideoXDPMScheduler(
+        prediction_type="v_prediction", rescale_betas_zero_snr=True, timestep_spacing="trailing", snr_shift_scale=1.0
+    )
+    return pipeline, {**call, "prompt": "a red square", "output_type": "pt"}
+
+
+def sana_sprint() -> Made:
+    pipeline, call = current_pipelines.sana()
+    settings = {key: value for key, value in pipeline.transformer.config.items() if not key.startswith("_")}
+    transformer = diffusers.SanaTransformer2DModel(**settings | {"guidance_embeds": True})
+    sprint = diffusers.SanaSprintPipeline(None, None, pipeline.vae, transformer, diffusers.SCMScheduler())
+    current_pipelines.with_text(sprint, lambda prompt: current_pipelines.both_masked(prompt)[:2])
+    return sprint, {**call, "prompt": "a red square", "output_type": "pt"}
+
+
 MAKERS: dict[str, Callable[[], Made]] = {
+    "cogvideox dpm": cogvideox,
     "stable video": stable_video,
     "omnigen": omnigen,
+    "sana sprint": sana_sprint,
     "sdxl EDM euler": lambda: sdxl_with(diffusers.EDMEulerScheduler()),
+    "sd kdpm2": lambda: stable_diffusion(diffusers.KDPM2DiscreteScheduler(steps_offset=1)),
+    "sd kdpm2 ancestral": lambda: stable_diffusion(diffusers.KDPM2AncestralDiscreteScheduler(steps_offset=1)),
+    "sd sa": lambda: stable_diffusion(diffusers.SASolverScheduler(steps_offset=1)),
     "sdxl EDM dpm": lambda: sdxl_with(diffusers.EDMDPMSolverMultistepScheduler()),
 }

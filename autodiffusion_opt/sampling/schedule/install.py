@@ -15,15 +15,14 @@ import warnings
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any, cast
 
-import numpy as np
 import torch
 
 from autodiffusion_opt.errors import UserError
 from autodiffusion_opt.sampling.schedule.noise import alpha_bars_at
 from autodiffusion_opt.sampling.schedule.queries import check_times, first_step
 from autodiffusion_opt.sampling.schedule.solver_steps import without_variance
-from autodiffusion_opt.sampling.schedule.specs import SchedulerSpec, called_sigmas, spec_of
-from autodiffusion_opt.sampling.schedule.state import KEY, ScheduleState, called_times
+from autodiffusion_opt.sampling.schedule.specs import SchedulerSpec, called_sigmas, model_times, spec_of
+from autodiffusion_opt.sampling.schedule.state import KEY, ScheduleState
 
 
 class InstalledSchedule(ScheduleState):
@@ -62,10 +61,7 @@ class InstalledSchedule(ScheduleState):
         """
         scheduler, spec = self._scheduler, self.spec
         self.first = first
-        called = np.array(called_times(self.sampled, spec.layout))
-        if spec.tells_end:
-            called = np.append(called, 0.0 if self.stop is None else self.stop)
-        times = spec.told(scheduler, called).tolist()
+        times = model_times(scheduler, spec, self.sampled, self.stop).tolist()
         # int64 where diffusers' are, unless a time lies between integers; shape (denoiser calls,), or one more
         whole = spec.integer and all(time.is_integer() for time in times)
         scheduler.timesteps = torch.tensor(times, dtype=torch.int64 if whole else torch.float32).to(device)

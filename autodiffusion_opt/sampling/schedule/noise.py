@@ -39,10 +39,10 @@ def tells_log_sigma(scheduler: Any) -> bool:
 
 
 def train_steps(scheduler: Any) -> int:
-    """T, the number of times that the model was trained at."""
-    return (
-        len(scheduler.alphas_cumprod) if hasattr(scheduler, "alphas_cumprod") else scheduler.config.num_train_timesteps
-    )
+    """T, the number of times that the model was trained at; 1000 where it was trained at any time of a range."""
+    if hasattr(scheduler, "alphas_cumprod"):
+        return len(scheduler.alphas_cumprod)
+    return int(scheduler.config.get("num_train_timesteps", 1000))
 
 
 def training_sigmas(scheduler: Any) -> Floats:
@@ -97,6 +97,9 @@ def _own_range(scheduler: Any) -> tuple[float, float]:
 
 
 def _sigmas_of_alpha_bars(scheduler: Any) -> Floats:
+    if not hasattr(scheduler, "alphas_cumprod"):  # Wuerstchen's, a function of the share of time
+        share = torch.linspace(0, 1, train_steps(scheduler), dtype=torch.float64)
+        return ((1 / scheduler._alpha_cumprod(share, "cpu") - 1) ** 0.5).numpy()  # type: ignore[no-any-return]
     alpha_bar = scheduler.alphas_cumprod.cpu().clamp(min=LEAST_ALPHA_BAR)
     sigmas: Floats = (((1 - alpha_bar) / alpha_bar) ** 0.5).double().numpy()
     return sigmas

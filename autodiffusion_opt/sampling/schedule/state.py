@@ -122,7 +122,8 @@ def schedule_on(scheduler: Any) -> ScheduleState | None:
 def steps_of_calls(count: int, layout: Layout) -> tuple[int, ...]:
     """The step that each call of the denoiser belongs to, in order, for ``count`` steps.
 
-    Heun takes the slope at both ends of a step, but at one only of the last, which goes to σ = 0: 0 0 1 1 .. N-1.
+    Heun takes the slope at both ends of a step, but at one only of the last, which goes to σ = 0: 0 0 1 1 .. N-1; so
+    does KDPM2 at its start and middle.
     PLMS makes its first step twice: 0 0 1 2 .. N-1; where it is the only one, once.
     """
     if layout == "heun":

@@ -15,6 +15,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from autodiffusion_opt.engine import Engine, engine_from_dict
 from autodiffusion_opt.errors import UserError, reason_of, unknown_text
 from autodiffusion_opt.text import quoted
 
@@ -76,15 +77,18 @@ class Candidate:
         guidance_scale: of every call of the pipeline; None: what the call says.
         end_time: where the last step stops, below its own time: the image is taken as it is there, with the noise of
             that time left in it. None: where the scheduler ends by itself.
+        engine: the cache of a serving engine, which leaves blocks out by its own rule; None: no such cache.
 
     Raises:
         UserError: for no steps or more than 10,000, two steps at one time, a partial step before any full step, a
-            guidance scale that is not a finite number, or an end time that is not below the last step's.
+            guidance scale that is not a finite number, an end time that is not below the last step's, or an engine
+            beside removed layers or partial steps.
     """
 
     steps: tuple[Step, ...]
     guidance_scale: float | None = None
     end_time: float | None = None
+    engine: Engine | None = None
 
     def __post_init__(self) -> None:
         ordered = tuple(sorted(self.steps, key=lambda step: -step.time))
@@ -107,6 +111,14 @@ class Candidate:
             object.__setattr__(self, "end_time", end)
             if end >= last:
                 raise UserError(f"end_time must be below the last step's time, {last:g}; got {end:g}")
+        if self.engine is not None:
+            self.engine.check(len(ordered))
+            other = [str(step) for step in ordered if step.removed or step.branch is not None]
+            if other:
+                raise UserError(
+                    "a candidate with an engine's cache must run every layer at every step, since the engine leaves "
+                    f"out what it does; got {', '.join(other)}"
+                )
 
     @classmethod
     def from_time_steps(
@@ -145,6 +157,8 @@ class Candidate:
             values["guidance_scale"] = self.guidance_scale
         if self.end_time is not None:
             values["end_time"] = _shortest(self.end_time)
+        if self.engine is not None:
+            values["engine"] = self.engine.to_dict()
         return values
 
     def to_json(self) -> str:
@@ -158,7 +172,7 @@ class Candidate:
             values = {"steps": values}
         if not isinstance(values, dict):
             raise UserError(f"a candidate must be a JSON object or a list of times; got {type(values).__name__}")
-        allowed = ("format", "steps", "guidance_scale", "end_time", "source", "comment")
+        allowed = ("format", "steps", "guidance_scale", "end_time", "engine", "source", "comment")
         errors = [unknown_text("a candidate's key", key, allowed) for key in values if key not in allowed]
         if values.get("format", FORMAT) != FORMAT:
             errors.append(f"format must be {FORMAT}; got {quoted(values['format'])}: written by a newer version?")
@@ -174,10 +188,16 @@ class Candidate:
                     steps.append(_step_from(entry))
                 except UserError as error:
                     errors.append(str(error))
+        engine: Engine | None = None
+        if values.get("engine") is not None:
+            try:
+                engine = engine_from_dict(values["engine"])
+            except UserError as error:
+                errors.append(str(error))
         if errors:
             more = f"; and {len(errors) - MISTAKES} more mistakes" if len(errors) > MISTAKES else ""
             raise UserError("; ".join(errors[:MISTAKES]) + more)
-        return cls(tuple(steps), values.get("guidance_scale"), values.get("end_time"))
+        return cls(tuple(steps), values.get("guidance_scale"), values.get("end_time"), engine)
 
     @classmethod
     def from_json(cls, text: str) -> Candidate:
@@ -204,12 +224,14 @@ class Candidate:
 
     def __str__(self) -> str:
         end = "" if self.end_time is None else f" ending at {self.end_time:g}"
-        return self._listed() + end + ("" if self.guidance_scale is None else f" at guidance {self.guidance_scale:g}")
+        guidance = "" if self.guidance_scale is None else f" at guidance {self.guidance_scale:g}"
+        return self._listed() + end + guidance + ("" if self.engine is None else f" with {self.engine}")
 
     def __repr__(self) -> str:
         scale = "" if self.guidance_scale is None else f", guidance_scale={self.guidance_scale:g}"
         end = "" if self.end_time is None else f", end_time={self.end_time:g}"
-        return f"Candidate({self._listed()}{scale}{end})"
+        engine = "" if self.engine is None else f", engine={self.engine!r}"
+        return f"Candidate({self._listed()}{scale}{end}{engine})"
 
     def _repr_html_(self) -> str:
         """A strip for notebooks: a bar a step at its time, noise left; its height is the share of what is run there.

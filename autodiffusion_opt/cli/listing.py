@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from autodiffusion_opt.cli import housekeeping
+from autodiffusion_opt.cli.completion import listed_names
 from autodiffusion_opt.cli.options import json_option, storage_option
 from autodiffusion_opt.errors import UserError
 from autodiffusion_opt.process import say, tell
@@ -37,13 +38,13 @@ def list_catalogue(section: Any, everything: bool, as_json: bool) -> None:
     """List the catalogue with candidates and optimizers, or one SECTION of it."""
     if everything and section != OPTIMIZERS:
         raise UserError("--all is for optimizers: ls optimizers --all")
-    listed = list(_listed(section, everything))
+    shown = list(listed(section, everything))
     if as_json:
-        click.echo(json.dumps([vars(each) for each in listed]))
+        click.echo(json.dumps([vars(each) for each in shown]))
         return
-    width = max((len(visible(each.name)) for each in listed), default=0)
+    width = max((len(visible(each.name)) for each in shown), default=0)
     previous = None
-    for each in listed:
+    for each in shown:
         if each.section != previous:
             click.echo(f"{each.section}/" if each.section != OPTIMIZERS else OPTIMIZERS)
             previous = each.section
@@ -52,7 +53,8 @@ def list_catalogue(section: Any, everything: bool, as_json: bool) -> None:
         say("more with --all")
 
 
-def _listed(section: str | None, everything: bool) -> Iterator[Listed]:
+def listed(section: str | None, everything: bool = False) -> Iterator[Listed]:
+    """The lines of a section, or of all; of optimizers only those that are recommended, unless ``everything``."""
     from autodiffusion_opt.catalogue import SECTIONS, candidates, entries
 
     sections = [known for known in SECTIONS if section in (None, known)]
@@ -78,7 +80,7 @@ def _optimizers(everything: bool) -> dict[str, str]:
 
 
 @click.command()
-@click.argument("name")
+@click.argument("name", shell_complete=listed_names)
 @click.option("--trial", type=click.IntRange(min=0), metavar="N", help="Of the study NAME, all that SQL holds of it.")
 @storage_option
 @json_option

@@ -24,10 +24,23 @@ from autodiffusion_opt.candidate import Candidate
 from autodiffusion_opt.errors import UserError
 from autodiffusion_opt.sampling.applied_class import CANDIDATE_FILE, KEY, class_with_candidate
 from autodiffusion_opt.sampling.cache import install_cache
-from autodiffusion_opt.sampling.compatibility import check_compatible, check_single_step, denoiser_of
+from autodiffusion_opt.sampling.compatibility import (
+    arguments_of_steps,
+    check_compatible,
+    check_single_step,
+    denoiser_of,
+)
+from autodiffusion_opt.sampling.engines.install import check_engine, engine_on
 from autodiffusion_opt.sampling.example_call import learn_layers
 from autodiffusion_opt.sampling.layers import Bypass, install_bypass, refuse_cache
-from autodiffusion_opt.sampling.schedule import check_scheduler, check_times, first_step, install_schedule, untouched
+from autodiffusion_opt.sampling.schedule import (
+    check_scheduler,
+    check_times,
+    first_step,
+    install_schedule,
+    layout_of,
+    untouched,
+)
 
 GUIDANCE_SCALE = "guidance_scale"
 
@@ -76,6 +89,7 @@ class Applied:
         except BaseException:
             self._bypass.remove()
             raise
+        self._engine_is_on = False
 
     def remove(self, pipeline: Any) -> None:
         """Take it off, when no call is running. A scheduler that was put on the pipeline since stays."""
@@ -96,12 +110,27 @@ class Applied:
             self.schedule.was_set = False
             token = _calling.set(self)
             try:
-                result = self.kind.__call__(*given.args, **given.kwargs)
+                with self.engine_on():
+                    result = self.kind.__call__(*given.args, **given.kwargs)
             finally:
                 _calling.reset(token)
                 self._cache.forget()
             self._check_in_force(given.arguments)
         return result
+
+    @contextlib.contextmanager
+    def engine_on(self) -> Iterator[None]:
+        """The cache of the candidate's engine, where it has one, is on the denoiser while this lasts."""
+        engine = self.candidate.engine
+        if engine is None or self._engine_is_on:
+            yield
+            return
+        self._engine_is_on = True
+        try:
+            with engine_on(self.denoiser, engine, len(self.candidate.steps), self.schedule):
+                yield
+        finally:
+            self._engine_is_on = False
 
     def timesteps(self, pipeline: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...]:
         """In place of the pipeline's ``get_timesteps``, which says where image to image begins.
@@ -182,6 +211,8 @@ class Applied:
             if came is not None and (value is None or came != value):
                 shown = f"{name}={came!r}" if isinstance(came, int | float) else name
                 self._tell(name, f"{shown} is not used: the pipeline samples with the candidate {self.candidate}")
+        of_steps = arguments_of_steps(signature.parameters, len(self.candidate.steps))
+        given.arguments.update({name: value for name, value in of_steps.items() if name in signature.parameters})
         return given
 
     def _check_in_force(self, given: dict[str, Any]) -> None:
@@ -263,9 +294,11 @@ def install(pipeline: Any, candidate: Candidate) -> Iterator[Any]:
     """
     before = applied(pipeline)
     apply(pipeline, candidate)
-    vars(pipeline)[KEY].block_thread = threading.get_ident()
+    applied_now: Applied = vars(pipeline)[KEY]
+    applied_now.block_thread = threading.get_ident()
     try:
-        yield pipeline
+        with applied_now.engine_on():
+            yield pipeline
     finally:
         remove(pipeline)
         if before is not None:
@@ -305,6 +338,8 @@ def check_fits(pipeline: Any, candidate: Candidate) -> None:
             f"the candidate has a guidance_scale, but {type(pipeline).__name__} takes none: "
             "remove it from the candidate"
         )
+    if candidate.engine is not None:
+        check_engine(denoiser_of(pipeline), candidate.engine, layout_of(pipeline.scheduler))
 
 
 def saved_candidate(folder: Path | None) -> Candidate | None:

@@ -87,7 +87,7 @@ def load_pipeline(
     pipeline = _read(model, base, revision, variant, getattr(torch, dtype))
     if scheduler is not None or scheduler_settings:
         before = pipeline.scheduler
-        pipeline.scheduler = _other_scheduler(before, scheduler, scheduler_settings or {})
+        pipeline.scheduler = with_scheduler_of(before, scheduler, scheduler_settings or {})
         check_replacement(before, pipeline.scheduler)
     check_pipeline(pipeline)
     pipeline.set_progress_bar_config(disable=True)
@@ -136,7 +136,7 @@ def load_configured(table: PipelineConfig, base: Path | None = None) -> Any:
     if table.offload:
         _offload(pipeline, table.device)
     if table.compile:
-        compile_layers(pipeline)
+        compile_layers(pipeline, call=table.call)
     return pipeline
 
 
@@ -250,7 +250,8 @@ def _quiet() -> Iterator[None]:
             logger.setLevel(level)
 
 
-def _other_scheduler(current: Any, name: str | None, settings: Mapping[str, Any]) -> Any:
+def with_scheduler_of(current: Any, name: str | None, settings: Mapping[str, Any]) -> Any:
+    """A scheduler of another class (None: its own), with other settings, for the same model. Raises UserError."""
     kind: Any = type(current) if name is None else scheduler_class(name)
     allowed = [name for name in inspect.signature(kind.__init__).parameters if name != "self"]
     for key in settings:

@@ -26,11 +26,12 @@ import autodiffusion_opt as ado
 from autodiffusion_opt.cli import app
 from autodiffusion_opt.sampling.conditions import Labels
 from autodiffusion_opt.sampling.generate import ImageSampler
-from autodiffusion_opt.sampling.load import _other_scheduler
+from autodiffusion_opt.sampling.load import with_scheduler_of
+from autodiffusion_opt.sampling.plain_lists import plain_lists
 from autodiffusion_opt.sampling.schedule import accepted, install_schedule
 from autodiffusion_opt.sampling.schedule.specs import spec_of
 from autodiffusion_opt.study.config import load_study_config
-from autodiffusion_opt.study.export import _listed, _script, plain_lists, scheduler_config
+from autodiffusion_opt.study.export import _listed, _script, scheduler_config
 
 REPOSITORY = Path(__file__).parent.parent.parent
 PUBLISHED = sorted((REPOSITORY / "studies" / "candidates").glob("*.json"))
@@ -102,11 +103,12 @@ def test_a_plain_list_gives_an_untouched_scheduler_the_candidates_schedule(name:
 @pytest.mark.filterwarnings("ignore:.*algorithm_type:FutureWarning")
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_the_whole_configuration_makes_the_scheduler_again_on_any_models_own(case: Case) -> None:
-    betas = {} if "FlowMatch" in case.name else {"trained_betas": np.linspace(1e-4, 0.02, 1000).tolist()}
+    takes_betas = "trained_betas" in inspect.signature(getattr(diffusers, case.name).__init__).parameters
+    betas = {"trained_betas": np.linspace(1e-4, 0.02, 1000).tolist()} if takes_betas else {}
     scheduler = case.make(**betas)
     settings = json.loads(json.dumps(scheduler_config(scheduler)))
     own = diffusers.PNDMScheduler(beta_schedule="scaled_linear", beta_end=0.012, steps_offset=1, skip_prk_steps=True)
-    again = _other_scheduler(own, type(scheduler).__name__, settings)
+    again = with_scheduler_of(own, type(scheduler).__name__, settings)
     assert scheduler_config(again) == scheduler_config(scheduler)
     assert set(settings) == set(inspect.signature(type(scheduler).__init__).parameters) - {"self"}
     assert spec_of(again)
@@ -285,3 +287,22 @@ def test_layers_prints_the_table_of_a_study_and_of_a_model() -> None:
         assert sum(row["kind"] == "residual" for row in rows) == 12
         assert 0.5 < sum(row["share"] for row in rows) < 1
     assert "mid_block.attentions.0" in CliRunner().invoke(app, ["layers", "digits"]).stdout
+
+
+def test_a_candidates_file_is_exported_for_comfyui_and_what_that_leaves_out_is_measured(tmp_path: Path) -> None:
+    steps = (ado.Step(900), ado.Step(400, removed=(3,)), ado.Step(100, branch=0))
+    (tmp_path / "given.json").write_text(ado.Candidate(steps).to_json())
+    given = ["export", str(tmp_path / "given.json"), "--study", "digits-4", "-o", str(tmp_path / "out")]
+    result = CliRunner().invoke(app, [*given, "--for", "comfyui", "--json"])
+    told = json.loads(result.stdout)
+    written = json.loads((tmp_path / "out" / "comfyui.json").read_text())
+    assert told["files"] == ["comfyui.json"]
+    assert told["engine"] == "comfyui"
+    assert written["sigmas"] == told["settings"]["sigmas"]
+    assert len(written["sigmas"]) == 4
+    assert "layer sets" in told["remarks"][0]
+    assert "partial steps" in told["remarks"][1]
+    assert 0 < told["difference"]["mean"] < told["difference"]["greatest"] <= 1
+    refused = CliRunner().invoke(app, given)
+    assert refused.exit_code == 1
+    assert "is a candidate's file" in str(refused.exception)

@@ -6,6 +6,13 @@ from typing import Any
 
 from autodiffusion_opt.sampling.schedule.noise import tells_log_sigma
 
+ONE_PATH = (
+    "draws the noise of a whole batch from one Brownian path, so that an image would depend on its batch: "
+    "use EulerAncestralDiscreteScheduler, or DPMSolverMultistepScheduler with algorithm_type='sde-dpmsolver++'"
+)
+# Classes that are known and cannot be accepted, and why.
+REFUSED = {"CosineDPMSolverMultistepScheduler": ONE_PATH, "DPMSolverSDEScheduler": ONE_PATH}
+
 
 def pndm_objection(scheduler: Any) -> str | None:
     if scheduler.config.skip_prk_steps:

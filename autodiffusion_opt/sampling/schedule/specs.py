@@ -24,6 +24,7 @@ from autodiffusion_opt.sampling.schedule.noise import (
     train_steps,
 )
 from autodiffusion_opt.sampling.schedule.objections import (
+    REFUSED,
     continuous_v_objection,
     deis_objection,
     dpm_objection,
@@ -326,6 +327,8 @@ SPECS: dict[str, SchedulerSpec] = {
 def spec_of(scheduler: Any) -> SchedulerSpec:
     """The scheduler's spec. Raises UserError for a class, or a configuration of it, that is not accepted."""
     name = type(scheduler).__name__
+    if name in REFUSED:
+        raise UserError(f"{name} {REFUSED[name]}")
     if name not in SPECS:
         raise unknown("the scheduler", name, SPECS)
     objection = SPECS[name].objection(scheduler)

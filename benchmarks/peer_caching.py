@@ -1,7 +1,7 @@
 """A genetic search of what to take from a cache, in the manner of ECAD, for ``peers.py``.
 
-Aggarwal, Shrivastava and Gwilliam, "Evolutionary Caching to Accelerate Your Off-the-Shelf Diffusion Model" (ICLR 2026,
-arXiv 2506.15682), section 3: steps stay the pipeline's own; a bit for each step and each part of the network says
+Aggarwal, Shrivastava and Gwilliam, "Evolutionary Caching to Accelerate Your Off-the-Shelf Diffusion Model" (2025,
+arXiv 2506.15682): steps stay the pipeline's own; a bit for each step and each part of the network says
 whether the part is computed or taken from the cache; NSGA-II looks for the front of cost and quality, and begins with
 uniform caching. Its body was not at hand, so these are our words for its abstract and others' accounts.
 

@@ -51,9 +51,9 @@ class Schedule:
 def optimized_time_steps(problem: Problem, steps: int) -> Schedule:
     """DM-NonUniform (Xue et al., "Accelerating Diffusion Sampling with Optimized Time Steps", CVPR 2024).
 
-    Minimises the bound of section 3 for the solver at hand by a trust region under ascending λ, from the noise
-    schedule alone. The solver is DDIM, of order 1, whose weights in the bound are e^{λ_{n+1}} - e^{λ_n}: there is
-    nothing to interpolate. Both starts of the authors' script are tried (even in λ, even in time).
+    Minimises the paper's bound for the solver at hand, as the authors' script states it, by a trust region under
+    ascending λ: from the noise schedule alone. The solver is DDIM, of order 1, whose weights in the bound are
+    e^{λ_{n+1}} - e^{λ_n}: there is nothing to interpolate. Both starts of that script are tried (even in λ, in time).
     """
     info = problem.info
     first, last = info.log_snr((info.highest, info.lowest))
@@ -75,8 +75,9 @@ def optimized_time_steps(problem: Problem, steps: int) -> Schedule:
 
 @torch.inference_mode()
 def trajectory_steps(problem: Problem, steps: int) -> Schedule:
-    """GITS (Chen et al., "On the Trajectory Regularity of ODE-based Diffusion Sampling", ICML 2024, section 4).
+    """GITS (Chen et al., "On the Trajectory Regularity of ODE-based Diffusion Sampling", ICML 2024).
 
+    Its geometry-inspired time schedule, by the deviation as in the authors' script.
     The cost of a step from one point of the teacher's trajectory to another is how much farther Euler's step lies from
     the line between the trajectory's ends than the trajectory does. Dynamic programming: the least cost in k steps from
     i is min_j c_ij + γ·(the least in k - 1 steps from j). The paper's teacher is of higher order; here it is DDIM of as

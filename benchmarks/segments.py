@@ -3,7 +3,7 @@
 At each budget of whole networks, these ways, each by ``local``:
 
 - uniform steps, and uniform caching (the best of the intervals 2, 3 and 5);
-- segments on the uniform schedule, and on one that is even in log-SNR, where a segment may be left out;
+- segments on the uniform schedule;
 - uneven times: a search of as many trials as the two stages of the next two together;
 - times with partial steps, and these with layers too: from the best of the first half of the times' trials, for 0.2
   networks more.
@@ -35,9 +35,9 @@ from autodiffusion_opt.space import cost
 from autodiffusion_opt.study.problem import Problem
 from autodiffusion_opt.study.verify import FRESH_SEED, rescore
 
-UNIFORM, CACHING, SEGMENTS, LOG_SNR, TIMES = "uniform", "caching", "segments", "segments, log-SNR", "times"
+UNIFORM, CACHING, SEGMENTS, TIMES = "uniform", "caching", "segments", "times"
 CACHED, JOINT = "times, cached", "times, layers, cached"
-SEARCHED = (SEGMENTS, LOG_SNR, TIMES, CACHED, JOINT)
+SEARCHED = (SEGMENTS, TIMES, CACHED, JOINT)
 WAYS = (UNIFORM, CACHING, *SEARCHED)
 BUDGETS = (4, 6, 8, 10, 20, 40)
 TEACHER = 100  # uniform steps
@@ -69,11 +69,9 @@ class Setting:
 def spaces(networks: int) -> dict[str, dict[str, Any]]:
     """The tables of the searched spaces."""
     count = max(networks // 2, 1)
-    segments = {"kind": "segments", "steps": 5 * networks, "segments": [count, networks], "max_flops": networks}
     cached = {"kind": "cached-steps", "max_flops": networks + EXTRA, "steps_max": networks + 4}
     return {
-        SEGMENTS: segments,
-        LOG_SNR: segments | {"spacing": "log-snr", "interval_min": 0},
+        SEGMENTS: {"kind": "segments", "steps": 5 * networks, "segments": [count, networks], "max_flops": networks},
         TIMES: {"kind": "time-steps", "steps": networks},
         CACHED: cached,
         JOINT: cached | {"layers": "any"},

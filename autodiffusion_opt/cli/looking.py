@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from autodiffusion_opt.cli.completion import stored_studies
 from autodiffusion_opt.cli.options import device_option, positive, storage_option
 from autodiffusion_opt.errors import UserError, reason_of
 from autodiffusion_opt.files import check_output, check_output_folder, write_whole
@@ -30,7 +31,7 @@ def dashboard(storage: str | None, host: str, port: int) -> None:
 
 
 @click.command()
-@click.argument("studies", nargs=-1, required=True, metavar="STUDY...")
+@click.argument("studies", nargs=-1, required=True, metavar="STUDY...", shell_complete=stored_studies)
 @click.option(
     "-o", "--output", type=click.Path(dir_okay=False, path_type=Path), default=Path("report.html"), show_default=True
 )

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from autodiffusion_opt.cli.completion import known_models
 from autodiffusion_opt.cli.options import positive
 from autodiffusion_opt.errors import UserError, reason_of
 from autodiffusion_opt.files import check_output
@@ -14,7 +15,7 @@ from autodiffusion_opt.text import shell_word
 
 
 @click.command()
-@click.argument("model")
+@click.argument("model", shell_complete=known_models)
 @click.option("-o", "--output", type=click.Path(path_type=Path), metavar="FILE", help="Write it here, not to stdout.")
 @click.option("--force", is_flag=True, help="Also over a file that is there.")
 @click.option("--steps", type=positive, default=4, show_default=True, help="That a candidate has.")
@@ -64,4 +65,4 @@ def init(model: str, output: Path | None, force: bool, steps: int, prompts: str 
     except OSError as error:
         raise UserError(f"-o: {output} cannot be written: {reason_of(error)}") from None
     say(f"wrote {output}")
-    say(f"next: autodiffusion-opt run {shell_word(str(output))}")
+    say(f"next: autodiffusion-opt run {shell_word(str(output))} --dry-run")

@@ -87,7 +87,7 @@ def local_errors(
     Raises:
         UserError: for a model that is distilled to few steps of a solver of its own (LCM, TCD), or that overflows.
     """
-    times = _times(info, points)
+    times = trajectory_times(info, points)
     given = [
         fingerprint_components(sampler.pipeline),
         sampler.conditions.identity,
@@ -101,7 +101,7 @@ def local_errors(
     return Measured(LocalErrors(np.array(times), arrays["start"], arrays["errors"]), images, len(times))
 
 
-def _times(info: ModelInfo, points: int) -> tuple[float, ...]:
+def trajectory_times(info: ModelInfo, points: int) -> tuple[float, ...]:
     """Even integer times from the highest to the lowest; those of a flow matching model moved by its shift."""
     even = np.linspace(info.highest, info.lowest, points)
     moved = np.clip(np.round(shifted(info, tuple(float(time) for time in even))), np.ceil(info.lowest), info.highest)

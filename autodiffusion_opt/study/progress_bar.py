@@ -173,11 +173,19 @@ class StudyBar(Callback):
             parts.append(f"now {self._current:.4g}")
         images = self._images_before + self._images
         if images:
-            parts.append(f"{images / seconds:.0f} images/s")
+            parts.append(speed(images, seconds))
         run = self._done - self._done_at_start
         if run:
             parts.append(f"{duration((self._wanted - self._done) * seconds / run)} left")
         self._bar("trial", self._done, self._wanted, "  ".join(parts))
+
+
+def speed(images: int, seconds: float) -> str:
+    """``12 images/s``; of less than one a second ``3.4 s/image``."""
+    if seconds > images:
+        return f"{seconds / images:.3g} s/image"
+    each_second = images / seconds
+    return f"{each_second:.0f} images/s" if each_second >= 10 else f"{each_second:.1f} images/s"
 
 
 def duration(seconds: float) -> str:

@@ -40,9 +40,10 @@ def stored(url: str) -> str:
 
 
 def test_names_of_studies_come_from_the_storage_and_for_run_from_the_catalogue_too(stored: str) -> None:
-    for verb in ("best", "export", "compare", "report", "rm", "rename", "copy"):
+    for verb in ("best", "compare", "report", "rm", "rename", "copy"):
         assert set(completed(verb, "--storage", stored)) == {"mine", "mine too", "other"}
         assert set(completed(verb, "--storage", stored, incomplete="mi")) == {"mine", "mine too"}
+    assert {"mine", "mine too", "other"} < set(completed("export", "--storage", stored))  # candidates' files as well
     names = completed("run", "--storage", stored)
     assert {"digits-4", "dit-4", "mine", "mine too"} <= set(names)
     assert set(names.values()) == {"plain"}

@@ -41,6 +41,8 @@ class TextTable(Table):
             if index:
                 yield Text("")
             record = Table.grid(padding=(0, 2))
+            record.add_column(no_wrap=True)
+            record.add_column(overflow="fold")
             for column, cell in zip(self.columns, row, strict=True):
                 if str(cell):
                     record.add_row(column.header, cell, style=self.rows[index].style)

@@ -158,7 +158,7 @@ WRONG_MODELS = {
     "unknown": "must be one of diffusers' pipelines, or ADMPipeline; got 'Strange\\n[x]'",
     "headless": "must have one of unet, transformer; DDPMPipeline has neither",
     "unscheduled": "its scheduler must be one of diffusers'; got ['diffusers', 'StrangeScheduler']",
-    "edm": "counts its times on a noise scale of its own",
+    "edm": "EDMEulerScheduler needs a pipeline that applies init_noise_sigma",
 }
 
 

@@ -49,7 +49,7 @@ def inputs_of(name: str) -> dict[str, Any]:
 MODELS = ("QwenImageTransformer2DModel", "Flux2Transformer2DModel", "WanTransformer3DModel")
 
 
-def measured(name: str) -> dict[str, object]:
+def measured(name: str) -> dict[str, Any]:
     """The row of a denoiser, whose defaults are the released model's size."""
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")

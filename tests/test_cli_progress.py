@@ -113,3 +113,12 @@ def test_progress_on_a_terminal(text: str | None, shown: str, monkeypatch: pytes
 )
 def test_the_speed_of_a_slow_model_is_in_seconds_an_image(images: int, seconds: float, said: str) -> None:
     assert speed(images, seconds) == said
+
+
+def test_on_a_narrow_terminal_the_count_is_whole_and_the_end_is_cut(monkeypatch: pytest.MonkeyPatch) -> None:
+    screen = Screen()
+    monkeypatch.setattr(sys, "stderr", screen)
+    monkeypatch.setenv("COLUMNS", "60")
+    with Bar() as bar:
+        bar("trial", 9, 10, "best 227.2  (0.98 of own's 231.5)  now 246.3  62 images/s  0:01 left")
+    assert "trial 9/10  best 227.2  (0.98 of own's 231.5)" in screen.getvalue()

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 import click
 from click.shell_completion import CompletionItem
 
+from autodiffusion_opt.cli.names import SECTIONS, listed
 from autodiffusion_opt.text import HIDDEN, cut
 
 HELP_LENGTH = 70
@@ -37,8 +38,6 @@ def known_models(context: click.Context, parameter: click.Parameter, incomplete:
 
 def listed_names(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
     """All that ``show`` knows."""
-    from autodiffusion_opt.cli.listing import SECTIONS
-
     return _items({name: text for section in SECTIONS for name, text in _catalogue(section).items()}, incomplete)
 
 
@@ -59,8 +58,6 @@ def _items(names: Mapping[str, str], incomplete: str, kind: str = "file") -> lis
 
 def _catalogue(section: str) -> dict[str, str]:
     """Names with their descriptions."""
-    from autodiffusion_opt.cli.listing import listed
-
     with contextlib.suppress(Exception):  # a file that cannot be read
         return {each.name: each.description for each in listed(section)}
     return {}

@@ -148,7 +148,7 @@ def test_a_model_made_for_edm_runs_under_either_of_its_schedulers() -> None:
         (SVD, diffusers.DDIMScheduler(prediction_type="v_prediction")),
         (diffusers.DDIMScheduler(), EDM),
         (diffusers.FlowMatchEulerDiscreteScheduler(), EDM),
-        (diffusers.CosineDPMSolverMultistepScheduler(), diffusers.EDMDPMSolverMultistepScheduler(sigma_data=1.0)),
+        (diffusers.CMStochasticIterativeScheduler(), diffusers.EDMDPMSolverMultistepScheduler()),
     ],
 )
 def test_a_scheduler_for_another_kind_of_noise_is_refused(before: Any, after: Any) -> None:

@@ -43,7 +43,7 @@ def same_state(before: dict[str, Any], after: dict[str, Any]) -> bool:
             {},
             r"must be one of: .*DDIMScheduler, .*got 'DDIMInverseScheduler'. Did you mean",
         ),
-        ("CosineDPMSolverMultistepScheduler", {}, "got 'CosineDPMSolverMultistepScheduler'"),
+        ("IPNDMScheduler", {}, "got 'IPNDMScheduler'"),
         ("KDPM2DiscreteScheduler", {"prediction_type": "sample"}, "has no prediction_type='sample'"),
         ("PNDMScheduler", {"skip_prk_steps": False}, "needs skip_prk_steps=True"),
         ("FlowMatchLCMScheduler", {"invert_sigmas": True}, "other way round"),
@@ -71,6 +71,13 @@ def test_refused_by_name_with_the_reason(name: str, config: dict[str, Any], said
         with pytest.raises(UserError, match=said):
             asked(scheduler)
     assert same_state(before, vars(scheduler))
+
+
+@pytest.mark.parametrize("name", ["CosineDPMSolverMultistepScheduler", "DPMSolverSDEScheduler"])
+def test_a_scheduler_whose_noise_is_of_the_batch_is_refused_with_the_reason(name: str) -> None:
+    scheduler = object.__new__(getattr(diffusers, name))  # both need torchsde to be made
+    with pytest.raises(UserError, match=f"{name} draws the noise of a whole batch from one Brownian path"):
+        schedules.check_scheduler(scheduler)
 
 
 @pytest.mark.parametrize(

@@ -12,8 +12,8 @@ accepted is refused by name.
         schedule.remove()
 
 The rooms, each importing only those before it: ``noise`` (how much of it there is at a time), ``state`` (where
-the sampler is in the times), ``solver_steps`` (steps of our own), ``specs`` (one entry a scheduler), ``queries``
-(what can be asked before anything is installed), ``install``.
+the sampler is in the times), ``solver_steps`` (steps of our own), ``objections`` (what cannot be accepted), ``specs``
+(one entry a scheduler), ``queries`` (what can be asked before anything is installed), ``install``.
 """
 
 from autodiffusion_opt.sampling.schedule.install import InstalledSchedule, install_schedule

@@ -23,6 +23,16 @@ from autodiffusion_opt.sampling.schedule.noise import (
     times_of,
     train_steps,
 )
+from autodiffusion_opt.sampling.schedule.objections import (
+    REFUSED,
+    continuous_v_objection,
+    deis_objection,
+    dpm_objection,
+    pndm_objection,
+    prediction_objection,
+    scale_wise_objection,
+    unipc_objection,
+)
 from autodiffusion_opt.sampling.schedule.solver_steps import (
     add_noise,
     cogvideox_ddim_step,
@@ -174,12 +184,6 @@ def _reset_custom(scheduler: Any, schedule: ScheduleState) -> None:
     scheduler.custom_timesteps = True  # else diffusers looks up the previous time as t - T // N
 
 
-def _pndm_objection(scheduler: Any) -> str | None:
-    if scheduler.config.skip_prk_steps:
-        return None
-    return "needs skip_prk_steps=True: its Runge-Kutta start has times of its own, between those given"
-
-
 def _quarter_log_sigmas(scheduler: Any, times: Floats) -> Floats:
     """c_noise = ln(σ)/4; https://arxiv.org/abs/2206.00364, table 1."""
     return np.log(sigmas_at(scheduler, times.tolist(), "log")) / 4 if tells_log_sigma(scheduler) else times
@@ -213,51 +217,8 @@ def _times_of_shares(scheduler: Any, shares: Floats) -> Floats:
     return shares * (train_steps(scheduler) - 1)
 
 
-def _continuous_v_objection(scheduler: Any) -> str | None:
-    if not tells_log_sigma(scheduler) or scheduler.config.final_sigmas_type == "zero":
-        return None
-    return "with timestep_type='continuous' needs final_sigmas_type='zero': it would end at the least σ of its betas"
-
-
 def _geometric_mean(starts: Floats, ends: Floats) -> Floats:
     return np.sqrt(starts * ends)
-
-
-def _prediction_objection(scheduler: Any) -> str | None:
-    kind = scheduler.config.prediction_type
-    return None if kind in ("epsilon", "v_prediction") else f"has no prediction_type={kind!r}"
-
-
-def _deis_objection(scheduler: Any) -> str | None:
-    if not scheduler.config.use_flow_sigmas:
-        return None
-    return "with use_flow_sigmas=True leaves noise in the image: use UniPCMultistepScheduler"
-
-
-def _dpm_objection(scheduler: Any) -> str | None:
-    config = scheduler.config
-    if not config.use_flow_sigmas or config.final_sigmas_type == "zero":
-        return None
-    return "with use_flow_sigmas=True needs final_sigmas_type='zero': it leaves noise in the image otherwise"
-
-
-def _unipc_objection(scheduler: Any) -> str | None:
-    config = scheduler.config
-    to_zero = config.final_sigmas_type == "zero" or config.use_flow_sigmas
-    if scheduler.solver_p is not None:
-        return "with solver_p is two schedulers: leave solver_p out"
-    if to_zero and not (scheduler.predict_x0 and config.lower_order_final):
-        setting = "predict_x0=False" if not scheduler.predict_x0 else "lower_order_final=False"
-        return f"with {setting} divides by zero at σ = 0: set final_sigmas_type='sigma_min'"
-    if to_zero and scheduler.config.solver_type == "bh1":  # B(h) = h, and h is infinite
-        return "with solver_type='bh1' gives NaN where it ends at σ = 0: use solver_type='bh2'"
-    return None
-
-
-def _scale_wise_objection(scheduler: Any) -> str | None:
-    if scheduler.config.invert_sigmas:
-        return "with invert_sigmas=True runs time the other way round"
-    return "with scale_factors changes the size of its sample between steps" if scheduler.config.scale_factors else None
 
 
 # Of schedulers that work on ᾱ and count no steps of their own.
@@ -272,12 +233,12 @@ SPECS: dict[str, SchedulerSpec] = {
     "DDIMScheduler": SchedulerSpec(methods={"step": ddim_step, **_ON_ALPHA_BARS}),
     "DDPMWuerstchenScheduler": SchedulerSpec(integer=False, told=_shares, times_told=_times_of_shares, tells_end=True),
     "DDPMScheduler": SchedulerSpec(reset=_reset_custom, methods={"step": ddpm_step, **_ON_ALPHA_BARS}),
-    "DEISMultistepScheduler": SchedulerSpec(last_sigma=first_sigma, reset=_reset_multistep, objection=_deis_objection),
+    "DEISMultistepScheduler": SchedulerSpec(last_sigma=first_sigma, reset=_reset_multistep, objection=deis_objection),
     "DPMSolverMultistepScheduler": SchedulerSpec(
-        last_sigma=_configured_last, reset=_reset_multistep, objection=_dpm_objection
+        last_sigma=_configured_last, reset=_reset_multistep, objection=dpm_objection
     ),
     "DPMSolverSinglestepScheduler": SchedulerSpec(
-        last_sigma=_configured_last, reset=_reset_singlestep, objection=_dpm_objection
+        last_sigma=_configured_last, reset=_reset_singlestep, objection=dpm_objection
     ),
     "EDMDPMSolverMultistepScheduler": SchedulerSpec(
         integer=False,
@@ -285,14 +246,14 @@ SPECS: dict[str, SchedulerSpec] = {
         told=_quarter_log_sigmas,
         noise_of_first=True,
         reset=_reset_multistep,
-        objection=_prediction_objection,
+        objection=prediction_objection,
     ),
     "EDMEulerScheduler": SchedulerSpec(
         integer=False,
         last_sigma=_configured_last,
         told=_quarter_log_sigmas,
         noise_of_first=True,
-        objection=_prediction_objection,
+        objection=prediction_objection,
     ),
     "EulerAncestralDiscreteScheduler": SchedulerSpec(integer=False, between="linear", last_sigma=_zero),
     "EulerDiscreteScheduler": SchedulerSpec(
@@ -300,7 +261,7 @@ SPECS: dict[str, SchedulerSpec] = {
         between="linear",
         last_sigma=_configured_last,
         told=_quarter_log_sigmas,
-        objection=_continuous_v_objection,
+        objection=continuous_v_objection,
     ),
     "FlowMatchEulerDiscreteScheduler": SchedulerSpec(
         integer=False,
@@ -311,7 +272,7 @@ SPECS: dict[str, SchedulerSpec] = {
         methods={"scale_noise": scale_noise},
     ),
     "FlowMatchLCMScheduler": SchedulerSpec(
-        integer=False, stops_early=False, last_sigma=_zero, flow=True, objection=_scale_wise_objection
+        integer=False, stops_early=False, last_sigma=_zero, flow=True, objection=scale_wise_objection
     ),
     "FlowMatchHeunDiscreteScheduler": SchedulerSpec(
         integer=False, last_sigma=_zero, flow=True, layout="heun", reset=_reset_heun
@@ -326,7 +287,7 @@ SPECS: dict[str, SchedulerSpec] = {
         layout="heun",
         middle=lambda starts, ends: ends,
         reset=_reset_kdpm2_ancestral,
-        objection=_prediction_objection,
+        objection=prediction_objection,
     ),
     "KDPM2DiscreteScheduler": SchedulerSpec(
         integer=False,
@@ -335,7 +296,7 @@ SPECS: dict[str, SchedulerSpec] = {
         layout="heun",
         middle=_geometric_mean,
         reset=_reset_kdpm2,
-        objection=_prediction_objection,
+        objection=prediction_objection,
     ),
     "LCMScheduler": SchedulerSpec(continuous=False, stops_early=False, reset=_reset_custom),
     "LMSDiscreteScheduler": SchedulerSpec(integer=False, between="linear", last_sigma=_zero, reset=_reset_derivatives),
@@ -343,10 +304,10 @@ SPECS: dict[str, SchedulerSpec] = {
         layout="plms",
         reset=_reset_plms,
         methods={"step": pndm_step, "add_noise": add_noise},
-        objection=_pndm_objection,
+        objection=pndm_objection,
     ),
     "SASolverScheduler": SchedulerSpec(
-        last_sigma=first_sigma, reset=_reset_sa, methods={"add_noise": add_noise}, objection=_deis_objection
+        last_sigma=first_sigma, reset=_reset_sa, methods={"add_noise": add_noise}, objection=deis_objection
     ),
     "SCMScheduler": SchedulerSpec(
         integer=False,
@@ -358,7 +319,7 @@ SPECS: dict[str, SchedulerSpec] = {
     ),
     "TCDScheduler": SchedulerSpec(continuous=False, stops_early=False, reset=_reset_custom),
     "UniPCMultistepScheduler": SchedulerSpec(
-        last_sigma=_configured_last, reset=_reset_unipc, objection=_unipc_objection
+        last_sigma=_configured_last, reset=_reset_unipc, objection=unipc_objection
     ),
 }
 
@@ -366,6 +327,8 @@ SPECS: dict[str, SchedulerSpec] = {
 def spec_of(scheduler: Any) -> SchedulerSpec:
     """The scheduler's spec. Raises UserError for a class, or a configuration of it, that is not accepted."""
     name = type(scheduler).__name__
+    if name in REFUSED:
+        raise UserError(f"{name} {REFUSED[name]}")
     if name not in SPECS:
         raise unknown("the scheduler", name, SPECS)
     objection = SPECS[name].objection(scheduler)

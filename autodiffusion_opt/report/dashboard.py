@@ -10,7 +10,7 @@ import importlib.util
 import threading
 import warnings
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from socketserver import ThreadingMixIn
 from typing import TYPE_CHECKING, Any
@@ -171,8 +171,9 @@ def _application(url: str, host: str) -> WSGIApplication:
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         storage = open_storage(url) if parsed_url(url).drivername == PROXY else optuna.storages.get_storage(url)
     folder = Path(artifact_folder(url))
-    store = FileSystemArtifactStore(folder) if folder.is_dir() else None
-    return only_own_pages(wsgi(storage, artifact_store=store), host)
+    with suppress(OSError):  # a folder that may not be written can still be read, once there is something in it
+        folder.mkdir(parents=True, exist_ok=True)
+    return only_own_pages(wsgi(storage, artifact_store=FileSystemArtifactStore(folder)), host)
 
 
 def only_own_pages(application: WSGIApplication, host: str) -> WSGIApplication:

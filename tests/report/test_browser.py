@@ -6,33 +6,44 @@ import html
 import re
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 from browser import needs_browser, open_page
 
+import autodiffusion_opt as ado
 from autodiffusion_opt.report.dashboard import server
 from autodiffusion_opt.report.page import page
 from autodiffusion_opt.study.housekeeping import copy
 from autodiffusion_opt.study.results import open_study
+from autodiffusion_opt.trials.attributes import DEFINITION
 from autodiffusion_opt.trials.opening import open_storage
 
 pytestmark = [pytest.mark.slow, needs_browser]
 
 HOSTILE = "<script>document.title='taken'</script><img src=x onerror=alert(1)> **b** & \"q\""
+# A prompt that would close the report's script, fill a template, be a formula, a link or code in Markdown.
+HOSTILE_PROMPT = "</script><script>document.title='taken'</script> {{7*7}} $x^2$ `a` [b](javascript:alert(1)) '\""
 
 
 @pytest.fixture(scope="module")
 def hostile(ran: tuple[Path, str]) -> str:
-    """The database, with a copy of the small study whose name is HTML."""
-    copy("small", open_storage(ran[1]), ran[1], HOSTILE)
+    """The database, with a copy of the small study whose name is HTML, and whose prompt is more than that."""
+    storage = open_storage(ran[1])
+    copy("small", storage, ran[1], HOSTILE)
+    study = open_study(HOSTILE, ran[1]).study
+    definition = study.user_attrs[DEFINITION]
+    conditions = {"kind": "prompts", "prompts": [HOSTILE_PROMPT]}
+    objective = {**definition["objective"], "conditions": conditions}
+    study.set_user_attr(DEFINITION, {**definition, "objective": objective})
     return ran[1]
 
 
-@pytest.fixture(scope="module")
-def address(hostile: str) -> Iterator[str]:
-    """Of a dashboard that runs."""
-    with server(hostile, "127.0.0.1", 0) as listening:
+@contextmanager
+def serving(url: str) -> Iterator[str]:
+    """The address of a dashboard that runs."""
+    with server(url, "127.0.0.1", 0) as listening:
         thread = threading.Thread(target=listening.serve_forever)
         thread.start()
         try:
@@ -40,6 +51,13 @@ def address(hostile: str) -> Iterator[str]:
         finally:
             listening.shutdown()
             thread.join()
+
+
+@pytest.fixture(scope="module")
+def address(hostile: str) -> Iterator[str]:
+    """Of a dashboard of the small study and the hostile one."""
+    with serving(hostile) as running:
+        yield running
 
 
 @pytest.mark.parametrize("size", ["1200,2000", "390,2000"])
@@ -63,6 +81,8 @@ def test_a_report_draws_every_plot_and_image_without_an_error_or_a_request(
     assert "<title>Report of small, &lt;script" in loaded.dom
     assert html.escape(HOSTILE, quote=False).split(" ")[0] in loaded.dom
     assert "<img src=x" not in loaded.dom.replace('"', "")
+    assert "<title>taken" not in loaded.dom
+    assert "{{7*7}} $x^2$ `a` [b](javascript:alert(1))" in loaded.dom
 
 
 def test_the_browser_that_tests_use_tells_of_requests_and_errors(tmp_path: Path) -> None:
@@ -95,3 +115,35 @@ def test_the_dashboard_shows_a_hostile_name_as_text(address: str, tmp_path: Path
     assert "<title>taken" not in loaded.dom
     assert "onerror=alert(1)&gt;" in loaded.dom
     assert 'src="x"' not in loaded.dom
+    assert "{{7*7}} $x^2$ " in re.sub(r"<[^>]+>", "", loaded.dom)
+    assert 'href="javascript:' not in loaded.dom
+    assert "katex" not in loaded.dom
+
+
+def test_the_dashboard_shows_the_front_of_two_values_and_that_a_trial_is_beyond_a_bound(tmp_path: Path) -> None:
+    def gaps(candidate: ado.Candidate) -> dict[str, float]:
+        return {
+            "first": -candidate.times[0],
+            "last": candidate.times[-1],
+            "gap": candidate.times[0] - candidate.times[-1],
+        }
+
+    url = f"sqlite:///{tmp_path}/front.db"
+    study = ado.Study(
+        "front",
+        space={"kind": "time-steps", "steps": 3},
+        objective=ado.CandidateMetric(gaps, identity="gaps-1", minimise=["first", "last"], at_most={"gap": 800}),
+        optimizer="random",
+        trials=20,
+        storage=url,
+        model_info=ado.ModelInfo(train_steps=1000),
+    )
+    study.run()
+    assert any(-trial.values[0] - trial.values[1] > 800 for trial in study.trials())
+    with serving(url) as address:
+        loaded = open_page(f"{address}/studies/1", tmp_path)
+    assert (loaded.console, loaded.requests) == ((), ())
+    assert "Pareto Front" in loaded.dom
+    assert ">first<" in loaded.dom
+    assert ">last<" in loaded.dom
+    assert "Infeasible" in loaded.dom  # in the legend of the timeline, where there are such trials

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import threading
+import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,10 +13,10 @@ from typing import Any
 import pytest
 
 from autodiffusion_opt.report import figures
-from autodiffusion_opt.report.dashboard import note_of, only_own_pages
+from autodiffusion_opt.report.dashboard import note_of, only_own_pages, server
 from autodiffusion_opt.report.page import POLICY
 from autodiffusion_opt.study import housekeeping
-from autodiffusion_opt.study.previews import artifact_folder, read_preview
+from autodiffusion_opt.study.previews import artifact_folder, preview_id, read_preview
 from autodiffusion_opt.study.results import open_study
 from autodiffusion_opt.trials.opening import open_storage
 
@@ -108,6 +110,23 @@ def test_the_note_says_how_to_use_the_study(ran: tuple[Path, str]) -> None:
     note = note_of(open_study("small", ran[1]))
     for text in ("14 of 14 trials", "| own = leading |", "`autodiffusion-opt best small -o best.json`", "evolution"):
         assert text in note
+
+
+def test_a_dashboard_shows_pictures_that_were_kept_after_it_was_started(ran: tuple[Path, str], tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path}/later.db"
+    open_storage(url)
+    with server(url, "127.0.0.1", 0) as listening:  # no picture yet, and no folder of them
+        thread = threading.Thread(target=listening.serve_forever)
+        thread.start()
+        try:
+            housekeeping.copy("small", open_storage(ran[1]), url)
+            trial = open_study("small", url).trials[0]
+            path = f"artifacts/1/{trial._trial_id}/{preview_id(trial)}"
+            with urllib.request.urlopen(f"http://127.0.0.1:{listening.server_port}/{path}") as answer:
+                assert answer.read() == read_preview(trial, ran[1])
+        finally:
+            listening.shutdown()
+            thread.join()
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,10 @@ models and every metric that can measure them. Half of the candidates are drawn 
 one. ``common``: all candidates start from the same noise, as in a study; ``fresh``: each from noise of its own.
 ``tau_better_half`` is the same of the better half of the candidates alone.
 
+``equal_ranking`` is, for each number of images of ``fid``, the least number of ``rfid`` whose τ of the better half is
+no less, with common noise; ``seconds_per_image`` what an image of a candidate takes, and one of the teacher, which
+``rfid`` needs once a study.
+
 Where a metric refuses so few images, or these images at all, the entry is null and ``refused`` says why. The last line
 is one JSON object. With ``--keep FILE`` what is measured is kept there, and a run that was interrupted goes on.
 """
@@ -31,8 +35,8 @@ from autodiffusion_opt.objective.image_objective import ImageObjective
 from autodiffusion_opt.objective.metrics import METRICS
 from autodiffusion_opt.progress import silent
 from autodiffusion_opt.sampling.generate import ImageSampler
-from autodiffusion_opt.space import Evolvable
-from autodiffusion_opt.study.config import build_objective
+from autodiffusion_opt.space import UNIFORM, Evolvable
+from autodiffusion_opt.study.config import build_objective, build_space
 from autodiffusion_opt.study.problem import Problem
 from autodiffusion_opt.study.verify import FRESH_SEED
 
@@ -219,9 +223,14 @@ def model_results(model: str, effort: Effort, kept: Kept) -> dict[str, Any]:
         results.append(kept.of(key, partial(of, number, candidate)))
         say(f"{model} {number + 1}/{effort.candidates}: {candidate} FID {results[-1]['fid']:.2f}")
     better = sorted(results, key=lambda result: result["fid"])[: effort.candidates // 2]
+    of_half = all_tau(better, effort.counts)
+    uniform = build_space({"kind": "time-steps", "steps": effort.teacher_steps}, "teacher").space(problem.info)
+    timed = {"candidate": good, "teacher": uniform.baselines()[UNIFORM]}
     return {
+        "equal_ranking": equal_ranking(of_half["common"], effort.counts),
+        "seconds_per_image": {name: seconds_per_image(own, each, effort.counts[-1]) for name, each in timed.items()},
         "tau": all_tau(results, effort.counts),
-        "tau_better_half": all_tau(better, effort.counts),
+        "tau_better_half": of_half,
         "refused": metrics.refused,
         "good": good.to_dict(),
         "fid": {"best": better[0]["fid"], "median": better[-1]["fid"], "worst": max(each["fid"] for each in results)},
@@ -244,6 +253,21 @@ def tau(results: Sequence[Mapping[str, Any]], noise: str, kind: str, count: int)
     sign = 1 if METRICS[kind].direction == "minimize" else -1
     tau = kendalltau(sign * np.array(values), [result["fid"] for result in results]).statistic
     return round(float(tau), 3)
+
+
+def equal_ranking(taus: Mapping[str, Mapping[int, float | None]], counts: Sequence[int]) -> dict[int, int | None]:
+    """Number of images of ``fid`` -> the least of ``rfid`` that ranks as well; None where no number measured does."""
+    relative = {count: value for count, value in taus["rfid"].items() if value is not None}
+    wanted = {count: value for count, value in taus["fid"].items() if value is not None}
+    return {n: next((m for m in counts if relative.get(m, -2.0) >= tau), None) for n, tau in wanted.items()}
+
+
+def seconds_per_image(sampler: ImageSampler, candidate: Candidate, images: int) -> float:
+    """Wall time of sampling, after a batch that warms up."""
+    list(sampler.images(candidate, range(min(images, sampler.micro_batch)), COMMON_SEED))
+    begun = time.perf_counter()
+    list(sampler.images(candidate, range(images), COMMON_SEED))
+    return round((time.perf_counter() - begun) / images, 6)
 
 
 def print_table(model: str, result: Mapping[str, Any], counts: Sequence[int]) -> None:
@@ -277,7 +301,7 @@ def main() -> None:
         results = {model: model_results(model, effort, kept) for model in options.models}
     for model, result in results.items():
         print_table(model, result, effort.counts)
-    parts = ("tau", "tau_better_half", "fid", "good", "refused")
+    parts = ("tau", "tau_better_half", "equal_ranking", "seconds_per_image", "fid", "good", "refused")
     print(
         json.dumps(
             {part: {model: result[part] for model, result in results.items()} for part in parts}

@@ -31,6 +31,7 @@ from autodiffusion_opt.study.verify import rescore
 from autodiffusion_opt.trials.attributes import FINGERPRINT, candidate_of, values_of
 
 JOINT = "joint"
+CACHED = "cached-"  # and the budget, in whole networks
 STUDIES = {"digits": "digits-4", "digits-dit": "dit-4"}
 JOINT_STUDIES = {"digits": "digits-joint", "digits-dit": "dit-joint"}
 DEFAULT, ORIGINAL, EVOLUTION = "local", "original", "evolution"
@@ -160,15 +161,28 @@ class Searches:
         self.memo = Memo(folder / "scores.db")
         self.problem = cache(self._problem)
 
-    def config(self, model: str, steps: str, optimizer: str = EVOLUTION) -> StudyConfig:
-        """A study; its optimizer must not be the original."""
+    def config(
+        self, model: str, steps: str, optimizer: str = EVOLUTION, start_from: Sequence[str] | None = None
+    ) -> StudyConfig:
+        """A study; its optimizer must not be the original.
+
+        Args:
+            model: an embedded one.
+            steps: how many, or ``joint``, or ``cached-`` and a number of whole networks.
+            optimizer: a key of ``OPTIMIZERS``.
+            start_from: its warm starts; None: its own.
+        """
         rungs = self.effort.rungs
         images = list(rungs) if optimizer == DEFAULT else rungs[-1]
         # A call always makes micro_batch images; equal ones for all, so that equal candidates have equal values.
         batch = math.gcd(*rungs)
         overrides = [f"objective.images={images}", f"pipeline.micro_batch={batch}", f"pipeline.batch_size={batch}"]
-        overrides += [f"optimizer={toml(OPTIMIZERS[optimizer])}"]
-        if steps != JOINT:
+        starts = {} if start_from is None else {"start_from": list(start_from)}
+        overrides += [f"optimizer={toml(OPTIMIZERS[optimizer] | starts)}"]
+        if steps.startswith(CACHED):
+            table = {"kind": "cached-steps", "max_flops": float(steps.removeprefix(CACHED))}
+            overrides += [f"space={toml(table)}"]
+        elif steps != JOINT:
             overrides += [f"space={toml({'kind': 'time-steps', 'steps': int(steps)})}"]
         return load_study_config((JOINT_STUDIES if steps == JOINT else STUDIES)[model], overrides)
 
@@ -199,17 +213,21 @@ class Searches:
             return str(error)
         return None
 
-    def run(self, model: str, steps: str, optimizer: str, seed: int) -> Run | None:
-        """A search, gone on with until its images are spent; None where nothing may be measured and nothing is kept."""
+    def run(
+        self, model: str, steps: str, optimizer: str, seed: int, start_from: Sequence[str] | None = None
+    ) -> Run | None:
+        """A search, gone on with until its images are spent; None where nothing may be measured and nothing is kept.
+
+        The arguments are those of :meth:`config`.
+        """
         if optimizer == ORIGINAL:
             return self._original(model, steps, seed)
         effort = self.effort
         name = f"{model}-{steps}-{optimizer.replace(':', '-')}-{seed}-{effort.rungs[-1]}.db"
         if self.is_read_only and not (self.folder / name).exists():
             return None
-        study = Study.from_config(
-            self.config(model, steps, optimizer).with_seed(seed), f"sqlite:///{self.folder / name}"
-        )
+        config = self.config(model, steps, optimizer, start_from).with_seed(seed)
+        study = Study.from_config(config, f"sqlite:///{self.folder / name}")
         problem = self.problem(model, steps)
         objective = replace(problem.objective, images=effort.rungs if optimizer == DEFAULT else effort.rungs[-1])  # type: ignore[type-var]
         study.problem = replace(problem, objective=objective)

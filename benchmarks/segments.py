@@ -1,15 +1,30 @@
 """Segments and partial steps against time steps at equal FLOPs: ``python benchmarks/segments.py [--quick]``.
 
-At each budget of whole networks: uniform steps, uniform caching (the best of the intervals 2, 3 and 5),
-searched segments on the uniform schedule, searched uneven times, and times with partial steps beside them, for which
-the budget is 0.2 networks more. The best of each is measured again on fresh noise, 3 times. The last line is one JSON
-object.
+At each budget of whole networks, these ways, each by ``local``:
+
+- uniform steps, and uniform caching (the best of the intervals 2, 3 and 5);
+- segments on the uniform schedule;
+- uneven times: a search of as many trials as the two stages of the next two together;
+- times with partial steps, and these with layers too: from the best of the first half of the times' trials, for 0.2
+  networks more.
+
+Of each search the best ``--top`` are measured again on fresh noise, and the best of these again on other fresh noise, 3
+times. What a file of ``--results`` holds is not run again, so that a long table can be made in parts.
+
+The last line is one JSON object: the rows; ``over_times``, the value of each way over that of times alone, a seed each;
+``smallest``, the least budget at which the median of some way is within 5 % of the teacher's 100 uniform steps, and of
+20 uniform steps.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from statistics import median
 from typing import Any
 
 import torch
@@ -17,87 +32,206 @@ from common import machine, parser, say
 
 from autodiffusion_opt import Candidate, Study
 from autodiffusion_opt.space import cost
-from autodiffusion_opt.study.verify import rescore
+from autodiffusion_opt.study.problem import Problem
+from autodiffusion_opt.study.verify import FRESH_SEED, rescore
 
-UNIFORM, CACHING, SEGMENTS, TIMES, CACHED = "uniform", "caching", "segments", "times", "times, cached"
+UNIFORM, CACHING, SEGMENTS, TIMES = "uniform", "caching", "segments", "times"
+CACHED, JOINT = "times, cached", "times, layers, cached"
+SEARCHED = (SEGMENTS, TIMES, CACHED, JOINT)
+WAYS = (UNIFORM, CACHING, *SEARCHED)
 BUDGETS = (4, 6, 8, 10, 20, 40)
+TEACHER = 100  # uniform steps
+WITHIN = 1.05
 STUDIES = {"digits": "digits-4", "digits-dit": "dit-4"}
+FIRST = "first.json"  # the best of the first half of the times' trials
 EXTRA = 0.2  # of a network, for partial steps beside K whole ones
+
+
+@dataclass(frozen=True)
+class Setting:
+    """How much each search may spend.
+
+    Attributes:
+        trials: of a search; the times have twice as many.
+        rungs: images of a trial.
+        top: candidates of a search that are measured again.
+        again: images of that.
+        images: of each of the three final measurements.
+    """
+
+    trials: int
+    rungs: tuple[int, ...]
+    top: int
+    again: int
+    images: int
 
 
 def spaces(networks: int) -> dict[str, dict[str, Any]]:
     """The tables of the searched spaces."""
     count = max(networks // 2, 1)
-    segments = {"kind": "segments", "steps": 5 * networks, "segments": [count, networks], "max_flops": float(networks)}
-    times = {"kind": "time-steps", "steps": networks}
     cached = {"kind": "cached-steps", "max_flops": networks + EXTRA, "steps_max": networks + 4}
-    return {SEGMENTS: segments, TIMES: times, CACHED: cached}
+    return {
+        SEGMENTS: {"kind": "segments", "steps": 5 * networks, "segments": [count, networks], "max_flops": networks},
+        TIMES: {"kind": "time-steps", "steps": networks},
+        CACHED: cached,
+        JOINT: cached | {"layers": "any"},
+    }
+
+
+def study(model: str, way: str, networks: int, seed: int, setting: Setting, folder: str) -> Study:
+    """The study of a way to search."""
+    like = Study.load(STUDIES[model]).config
+    pipeline, objective = (part.model_dump(mode="json") for part in (like.pipeline, like.objective))
+    # Times with partial steps go on from the best times alone, which are in their space.
+    starts = [str(Path(folder, FIRST))] if way in (CACHED, JOINT) else ["dp"]
+    return Study(
+        way.replace(", ", "-"),
+        pipeline=pipeline,
+        space=spaces(networks)[way],
+        objective=objective | {"images": list(setting.rungs)},
+        optimizer={"kind": "local", "start_from": starts},
+        trials=setting.trials,
+        seed=seed,
+        storage=f"sqlite:///{folder}/{model}-{networks}-{seed}.db",
+    )
 
 
 def searched(
-    model: str, networks: int, seed: int, trials: int, rungs: list[int], folder: str
-) -> tuple[Any, dict[str, Candidate]]:
-    """The problem, and the best candidate of each way."""
-    like = Study.load(STUDIES[model]).config
-    pipeline, objective = (part.model_dump(mode="json") for part in (like.pipeline, like.objective))
-    best: dict[str, Candidate] = {}
-    storage = f"sqlite:///{folder}/{model}-{networks}-{seed}.db"
-    for name, table in spaces(networks).items():
-        # Times with partial steps go on from the best times alone, which are in their space.
-        starts = [f"{TIMES}-{seed}"] if name == CACHED else ["dp"]
-        study = Study(
-            f"{name.replace(', ', '-')}-{seed}",
-            pipeline=pipeline,
-            space=table,
-            objective=objective | {"images": rungs},
-            optimizer={"kind": "local", "start_from": starts},
-            trials=trials,
-            seed=seed,
-            storage=storage,
-        )
-        study.run(progress=False)
-        best[name] = study.best().candidate
-        if name == SEGMENTS:
-            presets = study.problem.space.presets()
-            value = {result.candidate: result.value for result in study.top(trials)}
-            caching = [each for key, each in presets.items() if key.startswith("full every") and each in value]
-            best[UNIFORM] = presets["fewer steps"]
-            if caching:
-                best[CACHING] = min(caching, key=value.__getitem__)
-    return study.problem, best
+    model: str, networks: int, seed: int, setting: Setting, folder: str, ways: Sequence[str]
+) -> tuple[Problem, dict[str, Any]]:
+    """The problem, and the candidates of each way that are to be measured again."""
+    best: dict[str, list[Candidate]] = {}
+    for way in ways:
+        say(f"{model}, {networks} networks, seed {seed}: {way}")
+        search = study(model, way, networks, seed, setting, folder)
+        search.run(progress=False)
+        if way == TIMES:
+            Path(folder, FIRST).write_text(search.best().candidate.to_json())
+            search.run(2 * setting.trials, progress=False)
+        best[way] = [result.candidate for result in search.top(setting.top)]
+        if way == SEGMENTS:
+            presets = search.problem.space.presets()  # type: ignore[attr-defined]
+            best[UNIFORM] = [presets["fewer steps"]]
+            best[CACHING] = [candidate for name, candidate in presets.items() if name.startswith("full every")]
+    return search.problem, best
+
+
+def chosen(problem: Problem, best: Mapping[str, list[Candidate]], setting: Setting) -> dict[str, Candidate]:
+    """The best candidate of each way on fresh noise, which is not that of the final measurement."""
+
+    def value(candidate: Candidate) -> float:
+        scores = problem.objective.measure(candidate, images=setting.again, seed=FRESH_SEED - 1)
+        return next(iter(list(scores)[-1].values.values()))
+
+    return {way: min(listed, key=value) for way, listed in best.items() if listed}
+
+
+def row(
+    model: str, networks: int, seed: int, way: str, problem: Problem, scored: Any, setting: Setting
+) -> dict[str, Any]:
+    """A line of the table."""
+    return {
+        "model": model,
+        "networks": networks,
+        "seed": seed,
+        "way": way,
+        "cost": round(cost.networks(problem.info, scored.candidate), 3),
+        "mean": round(scored.mean, 4),
+        "std": round(scored.std, 4),
+        "trials": setting.trials,
+        "rungs": list(setting.rungs),
+        "images": setting.images,
+        "candidate": scored.candidate.to_dict()["steps"],
+    }
+
+
+def teacher(model: str, setting: Setting, folder: str) -> dict[str, Any]:
+    """The line of the teacher."""
+    problem = study(model, TIMES, TEACHER, 0, setting, folder).problem
+    scored = rescore(problem, {UNIFORM: problem.baselines["own"]}, images=setting.images, repeats=3)
+    return row(model, TEACHER, 0, UNIFORM, problem, scored[UNIFORM], setting)
+
+
+def over_times(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, dict[str, list[float]]]]:
+    """Of each model, budget and way, a ratio a seed."""
+    times = {(each["model"], each["networks"], each["seed"]): each["mean"] for each in rows if each["way"] == TIMES}
+    ratios: dict[str, dict[str, dict[str, list[float]]]] = {}
+    for each in rows:
+        cell = each["model"], each["networks"], each["seed"]
+        if cell in times and each["way"] != TIMES:
+            of_budget = ratios.setdefault(each["model"], {}).setdefault(str(each["networks"]), {})
+            of_budget.setdefault(each["way"], []).append(round(each["mean"] / times[cell], 4))
+    return ratios
+
+
+def smallest(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, int | None]]:
+    """Of each model, the least budget within 5 % of each number of uniform steps."""
+    least: dict[str, dict[str, int | None]] = {}
+    for model in {each["model"] for each in rows}:
+        values: dict[tuple[int, str], list[float]] = {}
+        for each in rows:
+            if each["model"] == model:
+                values.setdefault((each["networks"], each["way"]), []).append(each["mean"])
+        medians = {key: median(means) for key, means in values.items()}
+        for steps in (TEACHER, 20):
+            limit = WITHIN * medians.get((steps, UNIFORM), -math.inf)
+            within = [networks for (networks, _), value in medians.items() if value <= limit and networks < TEACHER]
+            least.setdefault(model, {})[str(steps)] = min(within, default=None)
+    return least
 
 
 def main() -> None:
     """Search, re-score, print."""
     arguments = parser(__doc__, threads=1)
-    arguments.add_argument("--trials", type=int, default=150)
+    arguments.add_argument("--trials", type=int, default=120)
     arguments.add_argument("--seeds", type=int, default=3)
     arguments.add_argument("--images", type=int, default=5000, help="of each of the three re-scorings")
+    arguments.add_argument("--top", type=int, default=3, help="candidates of a search that are measured again")
     arguments.add_argument("--networks", type=int, nargs="+", default=list(BUDGETS))
     arguments.add_argument("--models", nargs="+", choices=list(STUDIES), default=list(STUDIES))
+    arguments.add_argument("--results", type=Path, help="a JSON file whose rows are kept, and added to")
     options = arguments.parse_args()
     torch.set_num_threads(options.threads)
-    trials, seeds, images = (20, 1, 200) if options.quick else (options.trials, options.seeds, options.images)
-    rungs = [50, 100] if options.quick else [100, 500]
-    budgets, models = ([4], ["digits"]) if options.quick else (options.networks, options.models)
+    setting = Setting(options.trials, (100, 500), options.top, 2000, options.images)
+    budgets, models, seeds = options.networks, options.models, options.seeds
+    if options.quick:
+        setting = replace(setting, trials=12, rungs=(50, 100), top=1, again=100, images=200)
+        budgets, models, seeds = [4], ["digits"], 1
     rows: list[dict[str, Any]] = []
-    print(f"{'model':<12}{'networks':>9}{'seed':>5}  {'way':<15}{'cost':>7}{'mean':>9}{'std':>7}  candidate")
-    with tempfile.TemporaryDirectory() as folder:
-        for model, networks, seed in ((m, n, s) for m in models for n in budgets for s in range(seeds)):
-            say(f"{model}, {networks} networks, seed {seed}")
-            problem, best = searched(model, networks, seed, trials, rungs, folder)
-            scored = rescore(problem, best, images=images, repeats=3)
-            for name, candidate in best.items():
-                networks_of = cost.flops(problem.info, candidate) / problem.info.flops
-                row = {"model": model, "networks": networks, "seed": seed, "way": name, "cost": round(networks_of, 3)}
-                row |= {"mean": scored[name].mean, "std": scored[name].std, "candidate": candidate.to_dict()["steps"]}
-                rows.append(row)
-                print(
-                    f"{model:<12}{networks:>9}{seed:>5}  {name:<15}{networks_of:>7.2f}{row['mean']:>9.2f}"
-                    f"{row['std']:>7.2f}  {candidate}",
-                    flush=True,
-                )
-    print(json.dumps({"rows": rows, "trials": trials, "images": images, "machine": machine()}))
+    if options.results is not None and options.results.exists():
+        rows = json.loads(options.results.read_text())["rows"]
+    done = {(each["model"], each["networks"], each["seed"], each["way"]) for each in rows}
+    print(f"{'model':<12}{'networks':>9}{'seed':>5}  {'way':<23}{'cost':>7}{'mean':>9}{'std':>7}  candidate")
+    for model in [] if options.quick else models:
+        if (model, TEACHER, 0, UNIFORM) not in done:
+            with tempfile.TemporaryDirectory() as folder:
+                rows.append(teacher(model, setting, folder))
+    for cell in ((m, n, s) for m in models for n in budgets for s in range(seeds)):
+        missing = {way for way in SEARCHED if (*cell, way) not in done}
+        if missing & {CACHED, JOINT}:  # which go on from the first half of it
+            missing.add(TIMES)
+        if not missing:
+            continue
+        rows = [
+            each
+            for each in rows
+            if (each["model"], each["networks"], each["seed"]) != cell or each["way"] not in missing
+        ]
+        with tempfile.TemporaryDirectory() as folder:
+            problem, best = searched(*cell, setting, folder, [way for way in SEARCHED if way in missing])
+            scored = rescore(problem, chosen(problem, best, setting), images=setting.images, repeats=3)
+        made = [row(*cell, way, problem, scored[way], setting) for way in WAYS if way in scored]
+        rows += made
+        for each in made:
+            print(
+                f"{each['model']:<12}{each['networks']:>9}{each['seed']:>5}  {each['way']:<23}{each['cost']:>7.2f}"
+                f"{each['mean']:>9.2f}{each['std']:>7.2f}  {scored[each['way']].candidate}",
+                flush=True,
+            )
+        if options.results is not None:
+            options.results.write_text(json.dumps({"rows": rows, "machine": machine()}, indent=1) + "\n")
+    figures = {"over_times": over_times(rows), "smallest": smallest(rows)}
+    print(json.dumps({"rows": rows, **figures, "machine": machine()}))
 
 
 if __name__ == "__main__":

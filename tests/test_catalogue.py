@@ -57,7 +57,7 @@ def test_nothing_but_data_in_the_catalogue() -> None:
 
 def _is_of_a_run(path: Path) -> bool:
     """Databases and previews, which runs in a checkout write beside the studies, and which git ignores."""
-    return path.parts[0] == "artifacts" or ".db" in path.name
+    return path.parts[0] == "artifacts" or ".db" in path.parts[0]
 
 
 def test_a_name_is_found_beside_the_file_then_in_the_working_folder_then_in_what_is_shipped(

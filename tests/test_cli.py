@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import shlex
 import shutil
 import signal
 import sqlite3
@@ -221,12 +222,43 @@ def test_verify_makes_5000_images_three_times_unless_told() -> None:
     assert (defaults["images"], defaults["repeats"]) == (5000, 3)
 
 
+# A value of each option of ``run``; a flag has none.
+GIVEN = {
+    "--trials": ["9"],
+    "--timeout": ["0.1"],
+    "--storage": ["sqlite:///x y.db"],
+    "--device": ["cpu"],
+    "--seed": ["4"],
+    "--set": ["space.steps=6", 'pipeline.model="a b"'],
+    "--optimizer": ["optuna:tpe,random"],
+    "--repeats": ["2"],
+    "--workers": ["3"],
+    "--patience": ["1234567.5"],
+    "--wait": [],
+    "--dry-run": [],
+    "--quiet": [],
+    "--json": [],
+}
+
+
 def test_continue_with_says_all_that_was_given() -> None:
-    words = cli._again(
-        "my.toml", "sqlite:///x.db", {"seed": 4, "repeats": None}, ("space.steps=6", 'pipeline.model="a b"')
-    )
-    assert words == (
-        "autodiffusion-opt run my.toml --seed 4 --set space.steps=6 --set 'pipeline.model=\"a b\"' --storage sqlite:///x.db"
+    options = {parameter.opts[-1] for parameter in cli.run.params if parameter.opts[0].startswith("-")}
+    assert set(GIVEN) == options
+    for names in [*([name] for name in GIVEN), list(GIVEN)]:
+        words = ["my study.toml"]
+        for name in names:
+            words += [word for value in GIVEN[name] for word in (name, value)] or [name]
+        context = cli.run.make_context("run", list(words))
+        said = shlex.split(cli.running.continued(context))
+        assert said[:3] == ["autodiffusion-opt", "run", "my study.toml"]
+        assert cli.run.make_context("run", said[2:]).params == context.params
+        assert len(said) == len(words) + 2
+
+
+def test_continue_with_has_no_password_and_short_numbers() -> None:
+    words = ["digits-4", "--storage", "postgresql://me:secret@host/name", "--timeout", "60"]
+    assert cli.running.continued(cli.run.make_context("run", words)) == (
+        "autodiffusion-opt run digits-4 --timeout 60 --storage 'postgresql://me:***@host/name'"
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 
@@ -64,7 +65,9 @@ def test_what_continues_an_interrupted_run_has_all_its_flags(
     path = study_file()
     code, _, err = call("run", path, *words)
     assert code == 130
-    assert err.strip().endswith(f"Continue with: autodiffusion-opt run {path} {' '.join(words)}")
+    said = shlex.split(err.partition("Continue with: ")[2])
+    assert said[:3] == ["autodiffusion-opt", "run", str(path)]
+    assert sorted(said[3:]) == sorted(words)  # the order is that of `run --help`
 
 
 def test_a_quiet_run_says_nothing_on_stderr(call: Call, study_file: Callable[..., Path], url: str) -> None:
@@ -78,3 +81,17 @@ def test_tables_in_a_pipe_obey_columns(ran: tuple[Path, str], call: Call, monkey
     monkeypatch.setenv("COLUMNS", "40")
     folded = call("best", "small", "--storage", ran[1])[1]
     assert max(map(len, folded.splitlines())) <= 40
+
+
+def test_a_table_whose_words_would_be_cut_is_shown_row_by_row(
+    ran: tuple[Path, str], call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "60")
+    out = call("status", "--storage", ran[1])[1]
+    assert "…" not in out
+    assert max(map(len, out.splitlines())) <= 60
+    lines = dict(line.strip().split(maxsplit=1) for line in out.splitlines())
+    assert (lines["study"], lines["done"], lines["optimizer"]) == ("small", "14/14", "evolution")
+    monkeypatch.setenv("COLUMNS", "200")
+    wide = call("status", "--storage", ran[1])[1]
+    assert len(wide.splitlines()) == 5

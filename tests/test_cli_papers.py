@@ -39,7 +39,7 @@ def checkpoints(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, 
 
 
 def test_the_presets_of_the_command_are_those_there_are() -> None:
-    assert set(papers.PRESETS) == set(presets.PRESETS)
+    assert set(papers.PRESETS) == {*presets.PRESETS, "ldm", "sd"}
 
 
 def test_a_converted_checkpoint_is_the_pipeline_that_its_weights_make(

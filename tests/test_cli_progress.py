@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from autodiffusion_opt.study.progress_bar import Bar, StudyBar
+from autodiffusion_opt.study.progress_bar import Bar, StudyBar, speed
 
 Write = Callable[..., Path]
 Call = Callable[..., tuple[int, str, str]]
@@ -99,3 +99,26 @@ def test_progress_on_a_terminal(text: str | None, shown: str, monkeypatch: pytes
             bar("measuring reference", done, 2, text)
     assert "measuring reference 2/2" in screen.getvalue()
     assert shown in screen.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("images", "seconds", "said"),
+    [
+        (120, 10.0, "12 images/s"),
+        (25, 10.0, "2.5 images/s"),
+        (10, 10.0, "1.0 images/s"),
+        (3, 10.0, "3.33 s/image"),
+        (1, 75.0, "75 s/image"),
+    ],
+)
+def test_the_speed_of_a_slow_model_is_in_seconds_an_image(images: int, seconds: float, said: str) -> None:
+    assert speed(images, seconds) == said
+
+
+def test_on_a_narrow_terminal_the_count_is_whole_and_the_end_is_cut(monkeypatch: pytest.MonkeyPatch) -> None:
+    screen = Screen()
+    monkeypatch.setattr(sys, "stderr", screen)
+    monkeypatch.setenv("COLUMNS", "60")
+    with Bar() as bar:
+        bar("trial", 9, 10, "best 227.2  (0.98 of own's 231.5)  now 246.3  62 images/s  0:01 left")
+    assert "trial 9/10  best 227.2  (0.98 of own's 231.5)" in screen.getvalue()

@@ -99,7 +99,7 @@ def test_public_names_are_these_and_each_is_what_it_is_called() -> None:
 FLOORS = (
     {"progress", "recommended", "signals", "text"},
     {"errors"},
-    {"paths"},
+    {"engine", "paths"},
     {"config", "candidate", "catalogue", "files", "process", "zoo"},
     {"cache"},
     {"space"},

@@ -20,15 +20,19 @@ from autodiffusion_opt.optimizer import EvolutionConfig
 from autodiffusion_opt.sampling.adm.presets import PRESETS
 from autodiffusion_opt.sampling.checkpoints import CHECKPOINTS
 from autodiffusion_opt.sampling.introspect import read_model_info
-from autodiffusion_opt.sampling.load import IMPLIED, load_pipeline, scheduler_class
+from autodiffusion_opt.sampling.ldm import presets as latent
+from autodiffusion_opt.sampling.load import IMPLIED, load_pipeline, model_folder, scheduler_class
 from autodiffusion_opt.space import ModelInfo, Space, SpaceConfig, cost
 from autodiffusion_opt.study.config import StudyConfig, load_study_config
 
+LATENT = latent.PRESETS[latent.LDM4]
 NAMES = [
     *(f"adm-imagenet64-{name}" for name in ("4", "6", "10", "nmax232", "nmax350", "nmax580")),
     *(f"adm-lsun-{name}" for name in ("bedroom", "cat")),
     *(f"sd15-coco-{solver}-{steps}" for solver in ("dpmsolver", "ddim", "plms") for steps in (4, 6, 10)),
 ]
+# Flexiffusion's studies, how many layers their models have, and the networks of their budgets.
+SEGMENTS = {"ddpm-cifar10-segments": (28, 50.0), "ldm4-segments": (38, 50.0), "sd15-segments": (38, 9.8)}
 # Each published candidate, its study, and how many layers run in all.
 CANDIDATES = {
     "adm-imagenet64-4": ("adm-imagenet64-4", 4 * 58),
@@ -48,7 +52,15 @@ def denoiser(model: str) -> Any:
         if "imagenet64" in model:
             return UNet2DModel(**PRESETS["adm64"].unet)
         if "lsun" in model:
-            return UNet2DModel(**PRESETS["lsun256"].unet)
+            return UNet2DModel(**(LATENT if "ldm4" in model else PRESETS["lsun256"]).unet)
+        if "cifar10" in model:  # as google/ddpm-cifar10-32's config.json
+            return UNet2DModel(
+                sample_size=32,
+                block_out_channels=(128, 256, 256, 256),
+                down_block_types=("DownBlock2D", "AttnDownBlock2D", "DownBlock2D", "DownBlock2D"),
+                up_block_types=("UpBlock2D", "UpBlock2D", "AttnUpBlock2D", "UpBlock2D"),
+                attention_head_dim=None,
+            )
         return UNet2DConditionModel(sample_size=64, cross_attention_dim=768)
 
 
@@ -59,13 +71,18 @@ def info_of(name: str) -> ModelInfo:
     assert table is not None
     if "adm" in name:
         own = diffusers.DDIMScheduler(**PRESETS["lsun256" if "lsun" in name else "adm64"].scheduler)
+    elif "ldm4" in name:
+        own = diffusers.DDIMScheduler(**LATENT.scheduler)
+    elif "cifar10" in name:
+        own = diffusers.DDPMScheduler()
     else:  # as Stable Diffusion's scheduler_config.json
         betas = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
         own = diffusers.PNDMScheduler(**betas, skip_prk_steps=True, set_alpha_to_one=False, steps_offset=1)
     assert table.scheduler is not None
     kind: Any = scheduler_class(table.scheduler)
     scheduler = kind.from_config(own.config, **IMPLIED.get(table.scheduler, {}), **table.scheduler_settings)
-    return read_model_info(SimpleNamespace(unet=denoiser(table.model), scheduler=scheduler), need_layers=True)
+    pipeline = SimpleNamespace(unet=denoiser(table.model), scheduler=scheduler)
+    return read_model_info(pipeline, need_layers=True, need_branches="segments" in name)
 
 
 def space_of(config: StudyConfig) -> Space:
@@ -92,6 +109,32 @@ def test_a_study_is_the_papers_search_in_a_space_that_fits_its_model(name: str) 
         assert info_of(name).layers == 58
 
 
+@pytest.mark.parametrize("name", slow_but(SEGMENTS, "ldm4-segments"))
+def test_a_study_of_segments_is_within_its_budget_on_its_model(name: str) -> None:
+    config, (layers, budget) = load_study_config(name), SEGMENTS[name]
+    space = space_of(config)
+    assert info_of(name).layers == layers
+    for values in (_least, _middle, _greatest):
+        candidate = space.decode({key: values(box) for key, box in space.distributions().items()})
+        space.check(candidate)
+        assert cost.networks(info_of(name), candidate) <= budget + 1e-9
+        assert space.decode(space.encode(candidate)) == candidate
+    assert any(step.branch is not None for step in candidate.steps)  # of the greatest: as many as the budget allows
+    assert cost.networks(info_of(name), candidate) > 0.9 * budget
+    objective = config.objective
+    assert isinstance(objective, ObjectiveConfig)
+    assert (objective.kind, objective.rungs, objective.report_in) == ("rfid", (3072,), "verify")
+    assert "fid" in objective.report
+
+
+def _least(distribution: Any) -> Any:
+    return distribution.low
+
+
+def _greatest(distribution: Any) -> Any:
+    return distribution.high
+
+
 def _middle(distribution: Any) -> Any:
     return (distribution.low + distribution.high) / 2
 
@@ -114,9 +157,18 @@ def test_every_shipped_candidate_and_study_of_a_paper_is_tested() -> None:
     assert shipped == set(CANDIDATES)
     studies = {entry.name for entry in catalogue.entries(["studies"]) if entry.name.startswith(("adm-", "sd15-coco-"))}
     assert studies == set(NAMES)
+    of_segments = {entry.name for entry in catalogue.entries(["studies"]) if entry.name.endswith("-segments")}
+    assert of_segments == {*SEGMENTS, "digits-segments", "dit-segments"}
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", SEGMENTS)
+def test_a_study_of_segments_says_what_is_our_reading_of_the_papers(name: str) -> None:
+    text = catalogue.read_text(catalogue.find("studies", name))
+    assert "2409.17566" in text
+    assert "# Our reading: the bodies of the papers were not at hand" in text
+
+
+@pytest.mark.parametrize("name", [*NAMES, *SEGMENTS])
 def test_a_study_says_what_was_published_how_to_check_it_and_what_it_costs(name: str) -> None:
     text = catalogue.read_text(catalogue.find("studies", name))
     assert "ublished" in text
@@ -125,7 +177,7 @@ def test_a_study_says_what_was_published_how_to_check_it_and_what_it_costs(name:
 
 
 @pytest.mark.parametrize(
-    ("name", "file"), [("adm-imagenet64-4", "64x64_diffusion.pt"), ("adm-lsun-cat", "lsun_cat.pt")]
+    ("name", "file"), [("adm-imagenet64-4", "64x64_diffusion.pt"), ("ldm4-segments", "model.ckpt")]
 )
 def test_a_study_whose_model_is_missing_says_which_file_to_get(
     name: str, file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: Callable[..., tuple[int, str, str]]
@@ -141,8 +193,23 @@ def test_a_study_whose_model_is_missing_says_which_file_to_get(
 def test_a_model_that_is_missing_is_told_with_its_files_and_the_command_that_makes_it(
     name: str, tmp_path: Path
 ) -> None:
-    with pytest.raises(
-        UserError, match=rf"Get .*\.pt from https://.*autodiffusion-opt convert .* -o {tmp_path}/{name}"
-    ):
+    told = rf"Get .*\.(pt|ckpt) .*from https://.*autodiffusion-opt convert .* -o {tmp_path}/{name}"
+    with pytest.raises(UserError, match=told):
         load_pipeline(str(tmp_path / name), device="cpu")
-    assert any(f"~/autodiffusion/{name}" in catalogue.read_text(catalogue.find("studies", study)) for study in NAMES)
+    studies = [catalogue.read_text(catalogue.find("studies", study)) for study in [*NAMES, *SEGMENTS]]
+    assert any(f"~/autodiffusion/{name}" in text for text in studies)
+
+
+@pytest.mark.parametrize("model", ["someone/adm-imagenet64", "someone/ldm4-lsun-bedroom"])
+def test_a_hub_id_that_ends_in_such_a_name_is_a_hub_id(model: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert model_folder(model) is None
+    asked: list[str] = []
+
+    def refuse(name: str, **_settings: Any) -> None:
+        asked.append(name)
+        raise OSError("no such repository")
+
+    monkeypatch.setattr(diffusers.DiffusionPipeline, "from_pretrained", refuse)
+    with pytest.raises(UserError, match=r"from the hub: no such repository\. Get .*autodiffusion-opt convert "):
+        load_pipeline(model, device="cpu")
+    assert asked == [model]

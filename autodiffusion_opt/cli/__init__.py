@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import click
 
 from autodiffusion_opt import __version__
 from autodiffusion_opt.cli import housekeeping
+from autodiffusion_opt.cli.comparing import compare
+from autodiffusion_opt.cli.completion import known_candidates, known_models, stored_studies
 from autodiffusion_opt.cli.export import export
 from autodiffusion_opt.cli.listing import list_catalogue, show
 from autodiffusion_opt.cli.looking import dashboard, report
@@ -21,16 +22,15 @@ from autodiffusion_opt.cli.options import (
     positive,
     print_result,
     storage_option,
-    storage_words,
     study_option,
     write_text,
 )
 from autodiffusion_opt.cli.papers import convert, reproduce
 from autodiffusion_opt.cli.reference import reference
-from autodiffusion_opt.errors import UserError
+from autodiffusion_opt.cli.running import run
+from autodiffusion_opt.cli.starting import init
 from autodiffusion_opt.files import check_output
 from autodiffusion_opt.process import run_and_leave, say, tell
-from autodiffusion_opt.text import shell_word
 
 
 class _Verbs(click.Group):
@@ -50,108 +50,12 @@ def app() -> None:
     """Search the time steps and the layers of a pretrained diffusion model, training nothing."""
 
 
-@app.command()
-@click.argument("study")
-@click.option("--trials", type=positive, help="Total trials wanted.  [default: what the study says]")
-@click.option(
-    "--timeout", type=click.FloatRange(min=0, min_open=True), metavar="S", help="Start no trial after S seconds."
-)
-@storage_option
-@device_option
-@click.option("--seed", type=click.IntRange(min=0), help="Another seed; the study is then called STUDY-seedN.")
-@click.option(
-    "--set",
-    "overrides",
-    multiple=True,
-    metavar="KEY=VALUE",
-    help="Another value for any key of the study, space.steps=6 say; the study is then called STUDY+KEY=VALUE.",
-)
-@click.option(
-    "--optimizer",
-    metavar="NAME[,NAME...]",
-    help="Go on with another optimizer; of several names, run a study of each and compare them.",
-)
-@click.option("--repeats", type=positive, help="Seeds of each optimizer, for a comparison.  [default: 1]")
-@click.option("--workers", type=positive, help="Processes that share the trials, and GPUs and CPU threads.")
-@click.option("--wait", is_flag=True, help="Also for the trials that workers elsewhere are measuring.")
-@click.option(
-    "--patience",
-    type=click.FloatRange(min=0),
-    metavar="S",
-    help="Wait S seconds for a database that is gone.  [default: 600; 0 at the start]",
-)
-@click.option("--quiet", is_flag=True, help="No progress on stderr; warnings and errors remain.")
-@json_option
-def run(
-    study: str,
-    trials: int | None,
-    timeout: float | None,
-    storage: str | None,
-    device: str | None,
-    seed: int | None,
-    overrides: tuple[str, ...],
-    optimizer: str | None,
-    repeats: int | None,
-    workers: int | None,
-    wait: bool,
-    patience: float | None,
-    quiet: bool,
-    as_json: bool,
-) -> None:
-    """Run STUDY (a name in the catalogue, or a TOML file) until it has all its trials.
-
-    Run it again to continue after an interruption, or with more --trials. The same command in several processes or on
-    several machines, with one --storage, shares the trials.
-    """
-    from autodiffusion_opt.report import tables
-    from autodiffusion_opt.study.results import open_study
-    from autodiffusion_opt.study.run import Study
-    from autodiffusion_opt.study.workers import run_workers
-
-    names = [] if optimizer is None else optimizer.split(",")
-    is_comparison = repeats is not None or len(names) > 1
-    settings: dict[str, Any] = {"storage": storage, "seed": seed, "device": device, "overrides": overrides}
-    running: dict[str, Any] = {"trials": trials, "timeout": timeout, "patience": patience}
-    if is_comparison:
-        if workers is not None:
-            raise UserError("--workers is of a single study: run the comparison's command in several terminals instead")
-        studies = Study.several(study, names, repeats or 1, **settings)
-    else:
-        studies, running = [Study.load(study, **settings)], {**running, "optimizer": optimizer}
-    try:
-        for each in studies:
-            if is_comparison and not quiet:
-                say(f"study {each.config.name}")
-            if workers is None:
-                complete = each.run(progress=not quiet, wait=wait, **running)
-            else:
-                complete = run_workers(workers, each, {"name": study, **settings}, running, progress=not quiet)
-    except KeyboardInterrupt:
-        options: dict[str, Any] = {
-            "trials": trials,
-            "timeout": timeout,
-            "device": device,
-            "seed": seed,
-            "optimizer": optimizer,
-        }
-        options |= {"repeats": repeats, "workers": workers, "patience": patience}
-        options |= {"wait": wait or None, "quiet": quiet or None, "json": as_json or None}
-        say(f"interrupted; all finished trials are kept. Continue with: {_again(study, storage, options, overrides)}")
-        raise
-    name = studies[0].config.name
-    if is_comparison:
-        print_comparison([each.config.name for each in studies], as_json, storage=storage)
-        return
-    if not complete:
-        raise UserError(f"the study {name!r} has no complete trial after the timeout; give it more time")
-    stored = open_study(name, storage)
-    print_result(as_json, tables.run_summary(stored), tables.run_table(stored))
-    if not as_json:
-        tell(f"next: autodiffusion-opt verify {shell_word(name)}{storage_words(storage)}")
+for verb in (init, run):
+    app.add_command(verb)
 
 
 @app.command()
-@click.argument("model")
+@click.argument("model", shell_complete=known_models)
 @json_option
 def layers(model: str, as_json: bool) -> None:
     """The layers of MODEL (an embedded name, a folder, a hub id) or of a study's model, in the order they run."""
@@ -180,7 +84,7 @@ def status(storage: str | None, as_json: bool) -> None:
 
 
 @app.command()
-@click.argument("study")
+@click.argument("study", shell_complete=stored_studies)
 @click.option("-k", "count", type=positive, help="How many.  [default: 5, or the whole front]")
 @click.option("-o", "--output", type=click.Path(dir_okay=False, path_type=Path), help="Write a candidate's JSON here.")
 @pick_option
@@ -210,13 +114,13 @@ app.add_command(export)
 
 
 @app.command()
-@click.argument("candidate")
+@click.argument("candidate", shell_complete=known_candidates)
 @click.option("-n", "count", type=positive, default=64, show_default=True, help="Images of each.")
 @click.option(
     "-o", "--output", type=click.Path(dir_okay=False, path_type=Path), default=Path("grid.png"), show_default=True
 )
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
-@click.option("--columns", type=positive, help="Of each block of images.  [default: about as many as rows]")
+@click.option("--columns", type=positive, help="Of each block.  [default: as many as rows; a clip's frames]")
 @click.option("--no-teacher", is_flag=True, help="Without the pipeline's own 50 steps, which take longest.")
 @study_option
 @storage_option
@@ -248,12 +152,12 @@ def sample(
         sampler = load_sampler(chosen.config.on_device(device), bar)
         candidates = compared_candidates(sampler, best, teacher=not no_teacher)
         blocks = sample_blocks(sampler, candidates, count, seed, measured, bar)
-    save_grid(blocks, output, columns)
+    save_grid(blocks, output, columns or sampler.columns)
     tell(str(output))
 
 
 @app.command()
-@click.argument("candidate")
+@click.argument("candidate", shell_complete=known_candidates)
 @click.option("--images", type=click.IntRange(min=2), default=5000, show_default=True, help="Images a repeat.")
 @click.option("--repeats", type=positive, default=3, show_default=True, help="Each with noise of its own.")
 @click.option("--top", type=positive, help="So many of a study's best.  [default: 1, or the whole front]")
@@ -299,27 +203,8 @@ def verify(
         tell("\n".join(result.sentences))
 
 
-@app.command()
-@click.argument("studies", nargs=-1, required=True, metavar="STUDY...")
-@storage_option
-@click.option(
-    "--within", default="5,20", show_default=True, metavar="P,...", help="Percent of the best value to reach."
-)
-@click.option("--verify", is_flag=True, help="Re-score the winners on fresh seeds.")
-@click.option("--images", type=click.IntRange(min=2), default=5000, show_default=True, help="Images a repeat.")
-@click.option("--repeats", type=positive, default=3, show_default=True, help="Each with noise of its own.")
-@device_option
-@click.option("-o", "--output", type=click.Path(dir_okay=False, path_type=Path), help="A picture: .png, .svg or .html.")
-@json_option
-def compare(studies: tuple[str, ...], within: str, as_json: bool, output: Path | None, **settings: Any) -> None:
-    """Compare STUDIES, names or patterns such as 'digits-4*': which optimizer, or how many steps?
-
-    They have one pipeline, space and objective, and differ in optimizer and seed; or in the number of steps too.
-    """
-    print_comparison(studies, as_json, output, within, **settings)
-
-
 for verb in (
+    compare,
     list_catalogue,
     show,
     dashboard,
@@ -332,40 +217,6 @@ for verb in (
     reproduce,
 ):
     app.add_command(verb)
-
-
-def print_comparison(
-    studies: Sequence[str], as_json: bool, output: Path | None = None, within: str = "5,20", **settings: Any
-) -> None:
-    """Compare studies: the table and its sentences, or JSON; and a picture where ``output`` is given."""
-    from autodiffusion_opt.report import plots
-    from autodiffusion_opt.report.comparison import comparison_table
-    from autodiffusion_opt.study.compare import compare as compare_studies
-    from autodiffusion_opt.study.compare import percentages
-    from autodiffusion_opt.study.progress_bar import Bar
-
-    if output is not None:
-        plots.check_picture(output)
-    with Bar() as bar:
-        compared = compare_studies(studies, within=percentages(within), progress=bar, **settings)
-    if output is not None:
-        plots.save_picture(compared, output)
-        say(f"wrote {output}")
-    print_result(as_json, compared.to_dict(), comparison_table(compared))
-    if not as_json:
-        tell("\n".join(compared.sentences))
-
-
-def _again(study: str, storage: str | None, options: Mapping[str, Any], overrides: tuple[str, ...]) -> str:
-    given = "".join(
-        f" --{key}"
-        if value is True
-        else f" --{key} {shell_word(f'{value:g}' if isinstance(value, float) else str(value))}"
-        for key, value in options.items()
-        if value is not None
-    )
-    changed = "".join(f" --set {shell_word(text)}" for text in overrides)
-    return f"autodiffusion-opt run {shell_word(study)}{given}{changed}{storage_words(storage)}"
 
 
 def main() -> NoReturn:

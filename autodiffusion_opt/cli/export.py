@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 
+from autodiffusion_opt.cli.completion import known_candidates
 from autodiffusion_opt.cli.options import json_option, pick_option, storage_option, study_option
 from autodiffusion_opt.errors import UserError
 from autodiffusion_opt.files import check_output_folder
@@ -17,7 +18,7 @@ ENGINES = ("comfyui", "diffusers-cache")
 
 
 @click.command()
-@click.argument("candidate", metavar="STUDY|CANDIDATE")
+@click.argument("candidate", metavar="STUDY|CANDIDATE", shell_complete=known_candidates)
 @click.option("-o", "--output", type=click.Path(file_okay=False, path_type=Path), required=True, metavar="DIR")
 @click.option("--for", "engine", type=click.Choice(ENGINES), help="Settings of this engine, in place of a script.")
 @pick_option

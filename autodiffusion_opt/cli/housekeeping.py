@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from autodiffusion_opt.cli.completion import stored_studies
 from autodiffusion_opt.cli.options import json_option, print_result, storage_option
 from autodiffusion_opt.errors import UserError
 from autodiffusion_opt.process import say, tell
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
 
 @click.command(name="rm")
-@click.argument("studies", nargs=-1, required=True, metavar="STUDY...")
+@click.argument("studies", nargs=-1, required=True, metavar="STUDY...", shell_complete=stored_studies)
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @storage_option
 @json_option
@@ -45,7 +46,7 @@ def remove(studies: tuple[str, ...], yes: bool, storage: str | None, as_json: bo
 
 
 @click.command()
-@click.argument("study")
+@click.argument("study", shell_complete=stored_studies)
 @click.argument("new")
 @storage_option
 @json_option
@@ -60,7 +61,7 @@ def rename(study: str, new: str, storage: str | None, as_json: bool) -> None:
 
 
 @click.command()
-@click.argument("study")
+@click.argument("study", shell_complete=stored_studies)
 @click.option("--to", "target", metavar="URL", required=True, help="The database that gets the copy.")
 @click.option("--name", metavar="NEW", help="The copy's name.  [default: STUDY]")
 @storage_option

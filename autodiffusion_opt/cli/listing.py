@@ -3,30 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import click
 
 from autodiffusion_opt.cli import housekeeping
+from autodiffusion_opt.cli.completion import listed_names
+from autodiffusion_opt.cli.names import CANDIDATES, OPTIMIZERS, SECTIONS, listed
 from autodiffusion_opt.cli.options import json_option, storage_option
 from autodiffusion_opt.errors import UserError
 from autodiffusion_opt.process import say, tell
 from autodiffusion_opt.text import visible
-
-CANDIDATES, OPTIMIZERS = "candidates", "optimizers"
-SECTIONS = ("spaces", "objectives", "studies", CANDIDATES, OPTIMIZERS)
-OTHERS = "any other name in Nevergrad's registry; one that cannot be used is refused, with the reason"
-
-
-@dataclass(frozen=True)
-class Listed:
-    """A line of ``ls``."""
-
-    section: str
-    name: str
-    description: str
 
 
 @click.command(name="ls")
@@ -37,13 +24,13 @@ def list_catalogue(section: Any, everything: bool, as_json: bool) -> None:
     """List the catalogue with candidates and optimizers, or one SECTION of it."""
     if everything and section != OPTIMIZERS:
         raise UserError("--all is for optimizers: ls optimizers --all")
-    listed = list(_listed(section, everything))
+    shown = list(listed(section, everything))
     if as_json:
-        click.echo(json.dumps([vars(each) for each in listed]))
+        click.echo(json.dumps([vars(each) for each in shown]))
         return
-    width = max((len(visible(each.name)) for each in listed), default=0)
+    width = max((len(visible(each.name)) for each in shown), default=0)
     previous = None
-    for each in listed:
+    for each in shown:
         if each.section != previous:
             click.echo(f"{each.section}/" if each.section != OPTIMIZERS else OPTIMIZERS)
             previous = each.section
@@ -52,33 +39,8 @@ def list_catalogue(section: Any, everything: bool, as_json: bool) -> None:
         say("more with --all")
 
 
-def _listed(section: str | None, everything: bool) -> Iterator[Listed]:
-    from autodiffusion_opt.catalogue import SECTIONS, candidates, entries
-
-    sections = [known for known in SECTIONS if section in (None, known)]
-    yield from (Listed(each.section, each.name, each.description) for each in entries(sections))
-    if section in (None, CANDIDATES):
-        yield from (Listed(CANDIDATES, name, comment) for name, comment in candidates().items())
-    if section in (None, OPTIMIZERS):
-        yield from (Listed(OPTIMIZERS, name, line) for name, line in _optimizers(everything).items())
-
-
-def _optimizers(everything: bool) -> dict[str, str]:
-    from autodiffusion_opt.recommended import RECOMMENDED
-
-    if not everything:
-        return dict(RECOMMENDED)
-    from autodiffusion_opt.optimizer import OPTIMIZERS as KINDS
-    from autodiffusion_opt.optimizer.nevergrad_names import PREFIX
-    from autodiffusion_opt.optimizer.nevergrad_names import RECOMMENDED as NEVERGRAD
-
-    names = [*KINDS, *(PREFIX + name for name in NEVERGRAD)]
-    more = {f"{PREFIX}NAME": OTHERS}
-    return {name: RECOMMENDED.get(name, "") for name in dict.fromkeys([*RECOMMENDED, *names])} | more
-
-
 @click.command()
-@click.argument("name")
+@click.argument("name", shell_complete=listed_names)
 @click.option("--trial", type=click.IntRange(min=0), metavar="N", help="Of the study NAME, all that SQL holds of it.")
 @storage_option
 @json_option

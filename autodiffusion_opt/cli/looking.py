@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from autodiffusion_opt.cli.completion import stored_studies
 from autodiffusion_opt.cli.options import device_option, positive, storage_option
 from autodiffusion_opt.errors import UserError, reason_of
 from autodiffusion_opt.files import check_output, check_output_folder, write_whole
@@ -30,7 +31,7 @@ def dashboard(storage: str | None, host: str, port: int) -> None:
 
 
 @click.command()
-@click.argument("studies", nargs=-1, required=True, metavar="STUDY...")
+@click.argument("studies", nargs=-1, required=True, metavar="STUDY...", shell_complete=stored_studies)
 @click.option(
     "-o", "--output", type=click.Path(dir_okay=False, path_type=Path), default=Path("report.html"), show_default=True
 )
@@ -91,4 +92,4 @@ def _grids(study: str, storage: str | None, count: int, device: str | None) -> d
         sampler = load_sampler(chosen.config.on_device(device), bar)
         measured = measured_values(open_study(study, storage).complete())
         blocks = sample_blocks(sampler, compared_candidates(sampler, best), count, 0, measured, bar)
-    return {caption: png(tile(images, largest=2 * LARGEST)) for caption, images in blocks.items()}
+    return {caption: png(tile(images, sampler.columns, 2 * LARGEST)) for caption, images in blocks.items()}

@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from autodiffusion_opt.cli.completion import known_studies
 from autodiffusion_opt.errors import UserError, reason_of
 from autodiffusion_opt.text import shell_word
 
@@ -18,7 +19,9 @@ storage_option = click.option(
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 device_option = click.option("--device", metavar="D", help="auto, cpu, cuda, cuda:1 ...")
 weights_option = click.option("--weights", metavar="FILE", help="The extractor's weights, instead of the download.")
-study_option = click.option("--study", metavar="STUDY", help="Whose model and metric, for a candidate file.")
+study_option = click.option(
+    "--study", metavar="STUDY", shell_complete=known_studies, help="Whose model and metric, for a candidate file."
+)
 positive = click.IntRange(min=1)
 pick_option = click.option(
     "--pick", type=positive, default=1, show_default=True, help="The rank in `best`, 1 the first."

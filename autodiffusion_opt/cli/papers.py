@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import click
 
 from autodiffusion_opt.cli.options import device_option, json_option, positive, print_result
+from autodiffusion_opt.errors import UserError
 from autodiffusion_opt.files import check_output_folder
 from autodiffusion_opt.process import say, tell
 
-# As in sampling/adm/presets.py, which cannot be imported without torch.
-PRESETS = ("adm64", "lsun256")
+# As in sampling/adm/presets.py, which cannot be imported without torch, sampling/ldm and sampling/single_file.py.
+PRESETS = ("adm64", "lsun256", "ldm", "sd")
 # As in study/reproduce.py, which imports Optuna.
 EXPERIMENTS = ("adm-imagenet64",)
 
@@ -21,24 +23,47 @@ EXPERIMENTS = ("adm-imagenet64",)
 @click.argument("preset", type=click.Choice(PRESETS))
 @click.argument("file", type=click.Path(path_type=Path))
 @click.option("--classifier", type=click.Path(path_type=Path), metavar="FILE", help="Of adm64: what guides it.")
+@click.option("--config", type=click.Path(path_type=Path), metavar="DIR", help="Of sd: its configurations, no weights.")
 @click.option("-o", "--output", type=click.Path(file_okay=False, path_type=Path), required=True, metavar="DIR")
 @json_option
-def convert(preset: str, file: Path, classifier: Path | None, output: Path, as_json: bool) -> None:
-    """Write FILE, a checkpoint of OpenAI's guided-diffusion, as a pipeline's folder DIR.
+def convert(preset: str, file: Path, classifier: Path | None, config: Path | None, output: Path, as_json: bool) -> None:
+    """Write FILE, a published checkpoint, as a pipeline's folder DIR.
 
-    adm64: 64x64_diffusion.pt and, as --classifier, 64x64_classifier.pt. lsun256: lsun_bedroom.pt, lsun_cat.pt or
-    lsun_horse.pt. Other models are refused by name.
+    Of OpenAI's guided-diffusion, adm64: 64x64_diffusion.pt and, as --classifier, 64x64_classifier.pt. lsun256:
+    lsun_bedroom.pt, lsun_cat.pt or lsun_horse.pt. Of CompVis' latent-diffusion, ldm: the model.ckpt of an
+    unconditional LDM-4 (FFHQ, CelebA-HQ, LSUN bedrooms). Other models are refused by name. sd: a single file of Stable
+    Diffusion; --config is a folder with its model_index.json, configurations and tokenizer.
     """
     check_output_folder(output)
-    from autodiffusion_opt.sampling.adm.convert import convert as convert_files
-
+    if preset in ("ldm", "sd") and classifier is not None:
+        raise UserError(f"--classifier: {preset} is not guided by a classifier; leave it out")
+    if (preset == "sd") != (config is not None):
+        raise UserError(
+            "sd needs --config DIR: a folder with its model_index.json, configurations and tokenizer"
+            if config is None
+            else f"--config: {preset} needs none; leave it out"
+        )
     say(f"reading {file} ...")
-    written = convert_files(preset, file, classifier, output)
+    written = _converted(preset, file, classifier, config, output)
     if as_json:
         click.echo(json.dumps(written))
         return
     sizes = ", ".join(f"{name} {count / 1e6:.1f} M" for name, count in written["parameters"].items())
-    tell(f"{written['folder']}: ADMPipeline ({sizes} parameters)")
+    tell(f"{written['folder']}: {written['pipeline']} ({sizes} parameters)")
+
+
+def _converted(preset: str, file: Path, classifier: Path | None, config: Path | None, output: Path) -> dict[str, Any]:
+    if config is not None:
+        from autodiffusion_opt.sampling.single_file import convert as convert_single_file
+
+        return convert_single_file(file, config, output)
+    if preset == "ldm":
+        from autodiffusion_opt.sampling.ldm.convert import convert as convert_latent
+
+        return convert_latent(file, output)
+    from autodiffusion_opt.sampling.adm.convert import convert as convert_adm
+
+    return convert_adm(preset, file, classifier, output)
 
 
 @click.command()

@@ -124,7 +124,7 @@ class Objective(Protocol):
         ...
 
 
-# So many of a candidate's first images are kept to be looked at.
+# So many of a candidate's first images are kept to be looked at; of clips the whole ones among them, or the first.
 PREVIEW_IMAGES = 16
 # The least number of images of a trial: a covariance needs two.
 LEAST_IMAGES = 2

@@ -118,14 +118,15 @@ class ImageObjective:
         measurement, done, clock = self.start(seed, rungs[-1], progress), 0, Clock()
         broken: list[int] = []
         preview: list[torch.Tensor] = []
+        shown = max(PREVIEW_IMAGES // self.sampler.frames, 1) * self.sampler.frames  # whole clips
         for count in rungs:
             clock.start()
             for block in self.sampler.images(candidate, range(done, count), seed, broken):
                 clock.stop("sampling")
                 measurement.add(block)
                 clock.stop("features")
-                if done < PREVIEW_IMAGES:
-                    preview.append(block[: PREVIEW_IMAGES - done].cpu())
+                if done < shown:
+                    preview.append(block[: shown - done].cpu())
                 done += len(block)
                 progress("images", done, rungs[-1])
             clock.stop("sampling")

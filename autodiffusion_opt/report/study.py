@@ -65,7 +65,8 @@ class Study(run.Study):
         if sampler is None:
             raise UserError(f"the study {self.config.name!r} has no pipeline to make images with")
         candidates = compared_candidates(sampler, stored.top(1)[0].candidate)
-        return grid(sample_blocks(sampler, candidates, count, seed, measured_values(stored.complete())))
+        blocks = sample_blocks(sampler, candidates, count, seed, measured_values(stored.complete()))
+        return grid(blocks, sampler.columns)
 
     @property
     def _stored(self) -> StoredStudy:

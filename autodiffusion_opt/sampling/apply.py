@@ -24,7 +24,12 @@ from autodiffusion_opt.candidate import Candidate
 from autodiffusion_opt.errors import UserError
 from autodiffusion_opt.sampling.applied_class import CANDIDATE_FILE, KEY, class_with_candidate
 from autodiffusion_opt.sampling.cache import install_cache
-from autodiffusion_opt.sampling.compatibility import check_compatible, check_single_step, denoiser_of
+from autodiffusion_opt.sampling.compatibility import (
+    arguments_of_steps,
+    check_compatible,
+    check_single_step,
+    denoiser_of,
+)
 from autodiffusion_opt.sampling.engines.install import check_engine, engine_on
 from autodiffusion_opt.sampling.example_call import learn_layers
 from autodiffusion_opt.sampling.layers import Bypass, install_bypass, refuse_cache
@@ -206,6 +211,8 @@ class Applied:
             if came is not None and (value is None or came != value):
                 shown = f"{name}={came!r}" if isinstance(came, int | float) else name
                 self._tell(name, f"{shown} is not used: the pipeline samples with the candidate {self.candidate}")
+        of_steps = arguments_of_steps(signature.parameters, len(self.candidate.steps))
+        given.arguments.update({name: value for name, value in of_steps.items() if name in signature.parameters})
         return given
 
     def _check_in_force(self, given: dict[str, Any]) -> None:

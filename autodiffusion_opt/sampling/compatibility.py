@@ -15,6 +15,7 @@ from typing import Any
 
 from autodiffusion_opt.config import combine
 from autodiffusion_opt.errors import UserError, unknown_text
+from autodiffusion_opt.sampling.schedule import accepted, tells_log_sigma
 
 # Where pipelines keep the network that is called at each step.
 DENOISERS = ("unet", "transformer")
@@ -22,10 +23,12 @@ DENOISERS = ("unet", "transformer")
 # LMS, Heun: x = x_0 + σ ε).
 SCALE_INPUT = "scale_model_input"
 UNIT = "ddim, ddpm, dpmsolver++, unipc, deis ..."
+INTERMEDIATE = "intermediate_timesteps"
 # Arguments that are not the user's to give, and where what they say belongs.
 RESERVED = {
     "num_inference_steps": "the candidate says how many steps there are",
     "timesteps": "the candidate has the times",
+    INTERMEDIATE: "the candidate has the times",
     "sigmas": "the candidate has the times",
     "generator": "each image has its own, from the objective's seed",
     "latents": "each image has its own noise, from the objective's seed",
@@ -48,11 +51,23 @@ def denoiser_of(pipeline: Any) -> Any:
     raise UserError(f"a pipeline must have one of {', '.join(DENOISERS)}; {type(pipeline).__name__} has neither")
 
 
+def arguments_of_steps(parameters: Mapping[str, Any], steps: int) -> dict[str, Any]:
+    """What a pipeline's call, of these parameters, is given for a number of steps.
+
+    Sana Sprint's has a second time by default, which it takes with two steps alone.
+    """
+    one_second_time = INTERMEDIATE in parameters and steps != 2
+    return {"num_inference_steps": steps} | ({INTERMEDIATE: None} if one_second_time else {})
+
+
 def check_compatible(pipeline: Any) -> None:
     """Raises UserError for a scheduler that this pipeline's call cannot run, or runs wrongly."""
-    scheduler, name = pipeline.scheduler, type(pipeline).__name__
-    kind: Any = type(pipeline)
-    source = _source(kind)
+    check_pair(type(pipeline), pipeline.scheduler)
+
+
+def check_pair(kind: Any, scheduler: Any) -> None:
+    """Raises UserError for a scheduler that the call of a pipeline's class cannot run, or runs wrongly."""
+    name, source = kind.__name__, _source(kind)
     if source is None:
         return
     _check_scaling(scheduler, name, source)
@@ -109,9 +124,9 @@ def check_single_step(pipeline: Any) -> None:
 def check_replacement(before: Any, after: Any) -> None:
     """Raises UserError where a model made for one kind of noise would be given another by its new scheduler."""
     own, new = _noise(before), _noise(after)
-    if own == "another scale":
+    if own == "another scale" and type(before) is not type(after):
         raise UserError(
-            f"{type(before).__name__} (consistency models, EDM) counts its times on a noise scale of its own: no "
+            f"{type(before).__name__} (consistency models, say) counts its times on a noise scale of its own: no other "
             "accepted scheduler can run this model"
         )
     if own != new:
@@ -125,6 +140,10 @@ def _noise(scheduler: Any) -> str:
     config = scheduler.config
     if "FlowMatch" in type(scheduler).__name__ or config.get("use_flow_sigmas"):
         return "flow matching"
+    if type(scheduler).__name__ in accepted() and tells_log_sigma(
+        scheduler
+    ):  # Euler's continuous times are EDM's with σ_data = 1
+        return f"EDM with sigma_data={config.get('sigma_data', 1.0):g} and {config.prediction_type} prediction"
     return "variance preserving diffusion" if hasattr(scheduler, "alphas_cumprod") else "another scale"
 
 

@@ -7,6 +7,7 @@ of them, in the hook that calls them or does not: what was compiled serves every
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
 from collections.abc import Callable, Mapping, Sequence
@@ -18,7 +19,8 @@ from torch.utils._pytree import tree_map
 
 from autodiffusion_opt.errors import UserError
 from autodiffusion_opt.sampling.compatibility import denoiser_of
-from autodiffusion_opt.sampling.layers.kinds import find_blocks
+from autodiffusion_opt.sampling.example_call import learn_layers
+from autodiffusion_opt.sampling.layers.kinds import find_blocks, has_removable_kind
 
 Backend = str | Callable[..., Any]
 
@@ -28,14 +30,16 @@ Backend = str | Callable[..., Any]
 MAX_GRAPHS = 256
 
 
-def compile_layers(pipeline: Any, backend: Backend = "inductor") -> Any:
+def compile_layers(pipeline: Any, backend: Backend = "inductor", call: Mapping[str, Any] | None = None) -> Any:
     """Compile every layer of a pipeline's denoiser, each at its first call; what is between them runs as before.
 
-    A denoiser without layers of a known kind is compiled as a whole: it takes time steps, no removed layers.
+    A denoiser without layers of a known kind or form is compiled as a whole: it takes time steps, no removed layers.
 
     Args:
-        pipeline: without a candidate and without hooks on its layers; both may come after.
+        pipeline: without a candidate and without hooks on its layers; both may come after. Where no kind knows a layer
+            of its denoiser, it is called to the point where the denoiser would run, to find them by their form.
         backend: as for ``torch.compile``.
+        call: arguments of that call, beside a prompt.
 
     Returns:
         The same pipeline.
@@ -44,6 +48,9 @@ def compile_layers(pipeline: Any, backend: Backend = "inductor") -> Any:
         UserError: for a denoiser whose layers have hooks or are compiled already; then nothing is changed.
     """
     denoiser = denoiser_of(pipeline)
+    if not any(map(has_removable_kind, find_blocks(denoiser).values())):
+        with contextlib.suppress(UserError):  # it has none
+            learn_layers(pipeline, call)
     blocks = find_blocks(denoiser).values()
     if not blocks:
         denoiser.compile(backend=backend)

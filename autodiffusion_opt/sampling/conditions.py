@@ -16,7 +16,7 @@ import hashlib
 import inspect
 import json
 import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -147,7 +147,10 @@ def load_conditions(table: ConditionsConfig, pipeline: Any, base: Path | None = 
     """
     conditions: Conditions = Unconditional()
     if table.kind == "prompts":
-        prompts = read_prompts(existing_file(str(table.file), base), table.column)
+        if table.prompts is None:
+            prompts = read_prompts(existing_file(str(table.file), base), table.column)
+        else:
+            prompts = tuple(stripped for prompt in table.prompts if (stripped := prompt.strip()))
         conditions = Prompts(prompts, table.negative_prompt)
     elif table.kind == "labels":
         conditions = Labels(_labels(table.classes, class_count(pipeline)))
@@ -185,12 +188,16 @@ def _check_unconditional(pipeline: Any) -> None:
 
 def class_count(pipeline: Any) -> int | None:
     """How many classes the denoiser knows; None where it is not class-conditional or does not say."""
-    if "prompt" in call_parameters(pipeline):
+    return classes_of(call_parameters(pipeline), denoiser_of(pipeline).config)
+
+
+def classes_of(takes: Container[str], denoiser: Mapping[str, Any]) -> int | None:
+    """The same, of the names of the call's parameters and the denoiser's configuration."""
+    if "prompt" in takes:
         return None
-    config = denoiser_of(pipeline).config
     # DiT's embedding of the norm is of classes; only where the call takes labels.
-    names = ("num_class_embeds", *(["num_embeds_ada_norm"] if "class_labels" in call_parameters(pipeline) else []))
-    count = next((config[name] for name in names if config.get(name)), None)
+    names = ("num_class_embeds", *(["num_embeds_ada_norm"] if "class_labels" in takes else []))
+    count = next((denoiser[name] for name in names if denoiser.get(name)), None)
     return None if count is None else int(count)
 
 

@@ -10,7 +10,7 @@ from autodiffusion_opt.config import Config
 
 Dtype = Literal["float32", "float16", "bfloat16"]
 # Which keys belong to which kind of conditions.
-CONDITION_KEYS = {"none": (), "prompts": ("file", "column", "negative_prompt"), "labels": ("classes",)}
+CONDITION_KEYS = {"none": (), "prompts": ("prompts", "file", "column", "negative_prompt"), "labels": ("classes",)}
 
 
 class PipelineConfig(Config):
@@ -57,6 +57,7 @@ class ConditionsConfig(Config):
 
     Attributes:
         kind: ``none``, ``prompts`` or ``labels``.
+        prompts: the prompts themselves, or ``file`` has them.
         file: of prompts: text, one a line; JSON of COCO's captions, the first of each image; or CSV (``.csv``,
             ``.tsv``) with a named column.
         column: of a CSV file.
@@ -65,6 +66,7 @@ class ConditionsConfig(Config):
     """
 
     kind: Literal["none", "prompts", "labels"] = "none"
+    prompts: tuple[str, ...] | None = None
     file: str | None = Field(default=None, min_length=1)
     column: str | None = None
     negative_prompt: str | None = None
@@ -72,13 +74,19 @@ class ConditionsConfig(Config):
 
     @model_validator(mode="after")
     def _keys_of_kind(self) -> ConditionsConfig:
-        given = [key for key in ("file", "column", "negative_prompt", "classes") if getattr(self, key) is not None]
+        keys = [key for allowed in CONDITION_KEYS.values() for key in allowed]
+        given = [key for key in keys if getattr(self, key) is not None]
         strange = [key for key in given if key not in CONDITION_KEYS[self.kind]]
         if strange:
             allowed = ", ".join(CONDITION_KEYS[self.kind]) or "no other key"
             raise ValueError(f'kind = "{self.kind}" takes {allowed}; got {", ".join(strange)}')
-        if self.kind == "prompts" and self.file is None:
-            raise ValueError('kind = "prompts" needs file: the prompts, one a line')
+        if self.kind == "prompts" and (self.file is None) == (self.prompts is None):
+            came = "neither" if self.file is None else "both"
+            raise ValueError(f'kind = "prompts" needs file, the prompts one a line, or prompts, a list; got {came}')
+        if self.column is not None and self.file is None:
+            raise ValueError("column is of a file; there is none")
+        if self.prompts is not None and not any(prompt.strip() for prompt in self.prompts):
+            raise ValueError(f"prompts must hold at least one prompt; got {list(self.prompts)}")
         if self.classes is not None and (self.classes == () or (isinstance(self.classes, int) and self.classes < 1)):
             raise ValueError(f"classes must be a number of at least 1, or a list of labels; got {self.classes!r}")
         return self

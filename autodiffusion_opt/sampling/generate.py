@@ -13,7 +13,8 @@ import torch
 from autodiffusion_opt.candidate import Candidate
 from autodiffusion_opt.errors import UserError
 from autodiffusion_opt.sampling.apply import GUIDANCE_SCALE, applied, install, watch_samples
-from autodiffusion_opt.sampling.conditions import Conditions, Unconditional, check_conditions
+from autodiffusion_opt.sampling.compatibility import arguments_of_steps
+from autodiffusion_opt.sampling.conditions import Conditions, Unconditional, call_parameters, check_conditions
 from autodiffusion_opt.sampling.video import pixels_of
 
 
@@ -48,6 +49,11 @@ class ImageSampler:
 
     def __post_init__(self) -> None:
         check_conditions(self.pipeline, self.conditions)
+
+    @property
+    def columns(self) -> int | None:
+        """Of a picture of its images: the frames of a clip in a row; None: as many as one likes."""
+        return self.frames if self.frames > 1 else None
 
     @torch.inference_mode()
     def images(
@@ -113,7 +119,7 @@ class ImageSampler:
             output = self.pipeline(
                 **self.conditions.arguments(self.pipeline, filled),
                 **call,
-                num_inference_steps=steps,
+                **arguments_of_steps(call_parameters(self.pipeline), steps),
                 generator=[noise_generator(seed, index) for index in filled],
                 output_type="pt",
                 return_dict=True,

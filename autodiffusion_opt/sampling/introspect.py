@@ -11,7 +11,15 @@ from autodiffusion_opt.sampling.compatibility import denoiser_of
 from autodiffusion_opt.sampling.example_call import example_inputs, learn_layers
 from autodiffusion_opt.sampling.layers import Layer, list_layers, total_flops
 from autodiffusion_opt.sampling.layers.example_inputs import can_make_inputs
-from autodiffusion_opt.sampling.schedule import layout_of, sigmas_of, stops_early, takes_continuous, time_range
+from autodiffusion_opt.sampling.schedule import (
+    ends_at_zero,
+    layout_of,
+    sigmas_of,
+    stops_early,
+    takes_continuous,
+    time_range,
+    train_steps,
+)
 from autodiffusion_opt.space.model_info import ModelInfo
 
 FLOW_LOWEST = 1.0  # time 0 is the image itself
@@ -48,8 +56,8 @@ def read_model_info(
     layers, flops = _counted(pipeline, need_layers, call)
     branches = _branches(pipeline, call) if need_branches else []
     return ModelInfo(
-        train_steps=int(scheduler.config.num_train_timesteps),
-        lowest=max(low, FLOW_LOWEST) if sigmas is None else low,
+        train_steps=train_steps(scheduler),
+        lowest=max(low, FLOW_LOWEST) if ends_at_zero(scheduler) else low,
         highest=high,
         continuous=takes_continuous(scheduler),
         stops_early=stops_early(scheduler),

@@ -87,7 +87,7 @@ def load_pipeline(
     pipeline = _read(model, base, revision, variant, getattr(torch, dtype))
     if scheduler is not None or scheduler_settings:
         before = pipeline.scheduler
-        pipeline.scheduler = _other_scheduler(before, scheduler, scheduler_settings or {})
+        pipeline.scheduler = with_scheduler_of(before, scheduler, scheduler_settings or {})
         check_replacement(before, pipeline.scheduler)
     check_pipeline(pipeline)
     pipeline.set_progress_bar_config(disable=True)
@@ -136,7 +136,7 @@ def load_configured(table: PipelineConfig, base: Path | None = None) -> Any:
     if table.offload:
         _offload(pipeline, table.device)
     if table.compile:
-        compile_layers(pipeline)
+        compile_layers(pipeline, call=table.call)
     return pipeline
 
 
@@ -177,9 +177,9 @@ def model_folder(model: str, base: Path | None = None) -> Path | None:
         if not (path / "model_index.json").is_file():
             raise UserError(f"model: the folder {path} must hold a model_index.json, as save_pretrained writes it")
         return path
-    if path.name in CHECKPOINTS:
-        raise UserError(f"model: there is no folder {path}. {how_to_get(path)}")
-    if model.startswith((".", "/", "~")) or model.count("/") != 1:
+    if model.startswith((".", "/", "~")) or model.count("/") != 1:  # no hub id
+        if path.name in CHECKPOINTS:
+            raise UserError(f"model: there is no folder {path}. {how_to_get(path)}")
         names = ", ".join(sorted(EMBEDDED))
         raise UserError(
             f"model must be an embedded name ({names}), a folder with a model_index.json, or a hub id "
@@ -205,15 +205,17 @@ def _read(model: str, base: Path | None, revision: str | None, variant: str | No
     folder = model_folder(model, base)
     hub = {} if folder else {"revision": revision, "variant": variant}
     try:
-        with _quiet() if folder else contextlib.nullcontext():  # a download shows the hub's own bars
+        with quiet() if folder else contextlib.nullcontext():  # a download shows the hub's own bars
             # use_safetensors: a pickle from a download is never opened.
             named: Any = None if folder is None else pipeline_class(folder)
             kind = named if named is not None and named.__name__ in OURS else DiffusionPipeline
             pipeline = kind.from_pretrained(folder or model, torch_dtype=dtype, use_safetensors=True, **hub)
     except Exception as error:  # of an unknown class, a missing part, broken weights: each has an error of its own
         reason = reason_of(error)
-        place = f"{folder}: " if folder else f"there is no folder {absolute(model, base)}, and from the hub: "
-        raise UserError(f"model {model!r} cannot be loaded: {place}{reason}") from error
+        path = absolute(model, base)
+        place = f"{folder}: " if folder else f"there is no folder {path}, and from the hub: "
+        advice = f". {how_to_get(path)}" if folder is None and path.name in CHECKPOINTS else ""
+        raise UserError(f"model {model!r} cannot be loaded: {place}{reason}{advice}") from error
     return _cast(_plain(pipeline), dtype)
 
 
@@ -237,7 +239,7 @@ def _plain(pipeline: Any) -> Any:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """No bars and no advice while a pipeline is read: stdout and stderr are the command line's."""
     logger = logging.getLogger("diffusers")
     level = logger.level
@@ -250,7 +252,8 @@ def _quiet() -> Iterator[None]:
             logger.setLevel(level)
 
 
-def _other_scheduler(current: Any, name: str | None, settings: Mapping[str, Any]) -> Any:
+def with_scheduler_of(current: Any, name: str | None, settings: Mapping[str, Any]) -> Any:
+    """A scheduler of another class (None: its own), with other settings, for the same model. Raises UserError."""
     kind: Any = type(current) if name is None else scheduler_class(name)
     allowed = [name for name in inspect.signature(kind.__init__).parameters if name != "self"]
     for key in settings:

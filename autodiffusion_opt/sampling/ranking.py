@@ -31,6 +31,8 @@ from autodiffusion_opt.space.model_info import third_of
 THIRDS = 3
 # Steps of the run whose inputs are kept, a third of the range: enough that they are what a good sampler meets.
 STEPS_PER_THIRD = 10
+# What the ranking is averaged over, unless told.
+IMAGES, TIMES_PER_THIRD = 16, 2
 
 # The arguments of one call of the denoiser.
 Call = tuple[tuple[Any, ...], dict[str, Any]]
@@ -40,9 +42,9 @@ Call = tuple[tuple[Any, ...], dict[str, Any]]
 def rank_layers(
     sampler: ImageSampler,
     *,
-    images: int = 16,
+    images: int = IMAGES,
     seed: int = 0,
-    times_per_third: int = 2,
+    times_per_third: int = TIMES_PER_THIRD,
     progress: Progress = silent,
 ) -> tuple[tuple[int, ...], ...]:
     """For each third of the time range, noise to image, the removable layers from the one that matters least.

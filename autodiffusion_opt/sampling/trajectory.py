@@ -26,7 +26,7 @@ from autodiffusion_opt.progress import Progress, silent
 from autodiffusion_opt.sampling.apply import install, watch_samples, with_scheduler
 from autodiffusion_opt.sampling.fingerprint import fingerprint_components
 from autodiffusion_opt.sampling.generate import ImageSampler
-from autodiffusion_opt.sampling.schedule import schedule_on, stops_early, untouched
+from autodiffusion_opt.sampling.schedule import schedule_on, sigmas_of, stops_early, tells_log_sigma, untouched
 from autodiffusion_opt.space.baselines import shifted
 from autodiffusion_opt.space.local_errors import Floats, LocalErrors
 from autodiffusion_opt.space.model_info import ModelInfo
@@ -87,7 +87,7 @@ def local_errors(
     Raises:
         UserError: for a model that is distilled to few steps of a solver of its own (LCM, TCD), or that overflows.
     """
-    times = _times(info, points)
+    times = trajectory_times(info, points)
     given = [
         fingerprint_components(sampler.pipeline),
         sampler.conditions.identity,
@@ -101,7 +101,7 @@ def local_errors(
     return Measured(LocalErrors(np.array(times), arrays["start"], arrays["errors"]), images, len(times))
 
 
-def _times(info: ModelInfo, points: int) -> tuple[float, ...]:
+def trajectory_times(info: ModelInfo, points: int) -> tuple[float, ...]:
     """Even integer times from the highest to the lowest; those of a flow matching model moved by its shift."""
     even = np.linspace(info.highest, info.lowest, points)
     moved = np.clip(np.round(shifted(info, tuple(float(time) for time in even))), np.ceil(info.lowest), info.highest)
@@ -197,6 +197,14 @@ def _first_order(scheduler: Any) -> Any:
             "is distilled to few: leave dp out of start_from"
         )
     config = scheduler.config
+    is_flow = sigmas_of(scheduler) is None
+    if not is_flow and (tells_log_sigma(scheduler) or not hasattr(scheduler, "alphas_cumprod")):
+        raise UserError(
+            "dynamic programming needs a model of flow matching or of ᾱ at its training times; one for "
+            f"{type(scheduler).__name__} as it is configured has neither: leave dp out of start_from"
+        )
+    if isinstance(scheduler, diffusers.CogVideoXDPMScheduler | diffusers.CogVideoXDDIMScheduler):
+        return diffusers.CogVideoXDDIMScheduler.from_config(config)  # its ᾱ is not that of its betas
     if not hasattr(scheduler, "alphas_cumprod") or config.get("use_flow_sigmas"):
         if isinstance(scheduler, diffusers.FlowMatchEulerDiscreteScheduler):
             return untouched(scheduler)

@@ -6,7 +6,7 @@ A kind of space is a class of tables (what TOML may say) and a frozen value (wha
 - ``time-steps``: K distinct times, the whole network at each;
 - ``joint``: times and the layers that run at each, under a budget of layer runs;
 - ``segments``: full, partial and null steps of one schedule;
-- ``cached-steps``: times, and which of the steps are partial ones, under a budget of FLOPs.
+- ``cached-steps``: times, which of the steps are partial ones, and layers, under a budget of FLOPs.
 
 To add one: a file with both classes and a line in :data:`SPACES`; a plug-in has an entry point of the group
 ``autodiffusion_opt.spaces``.
@@ -17,7 +17,8 @@ from __future__ import annotations
 from autodiffusion_opt.config import Registry
 from autodiffusion_opt.space.base import Compared, Evolvable, Layered, Space, SpaceConfig, Toggle, Walkable
 from autodiffusion_opt.space.baselines import OWN, UNIFORM
-from autodiffusion_opt.space.cached_steps import CachedSteps, CachedStepsConfig
+from autodiffusion_opt.space.cached_steps import CachedSteps
+from autodiffusion_opt.space.cached_steps_config import CachedStepsConfig
 from autodiffusion_opt.space.joint import Joint
 from autodiffusion_opt.space.joint_config import JointConfig
 from autodiffusion_opt.space.layer_choice import LayerRanking

@@ -14,7 +14,7 @@ from autodiffusion_opt.space.model_info import Layout, ModelInfo
 
 def calls(layout: Layout, steps: int) -> tuple[int, ...]:
     """Calls of the denoiser at each of ``steps`` steps, noise to image."""
-    if layout == "heun":  # slopes at both ends of a step; the last goes to σ = 0 and is an Euler step
+    if layout == "heun":  # Heun, KDPM2: slopes at two places of a step; the last is an Euler step
         return (2,) * (steps - 1) + (1,)
     if layout == "plms" and steps > 1:  # the first step is made twice: a linear multistep method has no past yet
         return (2,) + (1,) * (steps - 1)
@@ -77,7 +77,9 @@ def networks(info: ModelInfo, candidate: Candidate) -> float:
 
 def _branches_counted(info: ModelInfo, candidate: Candidate) -> bool:
     # What an engine's cache leaves out, the engine decides.
-    return candidate.engine is None and all(branch is None or branch < len(info.branch_flops) for branch in candidate.branches)
+    return candidate.engine is None and all(
+        branch is None or branch < len(info.branch_flops) for branch in candidate.branches
+    )
 
 
 def _layers_of(info: ModelInfo, step: Step) -> int:

@@ -24,6 +24,7 @@ from autodiffusion_opt.space.base import Toggle
 from autodiffusion_opt.space.baselines import named_times
 from autodiffusion_opt.space.budget import Budget
 from autodiffusion_opt.space.layer_choice import LayerChoice, Layers
+from autodiffusion_opt.space.layer_toggles import layer_toggles, with_toggles, without_a_layer
 from autodiffusion_opt.space.model_info import ModelInfo
 from autodiffusion_opt.space.scalars import Scalars, Values
 from autodiffusion_opt.space.time_grid import TimeGrid
@@ -224,22 +225,11 @@ class Joint:
 
     def toggles(self, candidate: Candidate) -> list[Toggle]:
         """By the layers' place in the order of importance at their steps, of equal ones from noise to image."""
-        placed = []
-        for index, step in enumerate(candidate.steps):
-            order = self.layer_choice.by_importance(step.time)
-            for layer in self.layer_choice.toggles(step.time, step.removed):
-                is_removal, place = layer not in step.removed, order.index(layer)
-                if not is_removal or len(step.removed) < self.max_removed:
-                    placed.append((not is_removal, place if is_removal else -place, index, layer))
-        return [(index, layer) for *_, index, layer in sorted(placed)]
+        return layer_toggles(self.layer_choice, candidate, self.max_removed)
 
     def toggled(self, candidate: Candidate, toggles: Sequence[Toggle]) -> Candidate | None:
         """None also where the budget is exceeded."""
-        removed = [set(layers) for layers in candidate.removed]
-        for index, layer in toggles:
-            removed[index] ^= {layer}
-        steps = [Step(time, tuple(layers)) for time, layers in zip(candidate.times, removed, strict=True)]
-        neighbour = self.scalars.candidate(steps, vars(candidate))
+        neighbour = with_toggles(candidate, toggles)
         try:
             self.check(neighbour)
         except UserError:
@@ -350,24 +340,16 @@ class Joint:
         """
         candidate, costliest = self.scalars.candidate(steps, values), 0
         while self.budget.is_exceeded(self.info, candidate):
-            steps = list(candidate.steps)
-            removals = [(index, layer) for index, layer in self.toggles(candidate) if layer not in steps[index].removed]
-            if removals:
-                index, layer = min(removals, key=lambda removal: self._weight(candidate, removal))
-                layers = (*steps[index].removed, layer)
-            else:
-                index, costliest = costliest, costliest + 1
-                layers = self.layer_choice.costliest(steps[index].time, self.max_removed, self.info.layer_flops)
-            steps[index] = replace(steps[index], removed=layers)
-            candidate = self.scalars.candidate(steps, values)
+            is_count_exceeded = self._excess([len(removed) for removed in candidate.removed]) > 0
+            layer_cost = (lambda layer: 1.0) if is_count_exceeded else self.info.layer_flops.__getitem__
+            cheaper = without_a_layer(self.layer_choice, candidate, self.max_removed, layer_cost)
+            if cheaper is None:
+                steps = list(candidate.steps)
+                layers = self.layer_choice.costliest(steps[costliest].time, self.max_removed, self.info.layer_flops)
+                steps[costliest] = replace(steps[costliest], removed=layers)
+                cheaper, costliest = replace(candidate, steps=tuple(steps)), costliest + 1
+            candidate = cheaper
         return candidate
-
-    def _weight(self, candidate: Candidate, removal: Toggle) -> float:
-        """A layer's place in the order of importance, from 1, for each unit of the budget that is exceeded."""
-        index, layer = removal
-        place = 1 + self.layer_choice.by_importance(candidate.steps[index].time).index(layer)
-        counts = [len(removed) for removed in candidate.removed]
-        return place if self._excess(counts) > 0 else place / max(self.info.layer_flops[layer], 1)
 
 
 def _spread(candidate: Candidate, length: int) -> list[Step | None]:

@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 from typing import Literal
 
 from pydantic import Field, model_validator
 
-from autodiffusion_opt.config import combine
 from autodiffusion_opt.errors import UserError
 from autodiffusion_opt.space import cost
-from autodiffusion_opt.space.base import SpaceConfig
 from autodiffusion_opt.space.budget import Budget, least_share
 from autodiffusion_opt.space.joint import Joint
-from autodiffusion_opt.space.layer_choice import AnyLayers, LayerChoice, LayerRanking, Layers, RankedLayers
-from autodiffusion_opt.space.model_info import THIRDS, ModelInfo
+from autodiffusion_opt.space.layer_choice import LayerChoice
+from autodiffusion_opt.space.layers_config import LayersConfig
+from autodiffusion_opt.space.model_info import ModelInfo
 
 
-class JointConfig(SpaceConfig):
+class JointConfig(LayersConfig):
     """``kind = "joint"``: times, and the layers run at each, under a budget of layer runs.
 
     Attributes:
@@ -28,12 +26,6 @@ class JointConfig(SpaceConfig):
             ``n_max`` or instead of it.
         steps_min: the least number of steps.
         steps_max: the greatest. Lowered to what the budget allows when each step removes all it may; absent: that.
-        layers: ``any`` subset at any step, for optimizers of candidates (evolution, random); or ``ranked``: only how
-            many, and which follows a ranking measured once, for every optimizer.
-        draw: how ``any`` draws layers at random: ``ranked``, the less a layer matters the more often it is removed;
-            or ``uniform``, as in the paper. Either way every subset can come up.
-        removable: indices of the layers that may be removed; absent: every one whose bypass keeps shapes.
-        max_removed_share: the share of the network's layers that a step may remove at most.
     """
 
     kind: Literal["joint"] = "joint"
@@ -42,9 +34,6 @@ class JointConfig(SpaceConfig):
     steps_min: int = Field(default=1, ge=1)
     steps_max: int | None = Field(default=None, ge=1)
     layers: Literal["any", "ranked"] = "any"
-    draw: Literal["ranked", "uniform"] = "ranked"
-    removable: tuple[int, ...] | None = None
-    max_removed_share: float = Field(default=0.5, ge=0, le=1)
 
     @model_validator(mode="after")
     def _steps_and_budget(self) -> JointConfig:
@@ -54,31 +43,15 @@ class JointConfig(SpaceConfig):
             raise ValueError(f"steps_max must be at least steps_min, {self.steps_min}; got {self.steps_max}")
         return self
 
-    @property
-    def needs_layers(self) -> bool:
-        """True."""
-        return True
-
-    @property
-    def needs_ranking(self) -> bool:
-        """Unless layers are drawn uniformly."""
-        return "ranked" in (self.layers, self.draw)
-
-    def check_model(self, info: ModelInfo) -> None:
-        """Raises UserError for a budget, numbers of steps or layers that no ranking makes possible."""
-        self.model_copy(update={"layers": "any"}).space(replace(info, ranking=()))
-
     def space(self, info: ModelInfo) -> Joint:
         """The space for a model's numbers."""
         if info.layers < 1:
             raise UserError("a joint space needs the number of the model's layers; they were not counted")
         grid = self.time_grid(info)
-        removable = self._removable(info)
-        # 1e-9: a share of 0.29 of 100 layers is 28.999999999999996 in floats.
-        max_removed = min(math.floor(self.max_removed_share * info.layers + 1e-9), len(removable))
+        max_removed = self.max_removed(info)
         for key, steps in (("steps_min", self.steps_min), ("steps_max", self.steps_max or self.steps_min)):
             grid.check_count(key, steps)
-        choice, scalars = self._layer_choice(info, removable), self.scalars(info)
+        choice, scalars = self.layer_choice(info), self.scalars(info)
         steps_max = self.steps_max or grid.points
         # With no bound of their number as many layers as all steps have.
         n_max = cost.layer_runs_of(info, [0] * steps_max) if self.n_max is None else self.n_max
@@ -104,33 +77,3 @@ class JointConfig(SpaceConfig):
             f"max_flops must be at least {math.ceil(100 * share) / 100:g}: steps_min = {self.steps_min} steps, "
             f"{running}; got {self.max_flops:g}"
         )
-
-    def _removable(self, info: ModelInfo) -> Layers:
-        """The layers that may be removed, ascending. Raises UserError for any that cannot."""
-        if self.removable is None:
-            return tuple(sorted(info.removable))
-        errors = []
-        unknown = sorted(layer for layer in set(self.removable) if not 0 <= layer < info.layers)
-        fixed = sorted(set(self.removable) - set(info.removable) - set(unknown))
-        if unknown:
-            allowed = f"0 to {info.layers - 1}, the model's layers"
-            errors.append(UserError(f"removable must be indices from {allowed}; got {unknown}"))
-        if fixed:
-            errors.append(UserError(f"removable: layers {fixed} cannot be bypassed in this model; take them out"))
-        combine(errors)
-        return tuple(sorted(set(self.removable)))
-
-    def _layer_choice(self, info: ModelInfo, removable: Layers) -> LayerChoice:
-        """Raises UserError where ``layers = "ranked"`` has no ranking of all removable layers."""
-        orders = tuple(tuple(layer for layer in order if layer in removable) for order in info.ranking)
-        # Of a ranking of more layers, what is left of it ranks those that are removable here.
-        complete = len(orders) == THIRDS and all(len(order) == len(removable) for order in orders)
-        ranking = LayerRanking(orders, info.lowest, info.highest) if complete and self.needs_ranking else None
-        if self.layers == "any":
-            return AnyLayers(removable, ranking)
-        if ranking is None:
-            raise UserError(
-                'layers = "ranked" needs a ranking of the removable layers for each third of the time range; '
-                f"got {len(info.ranking)} rankings: measure it with rank_layers"
-            )
-        return RankedLayers(ranking)

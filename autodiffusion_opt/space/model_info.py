@@ -36,7 +36,7 @@ class ModelInfo:
         sigmas: noise levels σ = √((1-ᾱ)/ᾱ) at times 0 .. T-1, ascending; empty where the model has none
             (flow matching). With them, the baselines that are defined by noise levels exist.
         shift: of a flow matching model: the baselines' noise levels σ become s·σ / (1 + (s - 1)·σ), as its own do.
-        layout: how often each step calls the denoiser: ``once``, or as the solvers ``heun`` and ``plms`` do.
+        layout: how often each step calls the denoiser: ``once``, or as ``heun`` (and KDPM2) or ``plms`` do.
         layers: L, the number of layers of the denoiser; 0 where they were not counted.
         removable: indices of the layers that may be left out.
         ranking: for each third of the time range, noise to image, the removable layers from the one whose removal

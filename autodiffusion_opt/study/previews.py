@@ -103,7 +103,13 @@ def is_improving(values: tuple[float, ...], trials: Iterable[FrozenTrial], direc
     return not any(other == losses or dominates(other, losses) for other in earlier)
 
 
-def keep_preview(trial: optuna.Trial, images: torch.Tensor, trials: Mapping[int, FrozenTrial], url: str) -> None:
+def keep_preview(
+    trial: optuna.Trial,
+    images: torch.Tensor,
+    trials: Mapping[int, FrozenTrial],
+    url: str,
+    columns: int | None = None,
+) -> None:
     """Keep the preview of a running trial; where it cannot be written a warning says so, and the trial goes on.
 
     Args:
@@ -111,6 +117,7 @@ def keep_preview(trial: optuna.Trial, images: torch.Tensor, trials: Mapping[int,
         images: its first, uint8 (N, C, H, W).
         trials: of the study.
         url: of the database.
+        columns: of the picture; None: about as many as rows.
     """
     if sum(preview_id(other) is not None for other in trials.values()) >= MOST:
         return
@@ -119,7 +126,7 @@ def keep_preview(trial: optuna.Trial, images: torch.Tensor, trials: Mapping[int,
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory() as place:
             path = Path(place) / FILE_NAME
-            path.write_bytes(png(tile(images, largest=LARGEST)))
+            path.write_bytes(png(tile(images, columns, LARGEST)))
             store = FileSystemArtifactStore(folder)
             upload_artifact(artifact_store=store, file_path=str(path), study_or_trial=trial, mimetype="image/png")
     except OSError as error:

@@ -19,6 +19,7 @@ from autodiffusion_opt.progress import Progress, silent
 from autodiffusion_opt.sampling.config import ConditionsConfig, PipelineConfig
 from autodiffusion_opt.space import OWN, Compared, ModelInfo, Space, SpaceConfig
 from autodiffusion_opt.space.baselines import compared_with
+from autodiffusion_opt.space.model_info import THIRDS
 from autodiffusion_opt.study.config import StudyConfig
 from autodiffusion_opt.zoo import EMBEDDED
 
@@ -27,27 +28,18 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, repr=False)
-class Problem:
-    """What is searched, and by which measure.
+class LoadedSpace:
+    """A study's model and space, without its objective.
 
     Attributes:
         info: the model's numbers.
         space: what may be chosen.
-        objective: what is minimised.
         sampler: makes images; None where the objective needs no pipeline.
-        fingerprint: of what the definition only names: ``model``, ``conditions``, ``reference``.
     """
 
     info: ModelInfo
     space: Space
-    objective: Objective
     sampler: ImageSampler | None
-    fingerprint: dict[str, str]
-
-    def __repr__(self) -> str:
-        pipeline = "no pipeline" if self.sampler is None else type(self.sampler.pipeline).__name__
-        values = ", ".join(f"{direction} {name}" for name, direction in self.objective.directions.items())
-        return f"Problem({pipeline}, {type(self.space).__name__} of {len(self.space.distributions())}, {values})"
 
     @cached_property
     def baselines(self) -> dict[str, Candidate]:
@@ -61,21 +53,6 @@ class Problem:
         if own is None:
             return usual
         return {OWN: own} | {name: candidate for name, candidate in usual.items() if candidate != own}
-
-    @cached_property
-    def bounds(self) -> tuple[Bound, ...]:
-        """What values must keep to; shares of a cost are of the pipeline's own schedule, or of the uniform one.
-
-        Raises:
-            UserError: for a share in an objective of the user's own, whose costs are not known.
-        """
-        given: tuple[Bound, ...] = getattr(self.objective, "bounds", ())
-        if not any(bound.is_share for bound in given):
-            return given
-        own = compared_with(self.baselines)
-        if own is None or not isinstance(self.objective, ImageObjective):
-            raise UserError(f"{type(self.objective).__name__}: a bound must be a number, not a share of what own costs")
-        return tuple(bound.of_own(self.objective.cost(bound.name, own)) if bound.is_share else bound for bound in given)
 
     @property
     def own_label(self) -> str:
@@ -105,6 +82,39 @@ class Problem:
             return None
 
 
+@dataclass(frozen=True, repr=False)
+class Problem(LoadedSpace):
+    """What is searched, and by which measure.
+
+    Attributes:
+        objective: what is minimised.
+        fingerprint: of what the definition only names: ``model``, ``conditions``, ``reference``.
+    """
+
+    objective: Objective
+    fingerprint: dict[str, str]
+
+    def __repr__(self) -> str:
+        pipeline = "no pipeline" if self.sampler is None else type(self.sampler.pipeline).__name__
+        values = ", ".join(f"{direction} {name}" for name, direction in self.objective.directions.items())
+        return f"Problem({pipeline}, {type(self.space).__name__} of {len(self.space.distributions())}, {values})"
+
+    @cached_property
+    def bounds(self) -> tuple[Bound, ...]:
+        """What values must keep to; shares of a cost are of the pipeline's own schedule, or of the uniform one.
+
+        Raises:
+            UserError: for a share in an objective of the user's own, whose costs are not known.
+        """
+        given: tuple[Bound, ...] = getattr(self.objective, "bounds", ())
+        if not any(bound.is_share for bound in given):
+            return given
+        own = compared_with(self.baselines)
+        if own is None or not isinstance(self.objective, ImageObjective):
+            raise UserError(f"{type(self.objective).__name__}: a bound must be a number, not a share of what own costs")
+        return tuple(bound.of_own(self.objective.cost(bound.name, own)) if bound.is_share else bound for bound in given)
+
+
 def load_problem(config: StudyConfig, ranking: Any = None, progress: Progress = silent) -> Problem:
     """Load a study's model, and make its space and objective for it.
 
@@ -119,12 +129,39 @@ def load_problem(config: StudyConfig, ranking: Any = None, progress: Progress = 
     """
     if config.pipeline is None:
         return _without_pipeline(config)
+    loaded = load_space(config, progress, ranking=ranking)
+    sampler = loaded.sampler
+    assert sampler is not None  # there is a pipeline
+    with _told_of(config, "objective"):
+        objective = _objective(config, sampler, loaded.info, progress)
+    fingerprint = {
+        "model": _fingerprint(config, sampler.pipeline),
+        "conditions": sampler.conditions.identity,
+        "reference": objective.identity,
+    }
+    return Problem(loaded.info, loaded.space, sampler, objective, fingerprint)
+
+
+def load_space(
+    config: StudyConfig, progress: Progress = silent, *, ranking: Any = None, is_ranked: bool = True
+) -> LoadedSpace:
+    """Load a study's model, and make its space for it; the objective is not touched, and its reference only looked for.
+
+    Args:
+        config: the resolved study, which has a pipeline.
+        progress: is told of what takes long: model, layers.
+        ranking: the layer ranking that SQL holds; None: measured where the space needs one.
+        is_ranked: False: a ranking that is not there is not measured; layers then stand in their own order.
+
+    Raises:
+        UserError: for a model, scheduler or device that cannot be had, or a space that does not fit the model.
+    """
     from autodiffusion_opt.sampling.introspect import read_model_info
     from autodiffusion_opt.sampling.load import model_folder
     from autodiffusion_opt.sampling.own import own_shift
 
     with _told_of(config, "pipeline"):
-        if config.pipeline_object is None:
+        if config.pipeline_object is None and config.pipeline is not None:
             model_folder(config.pipeline.model, config.base_of("pipeline"))
     with _told_of(config, "objective"):
         _check_reference(config)
@@ -144,17 +181,17 @@ def load_problem(config: StudyConfig, ranking: Any = None, progress: Progress = 
         if isinstance(config.space, SpaceConfig):
             config.space.check_model(info)
     with _told_of(config, "pipeline"):
+        if needs_ranking(config) and not (ranking or config.ranking) and not is_ranked:
+            ranking = [info.removable] * THIRDS
         info = replace(info, ranking=tuple(map(tuple, _ranking(config, sampler, ranking, progress))))
     with _told_of(config, "space"):
         space = config.space.space(info) if isinstance(config.space, SpaceConfig) else config.space
-    with _told_of(config, "objective"):
-        objective = _objective(config, sampler, info, progress)
-    fingerprint = {
-        "model": _fingerprint(config, sampler.pipeline),
-        "conditions": sampler.conditions.identity,
-        "reference": objective.identity,
-    }
-    return Problem(info, space, objective, sampler, fingerprint)
+    return LoadedSpace(info, space, sampler)
+
+
+def needs_ranking(config: StudyConfig) -> bool:
+    """Whether the layers must be ranked before the space can be made."""
+    return isinstance(config.space, SpaceConfig) and config.space.needs_ranking
 
 
 def _check_reference(config: StudyConfig) -> None:
@@ -220,7 +257,7 @@ def _fingerprint(config: StudyConfig, pipeline: Any) -> str:
 
 def _ranking(config: StudyConfig, sampler: ImageSampler, stored: Any, progress: Progress) -> Any:
     """The layer ranking: as stored, or measured under the study's own conditions; none where no space needs it."""
-    if not (isinstance(config.space, SpaceConfig) and config.space.needs_ranking):
+    if not needs_ranking(config):
         return ()
     if stored or config.ranking:
         return stored or config.ranking
@@ -251,7 +288,7 @@ def _without_pipeline(config: StudyConfig) -> Problem:
     info = info or ModelInfo(train_steps=1000)
     objective = config.objective.bound_to(info) if isinstance(config.objective, CandidateMetric) else config.objective
     assert isinstance(objective, Objective)  # the others need a pipeline, which was checked
-    return Problem(info, space, objective, None, {"model": repr(info), "reference": objective.identity})
+    return Problem(info, space, None, objective, {"model": repr(info), "reference": objective.identity})
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from typing import Self
 
 from optuna.trial import FrozenTrial
 from rich.console import Console
-from rich.progress import BarColumn, TaskID, TextColumn
+from rich.progress import BarColumn, ProgressColumn, TaskID, TextColumn
 from rich.progress import Progress as Bars
 
 from autodiffusion_opt.candidate import Candidate
@@ -23,6 +23,7 @@ from autodiffusion_opt.text import visible
 from autodiffusion_opt.trials.history import MEASURED, History, front
 
 WIDE = 160
+NARROW = 100
 
 
 @contextmanager
@@ -57,10 +58,15 @@ class Bar:
         self.console = Console(
             file=sys.stderr, highlight=False, markup=False, emoji=False, width=None if sys.stderr.isatty() else WIDE
         )
-        self._bar = Bars(
+        columns: list[ProgressColumn] = [
             TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=24),
             TextColumn("{task.fields[text]}", markup=False),
+        ]
+        if self.console.width < NARROW:  # a line that is cut at its end, and not in each column
+            columns = [TextColumn("{task.description}  {task.fields[text]}", markup=False)]
+        self._bar = Bars(
+            *columns,
             console=self.console,
             disable=not (self.console.is_terminal or self.console.is_jupyter),
             transient=True,
@@ -173,11 +179,19 @@ class StudyBar(Callback):
             parts.append(f"now {self._current:.4g}")
         images = self._images_before + self._images
         if images:
-            parts.append(f"{images / seconds:.0f} images/s")
+            parts.append(speed(images, seconds))
         run = self._done - self._done_at_start
         if run:
             parts.append(f"{duration((self._wanted - self._done) * seconds / run)} left")
         self._bar("trial", self._done, self._wanted, "  ".join(parts))
+
+
+def speed(images: int, seconds: float) -> str:
+    """``12 images/s``; of less than one a second ``3.4 s/image``."""
+    if seconds > images:
+        return f"{seconds / images:.3g} s/image"
+    each_second = images / seconds
+    return f"{each_second:.0f} images/s" if each_second >= 10 else f"{each_second:.1f} images/s"
 
 
 def duration(seconds: float) -> str:

@@ -107,7 +107,8 @@ def _run(optimizer: str, problem: Problem, claim: Claim, history: History, callb
         if score.preview is not None and not is_stopped:
             trials = history.trials
             if is_given or is_improving(values, trials.values(), directions):
-                keep_preview(trial, score.preview, trials, storage_of(claim.study).url)
+                columns = problem.sampler.columns if problem.sampler else None
+                keep_preview(trial, score.preview, trials, storage_of(claim.study).url, columns)
         set_constraints(claim.study, trial, {bound.key: bound.excess(score.values) for bound in problem.bounds})
         if is_stopped:
             claim.study.tell(trial, state=TrialState.PRUNED, skip_if_finished=True)

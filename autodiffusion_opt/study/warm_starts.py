@@ -17,6 +17,7 @@ from autodiffusion_opt.errors import UserError, unknown_text
 from autodiffusion_opt.optimizer import OptimizerConfig
 from autodiffusion_opt.paths import absolute
 from autodiffusion_opt.progress import Progress, silent
+from autodiffusion_opt.space import Space
 from autodiffusion_opt.study.config import StudyConfig
 from autodiffusion_opt.study.problem import Problem
 from autodiffusion_opt.study.results import stored_study
@@ -82,14 +83,13 @@ def _dynamic_programming(
         if is_asked_for:
             raise UserError(f"{config.path}: start_from: {DYNAMIC_PROGRAMMING} needs a pipeline to sample with")
         return None
-    from autodiffusion_opt.sampling.trajectory import POINTS, local_errors
+    from autodiffusion_opt.sampling.trajectory import local_errors
 
     began = time.perf_counter()
-    steps = len(next(iter(problem.space.baselines().values())).steps)
     try:
-        points = max(POINTS, 2 * steps)  # enough to choose from
+        points = trajectory_points(problem.space)
         measured = local_errors(problem.sampler, problem.info, points=points, progress=progress)
-        times = measured.errors.best_times(steps)
+        times = measured.errors.best_times(_steps(problem.space))
     except UserError as error:
         if is_asked_for:
             raise UserError(f"{config.path}: start_from: {DYNAMIC_PROGRAMMING}: {error}") from None
@@ -102,6 +102,18 @@ def _dynamic_programming(
         "seconds": round(time.perf_counter() - began, 3),
     }
     return WarmStart(problem.space.nearest(Candidate.from_time_steps(times)), spent)
+
+
+def trajectory_points(space: Space) -> int:
+    """Points of the teacher's trajectory, enough for dynamic programming to choose a candidate's times from."""
+    from autodiffusion_opt.sampling.trajectory import POINTS
+
+    return max(POINTS, 2 * _steps(space))
+
+
+def _steps(space: Space) -> int:
+    """As many as the uniform baseline has."""
+    return len(next(iter(space.baselines().values())).steps)
 
 
 def _known(config: StudyConfig, storage: Storage, name: str) -> Candidate:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
 import random
 import time
 import weakref
 from pathlib import Path
+
+import sqlalchemy
 
 from autodiffusion_opt import signals
 from autodiffusion_opt.errors import UserError
@@ -25,6 +28,47 @@ def close_all() -> None:
     with signals.held_back():
         for storage in list(_open):
             storage.close()
+
+
+def open_existing(url: str) -> Storage | None:
+    """The database of a URL, where it holds studies; None where it is not there or empty: nothing is made.
+
+    Raises:
+        UserError: for text that is no URL, or a database that cannot be opened.
+    """
+    if database.parsed_url(url).drivername != database.PROXY:
+        with contextlib.suppress(*database.ERRORS, *database.UNOPENED):  # told when it is opened
+            if not _has_studies(url):
+                return None
+    return open_storage(url, create=False)
+
+
+def stored_names(url: str) -> list[str]:
+    """The names of the studies in an SQL database, from one statement; none where it is not there or empty.
+
+    Raises:
+        Exception: where the database cannot be opened: whatever its driver raises.
+    """
+    if not _has_studies(url):
+        return []
+    engine = sqlalchemy.create_engine(url, **database.engine_arguments(url))
+    try:
+        with engine.connect() as connection:
+            return [str(name) for (name,) in connection.execute(sqlalchemy.text("SELECT study_name FROM studies"))]
+    finally:
+        engine.dispose()
+
+
+def _has_studies(url: str) -> bool:
+    """Whether an SQL database is there, with Optuna's tables. A file that is not there is not made."""
+    parsed = database.parsed_url(url)
+    if database.is_sqlite(parsed) and not Path(str(parsed.database)).is_file():
+        return False
+    engine = sqlalchemy.create_engine(url, **database.engine_arguments(url))
+    try:
+        return sqlalchemy.inspect(engine).has_table("studies")
+    finally:
+        engine.dispose()
 
 
 def _opened(storage: Storage) -> Storage:

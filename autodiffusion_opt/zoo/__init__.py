@@ -20,9 +20,13 @@ class Embedded:
 
     Attributes:
         name: as a table says it; with ``_`` for ``-``, that of its folder.
+        classes: of its images, where it has any.
+        guidance_scale: at which it samples well, where it has one (docs/concepts.md has the distances).
     """
 
     name: str
+    classes: int | None = None
+    guidance_scale: float | None = None
 
     @property
     def _package(self) -> str:
@@ -38,4 +42,6 @@ class Embedded:
         return importlib.import_module(f"{__name__}.{self._package}")
 
 
-EMBEDDED: dict[str, Embedded] = {name: Embedded(name) for name in ("digits", "digits-dit")}
+EMBEDDED: dict[str, Embedded] = {
+    model.name: model for model in (Embedded("digits"), Embedded("digits-dit", classes=10, guidance_scale=1.2))
+}

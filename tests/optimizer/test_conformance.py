@@ -41,7 +41,7 @@ every_optimizer_slowly = pytest.mark.parametrize("kind", slow_but(EVERY, "local"
 
 
 @every_optimizer
-@pytest.mark.parametrize("space", slow_but(testing.SPACES, *list(testing.SPACES)[-1:]))
+@pytest.mark.parametrize("space", slow_but(testing.SPACES, "joint any", "cached any"))
 def test_candidates_are_in_the_space_and_the_parameters_are_theirs(kind: str, space: str) -> None:
     if not testing.claims(kind, space):
         pytest.skip("parameters do not tell which layers; the refusal is tested elsewhere")

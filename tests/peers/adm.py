@@ -7,7 +7,7 @@ neither from diffusers nor from what is tested.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,6 +30,8 @@ class Shape:
     outputs: int
     classes: int | None = None
     is_classifier: bool = False
+    inputs: int = 3
+    is_plain: bool = False  # resolutions change by a convolution, and times are added, not scaled with
 
     @property
     def spans(self) -> int:
@@ -54,7 +56,7 @@ def down_path(shape: Shape) -> Iterator[tuple[str, str, int, int]]:
             yield "", "keep", channels, channels
             number += 1
         if level < len(shape.multiples) - 1:
-            yield f"input_blocks.{number}.0", "down", channels, channels
+            yield f"input_blocks.{number}.0", "strided" if shape.is_plain else "down", channels, channels
             yield "", "keep", channels, channels
             number += 1
 
@@ -71,7 +73,7 @@ def up_path(shape: Shape, kept: list[int]) -> Iterator[tuple[str, str, int, int]
                 yield f"output_blocks.{number}.1", "attention", channels, channels
                 slot = 2
             if level and index == shape.blocks:
-                yield f"output_blocks.{number}.{slot}", "up", channels, channels
+                yield f"output_blocks.{number}.{slot}", "stretched" if shape.is_plain else "up", channels, channels
             number += 1
 
 
@@ -102,16 +104,18 @@ def shapes(shape: Shape) -> dict[str, tuple[int, ...]]:
     add("time_embed.2", wide, wide)
     if shape.classes is not None:
         add("label_emb", shape.classes, wide, bias=False)
-    add("input_blocks.0.0", shape.width, 3, 3, 3)
+    add("input_blocks.0.0", shape.width, shape.inputs, 3, 3)
     for name, kind, before, after in path(shape):
         if kind == "attention":
             add(f"{name}.norm", after)
             add(f"{name}.qkv", 3 * after, after, 1)
             add(f"{name}.proj_out", after, after, 1)
+        elif kind in ("strided", "stretched"):
+            add(f"{name}.{'op' if kind == 'strided' else 'conv'}", after, before, 3, 3)
         elif kind != "keep":
             add(f"{name}.in_layers.0", before)
             add(f"{name}.in_layers.2", after, before, 3, 3)
-            add(f"{name}.emb_layers.1", 2 * after, wide)
+            add(f"{name}.emb_layers.1", after if shape.is_plain else 2 * after, wide)
             add(f"{name}.out_layers.0", after)
             add(f"{name}.out_layers.3", after, after, 3, 3)
             if before != after:
@@ -130,8 +134,12 @@ def shapes(shape: Shape) -> dict[str, tuple[int, ...]]:
 
 def random_state(shape: Shape, seed: int, dtype: torch.dtype = torch.float32) -> State:
     """Random weights of such a size that every part of the network matters."""
+    return random_weights(shapes(shape), seed, dtype)
+
+
+def random_weights(sizes: Mapping[str, tuple[int, ...]], seed: int, dtype: torch.dtype = torch.float32) -> State:
     generator, state = torch.Generator().manual_seed(seed), {}
-    for name, size in shapes(shape).items():
+    for name, size in sizes.items():
         inputs = math.prod(size[1:]) if len(size) > 1 else 4
         weight = torch.randn(size, generator=generator, dtype=torch.float64) / inputs**0.5
         is_norm = name.endswith("weight") and len(size) == 1
@@ -171,8 +179,12 @@ class _Network:
             return skip
         inner = resample(silu(self.norm(f"{name}.in_layers.0", hidden)))
         inner = self.of(f"{name}.in_layers.2", conv2d, inner, padding=1)
-        scale, shift = self.of(f"{name}.emb_layers.1", linear, silu(embedding))[:, :, None, None].chunk(2, dim=1)
-        inner = self.norm(f"{name}.out_layers.0", inner) * (1 + scale) + shift
+        moved = self.of(f"{name}.emb_layers.1", linear, silu(embedding))[:, :, None, None]
+        if self.shape.is_plain:
+            inner = self.norm(f"{name}.out_layers.0", inner + moved)
+        else:
+            scale, shift = moved.chunk(2, dim=1)
+            inner = self.norm(f"{name}.out_layers.0", inner) * (1 + scale) + shift
         return skip + self.of(f"{name}.out_layers.3", conv2d, silu(inner), padding=1)
 
     def attention(self, name: str, hidden: torch.Tensor) -> torch.Tensor:
@@ -196,6 +208,10 @@ class _Network:
                 kept.append(hidden)
             elif kind == "attention":
                 hidden = self.attention(name, hidden)
+            elif kind == "strided":
+                hidden = self.of(f"{name}.op", conv2d, hidden, stride=2, padding=1)
+            elif kind == "stretched":
+                hidden = self.of(f"{name}.conv", conv2d, interpolate(hidden, scale_factor=2), padding=1)
             else:
                 hidden = torch.cat([hidden, kept.pop()], dim=1) if kind == "joined" else hidden
                 hidden = self.residual(name, kind, hidden, embedding)

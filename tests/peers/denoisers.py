@@ -232,6 +232,69 @@ def auraflow_inputs() -> dict[str, Any]:
     return inputs | {"timestep": torch.tensor([0.3])}
 
 
+def uvit() -> Any:
+    """aMUSEd's: tokens in, logits of tokens out."""
+    return diffusers.UVit2DModel(
+        hidden_size=16,
+        cond_embed_dim=8,
+        micro_cond_encode_dim=2,
+        micro_cond_embed_dim=10,
+        encoder_hidden_size=8,
+        vocab_size=12,
+        codebook_size=8,
+        in_channels=16,
+        block_out_channels=16,
+        num_res_blocks=2,
+        downsample=True,
+        upsample=True,
+        block_num_heads=2,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=16,
+        sample_size=8,
+    )
+
+
+def uvit_inputs() -> dict[str, Any]:
+    return {
+        "input_ids": torch.arange(64).reshape(1, 8, 8) % 12,
+        "encoder_hidden_states": torch.randn(1, 5, 8),
+        "pooled_text_emb": torch.randn(1, 8),
+        "micro_conds": torch.tensor([[8.0, 8.0, 0.0, 0.0, 6.0]]),
+    }
+
+
+def stable_cascade() -> Any:
+    """The prior's: it goes down and up once, and repeats no block."""
+    types = ("SDCascadeResBlock", "SDCascadeTimestepBlock", "SDCascadeAttnBlock")
+    return diffusers.models.StableCascadeUNet(
+        in_channels=4,
+        out_channels=4,
+        conditioning_dim=16,
+        block_out_channels=(16, 16),
+        num_attention_heads=(2, 2),
+        down_num_layers_per_block=(1, 1),
+        up_num_layers_per_block=(1, 1),
+        down_blocks_repeat_mappers=(1, 1),
+        up_blocks_repeat_mappers=(1, 1),
+        block_types_per_layer=(types, types),
+        clip_text_in_channels=8,
+        clip_text_pooled_in_channels=8,
+        clip_image_in_channels=8,
+        switch_level=(False,),
+    )
+
+
+def stable_cascade_inputs() -> dict[str, Any]:
+    return {
+        "sample": torch.randn(1, 4, 8, 8),
+        "timestep_ratio": torch.tensor([0.3]),
+        "clip_text_pooled": torch.randn(1, 1, 8),
+        "clip_text": torch.randn(1, 5, 8),
+        "clip_img": torch.randn(1, 1, 8),
+    }
+
+
 NETWORKS: dict[str, tuple[Callable[[], Any], Callable[[], dict[str, Any]]]] = {
     "ADM": (unet, unet_inputs),
     "NCSN++": (ncsnpp, unet_inputs),
@@ -247,14 +310,21 @@ NETWORKS: dict[str, tuple[Callable[[], Any], Callable[[], dict[str, Any]]]] = {
     "AuraFlow": (auraflow, auraflow_inputs),
     "HunyuanDiT": (hunyuan, hunyuan_inputs),
 }
+# Of pipelines that no candidate runs on, so that their inputs must be given.
+GIVEN: dict[str, tuple[Callable[[], Any], Callable[[], dict[str, Any]]]] = {
+    "UVit": (uvit, uvit_inputs),
+    "Stable Cascade": (stable_cascade, stable_cascade_inputs),
+}
 
 
 def made(name: str) -> tuple[Any, dict[str, Any]]:
     torch.manual_seed(1)
-    network, inputs = NETWORKS[name]
+    network, inputs = (NETWORKS | GIVEN)[name]
     return network().eval(), inputs()
 
 
 def output(denoiser: Any, inputs: dict[str, Any]) -> torch.Tensor:
     with torch.no_grad():
-        return denoiser(**inputs, return_dict=False)[0]
+        result = denoiser(**inputs) if "input_ids" in inputs else denoiser(**inputs, return_dict=False)[0]
+    assert isinstance(result, torch.Tensor)
+    return result

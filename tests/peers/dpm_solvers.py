@@ -7,10 +7,10 @@ They take what ``solvers`` says. ``form``: which prediction is extrapolated, ``"
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
-from peers.solvers import Array, Noise, image
+from peers.solvers import GAUSS, Array, Noise, image
 
 
 def log_snr(alpha: Array, sigma: Array) -> Array:
@@ -88,9 +88,18 @@ def derivatives(lam: Array, values: list[Array]) -> tuple[Array, Array]:
 
 
 def sde_dpm_multistep(
-    noise: Noise, alpha: Array, sigma: Array, x: Array, draws: Iterator[Array], order: int = 2
+    noise: Noise,
+    alpha: Array,
+    sigma: Array,
+    x: Array,
+    draws: Iterator[Array],
+    order: int = 2,
+    idle_draws: bool = False,
 ) -> Array:
-    """SDE-DPM-Solver++(2M), section 5 of arXiv 2211.01095."""
+    """SDE-DPM-Solver++(2M), section 5 of arXiv 2211.01095.
+
+    ``idle_draws``: a noise is drawn and not used before each step of order 2.
+    """
     lam, past, steps = log_snr(alpha, sigma), [], len(alpha) - 1
     for k in range(steps):
         past = [image(noise, alpha, sigma, x, k), *past][:order]
@@ -98,10 +107,77 @@ def sde_dpm_multistep(
         reach = -math.expm1(-2 * h)
         total = past[0]
         if len(past) == 2 and k < steps - 1:
+            if idle_draws:
+                next(draws)
             total = total + h / (lam[k] - lam[k - 1]) / 2 * (past[0] - past[1])
         kept = sigma[k + 1] / sigma[k] * math.exp(-h)
         x = kept * x + alpha[k + 1] * reach * total + sigma[k + 1] * math.sqrt(reach) * next(draws)
     return x
+
+
+def sa_solver(
+    noise: Noise,
+    alpha: Array,
+    sigma: Array,
+    x: Array,
+    draws: Iterator[Array],
+    times: Array,
+    predictor: int = 2,
+    corrector: int = 2,
+    form: str = "image",
+    tau: Callable[[float], float] = lambda time: float(200 <= time <= 800),
+) -> Array:
+    """SA-Solver, algorithm 1 of arXiv 2309.05019: as its authors' code weighs the slope of order 2.
+
+    ``predictor``, ``corrector``: their orders, lowered at the start and at the end. A step of either integrates the
+    polynomial through its predictions; the corrector's has the one at the end of the step.
+    """
+    lam, steps, past = log_snr(alpha, sigma), len(alpha) - 1, []  # past: the newest prediction first
+    before = drawn = None
+    for k in range(steps):
+        past = [predicted(form, noise, alpha, sigma, x, k), *past]
+        if k:
+            order = min(corrector, steps - k + 2, k + 1)
+            nodes, values = lam[k::-1][:order], past[:order]
+            x = _sa_step(form, alpha, sigma, lam, k - 1, before, tau(times[k - 1]), nodes, values, drawn)
+        order = min(predictor, steps - k, k + 1)
+        before, drawn = x, next(draws)
+        x = _sa_step(form, alpha, sigma, lam, k, x, tau(times[k]), lam[k::-1][:order], past[:order], drawn)
+    return x
+
+
+def _sa_step(
+    form: str,
+    alpha: Array,
+    sigma: Array,
+    lam: Array,
+    k: int,
+    x: Array,
+    tau: float,
+    nodes: Array,
+    values: list[Array],
+    drawn: Array,
+) -> Array:
+    """From level k to the next, τ constant: propositions 4.2 and A.1, the integrals by Gauss.
+
+    For images, two nodes: the slope's weight ∫ e^((1+τ²)(λ-λ')) (λ-λ_k) dλ is replaced by h²/2, which is right to the
+    same order.
+    """
+    h, total = lam[k + 1] - lam[k], 1 + tau**2
+    at, weights = lam[k] + h * (GAUSS[0] + 1) / 2, GAUSS[1] * h / 2
+    growth = np.exp(total * (at - lam[k + 1])) if form == "image" else np.exp(lam[k + 1] - at)
+    if form == "image" and len(nodes) == 2:
+        slope = (values[0] - values[1]) / (nodes[0] - nodes[1])
+        start = values[0] if nodes[0] == lam[k] else values[1]
+        integral = (weights @ growth) * start + h**2 / 2 * slope
+    else:
+        bases = [np.prod([(at - b) / (a - b) for b in nodes if b != a] or [at * 0 + 1], axis=0) for a in nodes]
+        integral = sum((weights @ (growth * basis)) * value for basis, value in zip(bases, values, strict=True))
+    if form == "image":
+        kept, spread = sigma[k + 1] / sigma[k] * math.exp(-(tau**2) * h), math.sqrt(-math.expm1(-2 * tau**2 * h))
+        return kept * x + alpha[k + 1] * total * integral + sigma[k + 1] * spread * drawn
+    spread = tau * math.sqrt(math.expm1(2 * h))
+    return alpha[k + 1] / alpha[k] * x - sigma[k + 1] * total * integral + sigma[k + 1] * spread * drawn
 
 
 def dpm_singlestep(

@@ -65,10 +65,10 @@ def printed(value: float | None) -> str:
 
 
 def applies(case: Case, column: str) -> bool:
-    """LCM and TCD take integer times, they and LCM on a flow no end; a flow has no time 0."""
+    """LCM and TCD take integer times, they and LCM on a flow no end; a flow and Wuerstchen have no time 0."""
     if column == "end time" and not case.stops:
         return False
-    return not (case.flow and column == "last time 0") and (
+    return not ((case.flow or "Wuerstchen" in case.name) and column == "last time 0") and (
         case.continuous or column in ("integer times", "last time 0")
     )
 

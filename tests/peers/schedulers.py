@@ -10,11 +10,22 @@ from typing import Any
 
 import diffusers
 import numpy as np
+import torch
 from peers import as_computed, dpm_solvers, solvers
 
 INTEGERS = (961, 900, 551, 540, 260, 30, 7)
+# Two calls in each step but the last, the second at its end or in its middle.
+MIDDLE = ("KDPM2DiscreteScheduler",)
+TWO_CALLS = (
+    *MIDDLE,
+    "FlowMatchHeunDiscreteScheduler",
+    "HeunDiscreteScheduler",
+    "KDPM2AncestralDiscreteScheduler",
+)
 AT_INTEGERS = ("LCMScheduler", "TCDScheduler")
-DISTILLED = (*AT_INTEGERS, "FlowMatchLCMScheduler")
+DISTILLED = (*AT_INTEGERS, "FlowMatchLCMScheduler", "SCMScheduler")
+# Kinds of prediction that are no setting of prediction_type.
+WITHOUT_SETTING = (None, "flow", "inverted", "cosine")
 BETWEEN = (961.0, 900.25, 551.5, 540.0, 260.75, 30.5, 7.0)
 
 
@@ -44,6 +55,8 @@ class Case:
     last: str = "zero"  # or "least": ends at σ of time 0
     kinds: tuple[str, ...] = ("epsilon", "v_prediction", "sample")
     flow: bool = False
+    log_sigma: tuple[float, float] | None = None  # log σ is linear in time, from and to these
+    data: float | None = None  # EDM's σ_data
     papers: tuple[Paper, ...] = ()
 
     def __str__(self) -> str:
@@ -70,19 +83,31 @@ class Case:
         return BETWEEN if self.continuous else INTEGERS
 
     def make(self, kind: str | None = None, double: bool = False, **config: Any) -> Any:
-        """The scheduler; ``kind``: of prediction; ``double``: with ᾱ in float64."""
-        chosen = {**self.config, **config} | ({"prediction_type": kind} if kind not in (None, "flow") else {})
+        """The scheduler; ``kind``: of prediction; ``double``: with ᾱ (or what it is of), or EDM's σ, in float64."""
+        chosen = {**self.config, **config} | ({"prediction_type": kind} if kind not in WITHOUT_SETTING else {})
         made = getattr(diffusers, self.name)(**chosen)
         if double and hasattr(made, "alphas_cumprod"):
             made.alphas_cumprod = made.alphas_cumprod.double()
             if hasattr(made, "final_alpha_cumprod") and made.final_alpha_cumprod < 1:
                 made.final_alpha_cumprod = made.alphas_cumprod[0]
+        if double and self.data:
+            made.sigmas = made.sigmas.double()
+        if double and self.name == "DDPMWuerstchenScheduler":
+            made.s = torch.tensor([made.config.s], dtype=torch.float64)
+            made._init_alpha_cumprod = torch.cos(made.s / (1 + made.s) * torch.pi / 2) ** 2
         return made
 
     def levels(
         self, scheduler: Any, times: tuple[float, ...], end_time: float | None = None, between: str | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
         """α and σ at the times, then at the end. A last step of no length is given the 10⁻⁹th part of σ."""
+        if self.log_sigma:
+            return self._log_levels(times, end_time)
+        if self.name == "SCMScheduler":  # its angle a: tan(a) = σ/(1 - σ)
+            flow = np.append(times, 0.0) / 1000
+            return (1 - flow) / np.hypot(flow, 1 - flow), scheduler.config.sigma_data * flow / np.hypot(flow, 1 - flow)
+        if self.name == "DDPMWuerstchenScheduler":
+            return self._cosine_levels(np.append(times, end_time or 0.0) / 999, scheduler.config)
         if self.flow:
             sigma = np.append(times, end_time or 0.0) / 1000
             return 1 - sigma, sigma
@@ -94,6 +119,26 @@ class Case:
         alpha, sigma = solvers.levels(alpha_bar, np.array(times), between)
         return solvers.levels(alpha_bar, np.array(times), between, min(least, sigma[-1] / alpha[-1] * (1 - 1e-9)))
 
+    def _log_levels(self, times: tuple[float, ...], end_time: float | None) -> tuple[np.ndarray, np.ndarray]:
+        low, high = np.log(self.log_sigma or ())
+        ratios = np.exp(low + (high - low) * np.array(times) / 999)
+        if end_time is None:
+            last = 0.0 if self.last == "zero" else min(math.exp(low), ratios[-1] * (1 - 1e-9))
+        else:
+            last = math.exp(low + (high - low) * end_time / 999)
+        ratios = np.append(ratios, last)
+        alpha = 1 / np.hypot(1, ratios)
+        return alpha, ratios * alpha
+
+    def _cosine_levels(self, shares: np.ndarray, config: Any) -> tuple[np.ndarray, np.ndarray]:
+        """ᾱ = cos²((t + s)/(1 + s) π/2), 1 at t = 0 but for the bounds (arXiv 2102.09672, equation 17)."""
+        shares = 1 - (1 - shares) ** config.scaler if config.scaler > 1 else shares**config.scaler
+        cosine = np.cos((shares + config.s) / (1 + config.s) * math.pi / 2) / math.cos(
+            config.s / (1 + config.s) * math.pi / 2
+        )
+        alpha_bar = (cosine**2).clip(1e-4, 0.9999)
+        return np.sqrt(alpha_bar), np.sqrt(1 - alpha_bar)
+
     def arguments(
         self, formula: Callable[..., Any], scheduler: Any, times: tuple[float, ...], end_time: float | None
     ) -> dict[str, Any]:
@@ -102,7 +147,7 @@ class Case:
         end = {"zero": -1.0, "least": 0.0}[self.last] if end_time is None else end_time
         known = {
             "times": np.append(times, end),
-            "alpha_bar": None if self.flow else scheduler.alphas_cumprod.double().numpy(),
+            "alpha_bar": scheduler.alphas_cumprod.double().numpy() if hasattr(scheduler, "alphas_cumprod") else None,
             "orders": as_computed.block_orders(
                 scheduler.config.get("solver_order", 1),
                 len(times),
@@ -130,6 +175,14 @@ BH1 = {"final_sigmas_type": "sigma_min", "solver_type": "bh1"}
 UNCLIPPED = {"clip_sample": False}
 EPSILON = ("epsilon",)
 FLOW = {"prediction_type": "flow_prediction", "use_flow_sigmas": True}
+EDM: dict[str, Any] = {
+    "kinds": ("epsilon", "v_prediction"),
+    "log_sigma": (0.002, 80.0),
+    "data": 0.5,
+    "linear": True,
+    "float32": True,
+}
+SVD = {"timestep_type": "continuous", "use_karras_sigmas": True, "sigma_min": 0.002, "sigma_max": 700.0}
 CASES = [
     Case("DDIMScheduler", solvers.ddim, 1, UNCLIPPED),
     Case("DDIMScheduler", solvers.ddim, 0, UNCLIPPED, {"eta": 0.7}, {"eta": 0.7}),
@@ -295,4 +348,82 @@ CASES = [
         kinds=("v_prediction",),
     ),
     Case("FlowMatchLCMScheduler", solvers.flow_lcm, 0, {"shift": 3.0}, flow=True, kinds=("flow",), float32=True),
+    Case(
+        "FlowMatchEulerDiscreteScheduler",
+        solvers.flow_euler,
+        1,
+        {"invert_sigmas": True},
+        flow=True,
+        kinds=("inverted",),
+    ),
+    Case(
+        "EulerDiscreteScheduler",
+        solvers.euler,
+        1,
+        SVD,
+        linear=True,
+        float32=True,
+        kinds=("v_prediction",),
+        log_sigma=(0.002, 700.0),
+    ),
+    Case("EDMEulerScheduler", solvers.euler, 1, **EDM),
+    Case("EDMEulerScheduler", solvers.euler, 1, {"final_sigmas_type": "sigma_min"}, last="least", **EDM),
+    Case(
+        "EDMEulerScheduler",
+        solvers.euler,
+        1,
+        {"sigma_max": 120.0, "sigma_data": 1.0, "sigma_schedule": "exponential"},
+        **{**EDM, "log_sigma": (0.002, 120.0), "data": 1.0},
+    ),
+    Case("EDMDPMSolverMultistepScheduler", dpm_solvers.dpm_multistep, 1, {"solver_order": 1}, {"order": 1}, **EDM),
+    Case("EDMDPMSolverMultistepScheduler", dpm_solvers.dpm_multistep, 2, dpm(), **EDM),
+    Case("EDMDPMSolverMultistepScheduler", dpm_solvers.dpm_multistep_authors_third, 2, {"solver_order": 3}, **EDM),
+    Case(
+        "EDMDPMSolverMultistepScheduler",
+        dpm_solvers.dpm_multistep,
+        2,
+        dpm(final_sigmas_type="sigma_min"),
+        last="least",
+        **EDM,
+    ),
+    Case(
+        "EDMDPMSolverMultistepScheduler",
+        dpm_solvers.sde_dpm_multistep,
+        0,
+        dpm(algorithm_type="sde-dpmsolver++"),
+        **EDM,
+    ),
+    Case("KDPM2DiscreteScheduler", solvers.kdpm2, 2, linear=True, kinds=("epsilon", "v_prediction")),
+    Case("KDPM2AncestralDiscreteScheduler", solvers.kdpm2_ancestral, linear=True, kinds=("epsilon", "v_prediction")),
+    Case("CogVideoXDPMScheduler", dpm_solvers.sde_dpm_multistep, options={"idle_draws": True}),
+    Case(
+        "CogVideoXDPMScheduler",
+        dpm_solvers.sde_dpm_multistep,
+        0,
+        {"set_alpha_to_one": False, "snr_shift_scale": 1.0},
+        {"idle_draws": True},
+        last="least",
+        kinds=("v_prediction",),
+    ),
+    Case("SCMScheduler", solvers.consistency, flow=True, kinds=("trigflow",), float32=True),
+    Case("DDPMWuerstchenScheduler", solvers.ddpm_to_end, kinds=("cosine",), float32=True),
+    Case("DDPMWuerstchenScheduler", solvers.ddpm_to_end, 0, {"scaler": 2.0}, kinds=("cosine",), float32=True),
+    Case("DDPMWuerstchenScheduler", solvers.ddpm_to_end, 0, {"scaler": 0.8}, kinds=("cosine",), float32=True),
+    Case("SASolverScheduler", dpm_solvers.sa_solver, last="least"),
+    Case(
+        "SASolverScheduler",
+        dpm_solvers.sa_solver,
+        0,
+        {"predictor_order": 3, "corrector_order": 4},
+        {"predictor": 3, "corrector": 4},
+        last="least",
+    ),
+    Case(
+        "SASolverScheduler",
+        dpm_solvers.sa_solver,
+        0,
+        {"algorithm_type": "noise_prediction"},
+        {"form": "noise"},
+        last="least",
+    ),
 ]

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 
 Array = np.ndarray
-Noise = Callable[[Array, int], Array]
+Noise = Callable[[Array, float], Array]
 GAUSS = np.polynomial.legendre.leggauss(40)  # points in [-1, 1] and their weights
 
 
@@ -38,6 +38,15 @@ def levels(alpha_bar: Array, times: Array, between: str, last: float | None = No
     ratios = ratios if last is None else np.append(ratios, last)
     alpha = 1 / np.hypot(1, ratios)
     return alpha, ratios * alpha
+
+
+def level(alpha: Array, sigma: Array, k: float) -> tuple[float, float]:
+    """α and σ at step k; at a half, of the middle between two steps: σ/α is the geometric mean of theirs."""
+    if k == int(k):
+        return float(alpha[int(k)]), float(sigma[int(k)])
+    before, after = int(k), int(k) + 1
+    ratio = math.sqrt(sigma[before] / alpha[before] * sigma[after] / alpha[after])
+    return 1 / math.hypot(1, ratio), ratio / math.hypot(1, ratio)
 
 
 def image(noise: Noise, alpha: Array, sigma: Array, x: Array, k: int) -> Array:
@@ -77,7 +86,15 @@ def ddim(
     return x
 
 
-def ddpm(noise: Noise, alpha: Array, sigma: Array, x: Array, draws: Iterator[Array], large: bool = False) -> Array:
+def ddpm(
+    noise: Noise,
+    alpha: Array,
+    sigma: Array,
+    x: Array,
+    draws: Iterator[Array],
+    large: bool = False,
+    draws_last: bool = False,
+) -> Array:
     """DDPM, equation (7) of arXiv 2006.11239: here by Bayes' rule; the last step without noise (algorithm 2).
 
     x_s | x_0 is N(α_s x_0, σ_s²), and x_t | x_s is N(r x_s, 1 - r²) with r = α_t/α_s. Precisions add up; all is
@@ -89,8 +106,13 @@ def ddpm(noise: Noise, alpha: Array, sigma: Array, x: Array, draws: Iterator[Arr
         seen, before = 1 - r**2, sigma[k + 1] ** 2
         mean = (alpha[k + 1] * x0 * seen + r * x * before) / (seen + r**2 * before)
         spread = math.sqrt(seen if large else seen * before / (seen + r**2 * before))
-        x = mean if k == len(alpha) - 2 else mean + spread * next(draws)
+        x = mean if k == len(alpha) - 2 and not draws_last else mean + spread * next(draws)
     return x
+
+
+def ddpm_to_end(noise: Noise, alpha: Array, sigma: Array, x: Array, draws: Iterator[Array], times: Array) -> Array:
+    """DDPM, equation (7) of arXiv 2006.11239: with noise in the last step too where that ends above time 0."""
+    return ddpm(noise, alpha, sigma, x, draws, draws_last=bool(times[-1] > 0))
 
 
 def plms(noise: Noise, alpha: Array, sigma: Array, x: Array, draws: Iterator[Array]) -> Array:
@@ -207,6 +229,38 @@ def heun(noise: Noise, alpha: Array, sigma: Array, x: Array, draws: Iterator[Arr
     return y * alpha[-1]
 
 
+def kdpm2(noise: Noise, alpha: Array, sigma: Array, x: Array, draws: Iterator[Array]) -> Array:
+    """DPM-Solver-2 of k-diffusion: the midpoint rule for d(x/α) = ε d(σ/α), its middle where log σ/α is halfway.
+
+    The last step is Euler's.
+    """
+    ratio, y = sigma / alpha, x / alpha[0]
+    for k in range(len(alpha) - 1):
+        slope = noise(y * alpha[k], k)
+        if k < len(alpha) - 2:
+            middle, seen = math.sqrt(ratio[k] * ratio[k + 1]), level(alpha, sigma, k + 0.5)[0]
+            slope = noise((y + (middle - ratio[k]) * slope) * seen, k + 0.5)
+        y = y + (ratio[k + 1] - ratio[k]) * slope
+    return y * alpha[-1]
+
+
+def kdpm2_ancestral(noise: Noise, alpha: Array, sigma: Array, x: Array, draws: Iterator[Array]) -> Array:
+    """Ancestral DPM-Solver-2 of k-diffusion: the midpoint rule down to σ_down, then noise of σ_up.
+
+    The middle of σ and σ_down = σ'²/σ is σ' itself. The last step is Euler's.
+    """
+    ratio, y = sigma / alpha, x / alpha[0]
+    for k in range(len(alpha) - 1):
+        slope, end = noise(y * alpha[k], k), ratio[k + 1]
+        if k == len(alpha) - 2:
+            y = y + (end - ratio[k]) * slope
+            break
+        down = end**2 / ratio[k]
+        slope = noise((y + (end - ratio[k]) * slope) * alpha[k + 1], k + 1)
+        y = y + (down - ratio[k]) * slope + math.sqrt(end**2 - down**2) * next(draws)
+    return y * alpha[-1]
+
+
 def ancestral(noise: Noise, alpha: Array, sigma: Array, x: Array, draws: Iterator[Array]) -> Array:
     """Ancestral Euler of k-diffusion: down to σ_down, then noise of σ_up, with σ_down² + σ_up² = σ'²."""
     ratio, y = sigma / alpha, x / alpha[0]
@@ -229,6 +283,13 @@ def flow_lcm(noise: Noise, alpha: Array, sigma: Array, x: Array, draws: Iterator
     for k in range(len(sigma) - 1):
         drawn = next(draws)
         x = (1 - sigma[k + 1]) * (x - sigma[k] * noise(x, k)) + sigma[k + 1] * drawn
+    return x
+
+
+def consistency(noise: Noise, alpha: Array, sigma: Array, x: Array, draws: Iterator[Array]) -> Array:
+    """Multistep sampling of a consistency model, algorithm 1 of arXiv 2303.01469: to the image, and up again."""
+    for k in range(len(sigma) - 1):
+        x = alpha[k + 1] * image(noise, alpha, sigma, x, k) + sigma[k + 1] * next(draws)
     return x
 
 

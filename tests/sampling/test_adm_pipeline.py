@@ -76,7 +76,7 @@ TIMES = {
 CASES = [f"{times} {scale}" for times in TIMES for scale in (0, 1, 4)]
 
 
-@pytest.mark.parametrize("case", slow_but(CASES, "even 0", "uneven 1", "fractional 4"))
+@pytest.mark.parametrize("case", slow_but(CASES, "uneven 1", "fractional 4"))
 def test_guided_sampling_is_algorithm_2(case: str, precise: Any) -> None:
     pipeline, *states = precise
     name, scale = case.split()[0], float(case.split()[1])
@@ -84,10 +84,11 @@ def test_guided_sampling_is_algorithm_2(case: str, precise: Any) -> None:
     assert len(list_layers(pipeline.unet)) == len(LAYERS)
     candidate = Candidate.from_time_steps(times, removed=removed, guidance_scale=scale)
     modes = (torch.inference_mode, contextlib.nullcontext) if case == "uneven 1" else (torch.inference_mode,)
+    theirs = formula(states, times, scale, removed)
     for mode in modes:
         with mode(), ado.install(pipeline, candidate):
             ours = pipeline(class_labels=LABELS, generator=seeds(), output_type="pt").images
-        assert (ours - formula(states, times, scale, removed)).abs().max() < 1e-10
+        assert (ours - theirs).abs().max() < 1e-10
     assert ours.std() > 0.05
 
 
@@ -103,7 +104,7 @@ def test_without_a_candidate_the_schedulers_own_times_are_used(precise: Any) -> 
     assert (ours - formula(states, EVEN, 1, [()] * 4)).abs().max() < 1e-10
 
 
-@pytest.mark.parametrize("scheduler", ["dpmsolver++", "euler", "ddpm"])
+@pytest.mark.parametrize("scheduler", slow_but(["dpmsolver++", "euler", "ddpm"], "dpmsolver++"))
 def test_other_schedulers_sample_with_guidance_too(scheduler: str, folder: Path) -> None:
     pipeline = ado.load_pipeline(str(folder), scheduler=scheduler, device="cpu")
     images = []

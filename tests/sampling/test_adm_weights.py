@@ -14,7 +14,8 @@ from autodiffusion_opt import UserError
 from autodiffusion_opt.sampling.adm import NoisyClassifier
 from autodiffusion_opt.sampling.adm.convert import build, convert
 from autodiffusion_opt.sampling.adm.presets import PRESETS
-from autodiffusion_opt.sampling.adm.weights import renamed
+from autodiffusion_opt.sampling.adm.weights import sources
+from autodiffusion_opt.sampling.renaming import renamed
 
 ORDERS = ["new", "legacy"]
 TIMES, LABELS = torch.tensor([3.0, 700.25], dtype=torch.float64), torch.tensor([4, 1])
@@ -62,7 +63,7 @@ def test_the_wrong_order_of_queries_keys_and_values_is_far_off(order: str) -> No
 
 
 @pytest.mark.parametrize(
-    ("kind", "config", "shape", "order", "sources", "targets", "parameters"),
+    ("kind", "config", "shape", "order", "originals", "targets", "parameters"),
     [
         (UNet2DModel, PRESETS["adm64"].unet, adm.ADM64, "new", 541, 629, 295_904_454),
         (UNet2DModel, PRESETS["lsun256"].unet, adm.LSUN256, "legacy", 566, 630, 552_814_086),
@@ -71,13 +72,13 @@ def test_the_wrong_order_of_queries_keys_and_values_is_far_off(order: str) -> No
     ids=["adm64", "lsun256", "classifier"],
 )
 def test_every_weight_of_the_published_models_has_its_place(
-    kind: Any, config: Any, shape: Any, order: Any, sources: int | None, targets: int, parameters: int
+    kind: Any, config: Any, shape: Any, order: Any, originals: int | None, targets: int, parameters: int
 ) -> None:
     with torch.device("meta"):
         model = kind(**config)
         state = {name: torch.empty(size) for name, size in adm.shapes(shape).items()}
-    assert sources is None or len(state) == sources
-    filled = renamed(state, model, order)
+    assert originals is None or len(state) == originals
+    filled = renamed(state, model, sources(model, order))
     assert {key: weight.shape for key, weight in filled.items()} == {
         key: weight.shape for key, weight in model.state_dict().items()
     }
@@ -88,10 +89,10 @@ def test_every_weight_of_the_published_models_has_its_place(
         renamed(
             {**{name: weight for name, weight in state.items() if name != missing}, "extra": state[missing]},
             model,
-            order,
+            sources(model, order),
         )
     with pytest.raises(UserError, match="of another shape"):
-        renamed({**state, "out.0.weight": state["out.0.weight"][:-1]}, model, order)
+        renamed({**state, "out.0.weight": state["out.0.weight"][:-1]}, model, sources(model, order))
 
 
 def test_views_of_half_precision_training_become_tensors_of_their_own() -> None:
@@ -140,7 +141,7 @@ def _head(width: int, channels: int, blocks: int, has_classes: bool = True, is_c
         ("adm64", {"weight": torch.zeros(1)}, "must be a checkpoint of guided-diffusion"),
         ("adm64", {}, "must hold names and weights"),
         ("adm64", [torch.zeros(1)], "must hold names and weights, as a state_dict has them; got list"),
-        ("adm64", {"path": Path("x")}, "must be a PyTorch file of weights alone"),
+        ("adm64", {"path": Path("x")}, "must be a file of weights alone"),
     ],
 )
 def test_other_files_are_refused_by_name(name: str, content: Any, message: str, tmp_path: Path) -> None:

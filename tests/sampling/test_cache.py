@@ -253,7 +253,7 @@ def test_removed_layers_are_left_out_of_both(name: str) -> None:
 # --- the pipeline ---------------------------------------------------------------------------------------------
 
 CANDIDATE = Candidate((Step(900), Step(700, (), 1), Step(600, (), 0), Step(420), Step(150.0, (), 0), Step(20, (), 1)))
-SCHEDULERS = ("ddim", "heun", "pndm", "dpmsolver++")
+SCHEDULERS = ("ddim", "heun", "KDPM2DiscreteScheduler", "pndm", "dpmsolver++")
 
 
 @contextlib.contextmanager
@@ -283,6 +283,7 @@ def straight_down(pipeline: Any, candidate: Candidate, peer: Callable[..., Any],
 
 
 @pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:__array_wrap__ must accept context:DeprecationWarning")
 @pytest.mark.parametrize("scheduler", SCHEDULERS)
 def test_images_with_guidance_and_any_solver_are_those_of_the_pass_written_straight_down(scheduler: str) -> None:
     pipeline = ado.load_pipeline(pipelines.saved("stable_diffusion"), scheduler=scheduler, device="cpu")
@@ -291,7 +292,7 @@ def test_images_with_guidance_and_any_solver_are_those_of_the_pass_written_strai
         tuple(Step(time, (), branch) for time, branch in zip(whole.times, CANDIDATE.branches, strict=True))
     )
     sampler = ImageSampler(pipeline, Prompts(("a cat", "rain")), {"guidance_scale": 4.0}, micro_batch=2)
-    layout = {"heun": "heun", "pndm": "plms"}.get(scheduler, "once")
+    layout = {"heun": "heun", "KDPM2DiscreteScheduler": "heun", "pndm": "plms"}.get(scheduler, "once")
     (images,) = sampler.images(candidate, [0, 1], seed=0)
     with straight_down(pipeline, candidate, partial_steps.unet_condition, layout):
         (expected,) = sampler.images(whole, [0, 1], seed=0)

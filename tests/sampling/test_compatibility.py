@@ -13,7 +13,7 @@ from peers import pipelines
 from peers.samples import UNEVEN, call_by_hand, load
 
 from autodiffusion_opt import Candidate, UserError, apply
-from autodiffusion_opt.sampling.compatibility import RESERVED, check_call
+from autodiffusion_opt.sampling.compatibility import RESERVED, check_call, check_compatible, check_replacement
 from autodiffusion_opt.sampling.load import SHORT_NAMES, load_pipeline
 
 # diffusers' own set_timesteps, with NumPy 2.
@@ -129,6 +129,38 @@ def test_a_consistency_models_own_scheduler_is_refused_also_when_replaced(tmp_pa
         load_pipeline(str(tmp_path), device="cpu")
     with pytest.raises(UserError, match="noise scale of its own"):
         load_pipeline(str(tmp_path), device="cpu", scheduler="euler")
+
+
+SVD = diffusers.EulerDiscreteScheduler(timestep_type="continuous", prediction_type="v_prediction")
+EDM = diffusers.EDMEulerScheduler()
+
+
+def test_a_model_made_for_edm_runs_under_either_of_its_schedulers() -> None:
+    check_replacement(EDM, diffusers.EDMDPMSolverMultistepScheduler.from_config(EDM.config))
+    check_replacement(SVD, diffusers.EDMEulerScheduler(sigma_data=1.0, prediction_type="v_prediction"))
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        (EDM, diffusers.EulerDiscreteScheduler()),
+        (EDM, diffusers.EDMEulerScheduler(sigma_data=1.0)),
+        (SVD, diffusers.DDIMScheduler(prediction_type="v_prediction")),
+        (diffusers.DDIMScheduler(), EDM),
+        (diffusers.FlowMatchEulerDiscreteScheduler(), EDM),
+        (diffusers.CMStochasticIterativeScheduler(), diffusers.EDMDPMSolverMultistepScheduler()),
+    ],
+)
+def test_a_scheduler_for_another_kind_of_noise_is_refused(before: Any, after: Any) -> None:
+    with pytest.raises(UserError, match=r"choose another scheduler|noise scale of its own"):
+        check_replacement(before, after)
+
+
+def test_cosmos_is_refused_whose_first_noise_is_not_that_of_the_first_time() -> None:
+    pipeline = object.__new__(diffusers.CosmosTextToWorldPipeline)
+    vars(pipeline)["scheduler"] = EDM
+    with pytest.raises(UserError, match="applies init_noise_sigma, and CosmosTextToWorldPipeline does not"):
+        check_compatible(pipeline)
 
 
 @pytest.mark.parametrize(

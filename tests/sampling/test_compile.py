@@ -14,15 +14,18 @@ import torch
 from diffusers.hooks import HookRegistry, ModelHook
 from peers import pipelines
 from peers.denoisers import NETWORKS, dit, made, output, unet
+from peers.models_table import built
 from peers.samples import BATCH, IMAGES, UNEVEN, call_by_hand, images_of, load, sampler_of
 
 from autodiffusion_opt import Candidate, UserError, apply, compile_layers, load_pipeline
 from autodiffusion_opt.sampling.compatibility import denoiser_of
 from autodiffusion_opt.sampling.compile import MAX_GRAPHS
 from autodiffusion_opt.sampling.config import PipelineConfig
+from autodiffusion_opt.sampling.example_call import example_inputs, learn_layers
 from autodiffusion_opt.sampling.fingerprint import fingerprint_object
 from autodiffusion_opt.sampling.layers import install_bypass, list_layers
 from autodiffusion_opt.sampling.layers.kinds import find_blocks
+from autodiffusion_opt.sampling.layers.listing import known_layers
 from autodiffusion_opt.sampling.load import load_configured
 from autodiffusion_opt.sampling.ranking import rank_layers
 
@@ -332,6 +335,36 @@ def test_compile_in_the_pipelines_table_takes_removed_layers(name: str, monkeypa
     candidate = Candidate.from_time_steps([900, 300], removed=[[0], []])
     assert torch.equal(images_of(pipeline, name, candidate), images_of(plain, name, candidate))
     assert backend.runs == 2 * (2 * len(list_layers(denoiser_of(plain))) - 1)
+
+
+@pytest.mark.filterwarnings("ignore")  # diffusers' own, of its future
+@pytest.mark.parametrize("name", ["z_image", pytest.param("cogview4", marks=pytest.mark.slow)])
+def test_layers_that_only_their_form_tells_are_compiled_one_by_one(name: str, backend: Counting) -> None:
+    pipeline, call = built(name)
+    plain = built(name)[0]
+    assert compile_layers(pipeline, backend, call) is pipeline
+    learn_layers(plain, call)
+    layers = list_layers(denoiser_of(plain))
+    assert [layer.path for layer in known_layers(denoiser_of(pipeline))] == [layer.path for layer in layers]
+    inputs = example_inputs(plain, call)
+    with torch.no_grad():
+        for removed in (set(), {0}, {layer.index for layer in layers}):
+            found, expected = (result(denoiser_of(each), inputs, removed) for each in (pipeline, plain))
+            torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+    graphs = backend.graphs
+    assert 0 < graphs <= len(layers)
+    with torch.no_grad():
+        result(denoiser_of(pipeline), inputs, {1})
+    assert backend.graphs == graphs, "another layer set compiles nothing"
+
+
+def result(denoiser: Any, inputs: dict[str, Any], removed: set[int]) -> torch.Tensor:
+    """The first tensor that a denoiser returns without some layers."""
+    with install_bypass(denoiser, [removed], lambda: 0):
+        value = denoiser(**inputs)
+    while not isinstance(value, torch.Tensor):
+        value = value[0]
+    return value
 
 
 # --- what others put on the denoiser, and what is refused ---------------------------------------------------

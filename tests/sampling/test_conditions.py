@@ -250,6 +250,14 @@ def test_conditions_that_fit_are_taken(tmp_path: Path) -> None:
     assert conditions_for("ddpm").arguments(load("ddpm"), [4, 5]) == {"batch_size": 2}
 
 
+def test_prompts_in_the_table_are_those_of_a_file_that_holds_them(tmp_path: Path) -> None:
+    (tmp_path / "p.txt").write_text("a cat\ntwo dogs\n")
+    in_table = conditions_for("sdxl", kind="prompts", prompts=["a cat", "", "two dogs"], negative_prompt="ugly")
+    in_file = conditions_for("sdxl", tmp_path, kind="prompts", file="p.txt", negative_prompt="ugly")
+    assert in_table.prompts == ("a cat", "two dogs")
+    assert in_table.identity == in_file.identity
+
+
 def test_a_file_of_prompts_is_looked_for_in_the_folder_that_is_given_and_nowhere_else(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -265,7 +273,15 @@ def test_a_file_of_prompts_is_looked_for_in_the_folder_that_is_given_and_nowhere
     ("table", "message"),
     [
         ({"kind": "prompts"}, "needs file"),
-        ({"kind": "prompts", "file": "a.txt", "classes": 3}, "takes file, column, negative_prompt; got classes"),
+        ({"kind": "prompts", "file": "a.txt", "prompts": ["a"]}, "needs file, .* or prompts, a list; got both"),
+        ({"kind": "prompts", "prompts": []}, "at least one prompt"),
+        ({"kind": "prompts", "prompts": [" "]}, "at least one prompt"),
+        ({"kind": "prompts", "prompts": ["a"], "column": "b"}, "column is of a file"),
+        ({"kind": "labels", "prompts": ["a"]}, "takes classes; got prompts"),
+        (
+            {"kind": "prompts", "file": "a.txt", "classes": 3},
+            "takes prompts, file, column, negative_prompt; got classes",
+        ),
         ({"kind": "labels", "file": "a.txt"}, "takes classes; got file"),
         ({"file": "a.txt"}, "takes no other key; got file"),
         ({"kind": "labels", "classes": 0}, "at least 1"),

@@ -14,7 +14,7 @@ from peers.samples import load
 
 from autodiffusion_opt import Candidate, Step, UserError
 from autodiffusion_opt.sampling.apply import install, watch_samples
-from autodiffusion_opt.sampling.engines.comfyui import comfy_sampling
+from autodiffusion_opt.sampling.engines.comfyui import comfy_sampling, noise_levels
 
 UNEVEN = Candidate.from_time_steps([901, 733, 404, 58])
 FROM_THE_GREATEST = Candidate.from_time_steps([999, 500, 120])
@@ -147,3 +147,15 @@ def test_a_scheduler_that_comfyui_has_no_sampler_for_is_refused() -> None:
     pipeline = diffusers.DDPMPipeline(pipelines.unet(), diffusers.TCDScheduler())
     with pytest.raises(UserError, match="ComfyUI has no sampler for TCDScheduler"):
         comfy_sampling(pipeline, UNEVEN)
+
+
+@pytest.mark.parametrize("scheduler", [diffusers.SCMScheduler(), diffusers.DDPMWuerstchenScheduler()])
+def test_so_is_one_without_noise_levels_of_its_own(scheduler: Any) -> None:
+    pipeline = diffusers.DDPMPipeline(pipelines.unet(), scheduler)
+    with pytest.raises(UserError, match=f"ComfyUI has no sampler for {type(scheduler).__name__}"):
+        comfy_sampling(pipeline, Candidate.from_time_steps([900, 400]))
+
+
+def test_inverted_flow_times_end_at_sigma_zero() -> None:
+    scheduler = diffusers.FlowMatchEulerDiscreteScheduler(invert_sigmas=True)
+    assert noise_levels(scheduler, Candidate.from_time_steps([1000, 400])) == pytest.approx((1.0, 0.4, 0.0))

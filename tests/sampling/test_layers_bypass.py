@@ -12,7 +12,7 @@ import torch
 from diffusers.hooks import HookRegistry, ModelHook
 from diffusers.models.attention_processor import Attention, AttnAddedKVProcessor2_0
 from marks import slow_but
-from peers.denoisers import NETWORKS, condition_inputs, made, output
+from peers.denoisers import GIVEN, NETWORKS, condition_inputs, made, output
 
 from autodiffusion_opt.errors import UserError
 from autodiffusion_opt.sampling.layers import install_bypass, list_layers
@@ -38,6 +38,9 @@ BRANCH_ENDS = (
     "ff.linear_2.out_projection",
     "ff.out_projection",  # AuraFlow
     "ff_context.out_projection",
+    "channelwise_linear_2",  # UVit
+    "channelwise.4",  # Stable Cascade
+    "attention.to_out.0",
     "proj_out",  # Transformer2DModel, Flux's and Chroma's single blocks
 )
 
@@ -56,11 +59,12 @@ def without_branches(denoiser: Any, path: str) -> Any:
 
 
 @WARNS
-@pytest.mark.parametrize("name", slow_but(NETWORKS, "ADM", "SD", "DiT", "Flux"))
+@pytest.mark.parametrize("name", slow_but([*NETWORKS, *GIVEN], "ADM", "SD", "DiT", "Flux", *GIVEN))
 def test_removing_a_layer_is_zeroing_its_residual_branch(name: str) -> None:
     denoiser, inputs = made(name)
     whole = output(denoiser, inputs)
-    layers = list_layers(denoiser)
+    layers = list_layers(denoiser, inputs if name in GIVEN else None)
+    assert all(layer.removable for layer in layers)
     for layer in layers:
         expected = output(without_branches(denoiser, layer.path), inputs)
         with install_bypass(denoiser, [{layer.index}], step_zero):

@@ -12,7 +12,7 @@ from diffusers.models.resnet import ResnetBlockCondNorm2D
 from diffusers.models.transformers.dual_transformer_2d import DualTransformer2DModel
 from diffusers.models.transformers.transformer_sd3 import SD3SingleTransformerBlock
 from diffusers.models.unets.unet_2d_blocks import KAttentionBlock
-from peers.denoisers import NETWORKS
+from peers.denoisers import GIVEN, NETWORKS
 
 from autodiffusion_opt.sampling.layers.kinds import _KINDS, find_blocks, kind_of
 
@@ -80,7 +80,7 @@ def test_a_block_alone_is_bypassed_as_if_its_branches_gave_zero(block_class: typ
 def test_every_kind_in_the_registry_is_proved_in_a_network_or_alone() -> None:
     """A kind that is added needs a network in peers.denoisers, or a block here."""
     proved = {f"diffusers.{cls.__name__}" for cls in ALONE}
-    for make, _ in NETWORKS.values():
+    for make, _ in (NETWORKS | GIVEN).values():
         for block in find_blocks(make()).values():
             names = (f"diffusers.{cls.__name__}" for cls in type(block).__mro__)
             proved.add(next(name for name in names if name in _KINDS))

@@ -137,7 +137,7 @@ def test_a_denoiser_is_compiled_when_its_memory_format_and_offload_are_set(monke
     """What the compiled layers do is in test_compile.py."""
     found = []
 
-    def compile_layers(pipeline: Any) -> None:
+    def compile_layers(pipeline: Any, call: Any) -> None:
         last = torch.channels_last
         found.append(
             (pipeline, pipeline.unet.conv_in.weight.is_contiguous(memory_format=last), "offloaded" in vars(pipeline))

@@ -12,8 +12,9 @@ import diffusers
 import numpy as np
 import pytest
 import torch
-from peers.scheduler_runs import curved, difference, formula, sample_with, start
+from peers.scheduler_runs import Stepper, called, curved, difference, formula, sample_with, set_own_times, start
 from peers.schedulers import CASES, INTEGERS, Case
+from peers.solvers import level
 
 from autodiffusion_opt.sampling import schedule as schedules
 
@@ -57,7 +58,12 @@ def test_untouched_ddim_on_uneven_steps_does_not() -> None:
 
 def gaussian(case: Case, alpha: np.ndarray, sigma: np.ndarray, mean: float, spread: float) -> Any:
     """The best possible noise prediction for data N(mean, spread²); x_t is N(α mean, α² spread² + σ²)."""
-    return lambda x, k: sigma[k] * (x - alpha[k] * mean) / (alpha[k] ** 2 * spread**2 + sigma[k] ** 2)
+
+    def noise(x: Any, k: float) -> Any:
+        a, b = level(alpha, sigma, k)
+        return b * (x - a * mean) / (a**2 * spread**2 + b**2)
+
+    return noise
 
 
 def alternating(count: int, top: float = 840.0, bottom: float = 120.0) -> tuple[float, ...]:
@@ -86,6 +92,13 @@ def test_error_falls_at_the_order_of_the_solver(case: Case) -> None:
     assert slope > case.order - 0.35, f"order {slope:.2f}"
 
 
+def test_sa_solver_without_noise_is_of_order_two() -> None:
+    case = next(case for case in CASES if case.name == "SASolverScheduler")
+    quiet = dataclasses.replace(case, config={"tau_func": lambda time: 0})
+    slope = math.log2(exact_error(quiet, 48) / exact_error(quiet, 96))
+    assert slope > 2 - 0.35, f"order {slope:.2f}"
+
+
 def test_uneven_coefficients_pay_on_uneven_steps() -> None:
     published, fitted, _ = (case for case in CASES if case.name == "PNDMScheduler")
     assert exact_error(fitted, 48) < exact_error(published, 48) / 10
@@ -97,11 +110,11 @@ STOCHASTIC = [case for case in CASES if not case.order and case.name != "TCDSche
 @pytest.mark.parametrize("case", STOCHASTIC, ids=str)
 def test_stochastic_solvers_end_in_the_distribution(case: Case) -> None:
     """The exact noise prediction of N(0.3, 0.5²) gives back its mean and spread, up to the steps' error."""
-    kind = "flow" if case.flow else "epsilon"
+    kind = case.kinds[0]
     scheduler = case.make(kind, double=True)
     cuts = np.cumsum(np.tile([2.0, 1.0], 40))
     times = tuple(float(round(time)) for time in 985 * (1 - cuts / cuts[-1]) ** 1.5 + 5)
-    is_lcm = case.name.endswith("LCMScheduler")
+    is_lcm = case.name.endswith(("LCMScheduler", "SCMScheduler"))
     if is_lcm:
         times = tuple(float(time) for time in INTEGERS)
     schedules.install_schedule(scheduler, times)
@@ -126,12 +139,12 @@ def plain_run(scheduler: Any, kind: str, first: int = 0, calls: int | None = Non
     """
     if first:
         scheduler.set_begin_index(first)
-    sample = start().float() * scheduler.init_noise_sigma if hasattr(scheduler, "init_noise_sigma") else start().float()
+    sample, make_step = start().float() * getattr(scheduler, "init_noise_sigma", 1.0), Stepper(scheduler)
     if "generator" in inspect.signature(scheduler.step).parameters:
         step["generator"] = torch.Generator().manual_seed(7)
-    for call, time in enumerate(scheduler.timesteps[first:][:calls]):
+    for call, time in enumerate(called(scheduler)[first:][:calls]):
         seen = scheduler.scale_model_input(sample, time) if hasattr(scheduler, "scale_model_input") else sample
-        sample = scheduler.step(torch.sin(1.3 * seen + 0.4 * call), time, sample, **step).prev_sample
+        sample = make_step(torch.sin(1.3 * seen + 0.4 * call), time, sample, **step)
     return sample
 
 
@@ -141,12 +154,15 @@ def plain_run(scheduler: Any, kind: str, first: int = 0, calls: int | None = Non
     ids=lambda value: str(value),
 )
 def test_default_times_give_what_diffusers_gives(case: Case, kind: str) -> None:
-    config = {"use_karras_sigmas": False} if "use_karras_sigmas" in case.config else {}
+    config = {"use_karras_sigmas": False} if "use_karras_sigmas" in case.config and not case.log_sigma else {}
     scheduler, copied = (case.make(kind, **config) for _ in range(2))
-    copied.set_timesteps(8, **({"mu": 1.15} if "use_dynamic_shifting" in case.config else {}))
+    set_own_times(copied, 8)
     schedules.install_schedule(scheduler, schedules.default_times(scheduler, 8))
     expected, got = plain_run(copied, kind, **case.step), plain_run(scheduler, kind, **case.step)
-    assert (expected - got).abs().max() <= 1e-6 * expected.abs().max()
+    # Rounding in float32: σ through its time and back; sums in another order.
+    reordered = case.name in ("CogVideoXDPMScheduler", "KDPM2AncestralDiscreteScheduler")
+    share = 4e-6 if case.log_sigma or reordered else 1e-6
+    assert (expected - got).abs().max() <= share * expected.abs().max()
     if "use_flow_sigmas" not in case.config:  # those that diffusers cuts to integers, but not their sigmas
         assert torch.allclose(copied.timesteps.double(), scheduler.timesteps.double())
         assert copied.timesteps.dtype == scheduler.timesteps.dtype
@@ -217,15 +233,15 @@ def test_predicted_variance_is_left_out(case: Case) -> None:
     for extra in (0, 1):
         scheduler = case.make(kind)
         schedules.install_schedule(scheduler, case.times, **case.install)
-        sample = start().float()
-        for time in scheduler.timesteps:
+        sample, step = start().float(), Stepper(scheduler)
+        for time in called(scheduler):
             if hasattr(scheduler, "scale_model_input"):
                 scheduler.scale_model_input(sample, time)
             generator = {"generator": torch.Generator().manual_seed(7)}
             if "generator" not in inspect.signature(scheduler.step).parameters:
                 generator = {}
             output = torch.cat([torch.sin(sample)] * (1 + extra), dim=1)
-            sample = scheduler.step(output, time, sample, **generator, return_dict=False)[0]
+            sample = step(output, time, sample, **generator)
         results.append(sample)
     assert torch.equal(*results)
 
@@ -238,6 +254,8 @@ def test_noise_added_at_a_time_is_that_of_the_time(case: Case) -> None:
     schedules.install_schedule(scheduler, times, **case.install)
     image, noise = start(), torch.ones(2, 3, 4, 4, dtype=torch.float64)
     first = scheduler.timesteps[:1].repeat(2)
+    if not hasattr(scheduler, "add_noise") and not hasattr(scheduler, "scale_noise"):
+        pytest.skip(f"{case.name} adds no noise to an image")
     if hasattr(scheduler, "add_noise"):
         got = scheduler.add_noise(image, noise, first)
     else:

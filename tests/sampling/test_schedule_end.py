@@ -9,7 +9,7 @@ import diffusers
 import pytest
 import torch
 from peers import as_computed, dpm_solvers, solvers
-from peers.scheduler_runs import curved, difference, formula, sample_with, start
+from peers.scheduler_runs import Stepper, called, curved, difference, formula, sample_with, set_own_times, start
 from peers.schedulers import CASES, DISTILLED, Case, dpm
 
 from autodiffusion_opt.errors import UserError
@@ -189,7 +189,8 @@ def test_the_last_step_stops_at_the_end_time(case: Case, kind: str) -> None:
 def test_an_end_time_makes_another_result(case: Case) -> None:
     scheduler = installed(case, STOPPED, end_time=END)
     got = samples(case, scheduler, start())[-1]
-    assert difference(got, formula(case, scheduler, start(), STOPPED)) > 1e-3
+    # where log σ is linear in time there is little noise left at END
+    assert difference(got, formula(case, scheduler, start(), STOPPED)) > (1e-4 if case.log_sigma else 1e-3)
 
 
 @pytest.mark.parametrize("case", [case for case in STOPPING if case.flow or case.last == "least"], ids=str)
@@ -219,12 +220,12 @@ def test_an_end_time_is_taken_off_again(case: Case) -> None:
     assert all(vars(scheduler)[key] is value for key, value in before.items())
     results = []
     for made in (scheduler, untouched):
-        made.set_timesteps(5, **({"mu": 1.15} if "use_dynamic_shifting" in case.config else {}))
-        sample = start().float()
-        for time in made.timesteps:
+        set_own_times(made, 5)
+        sample, step = start().float(), Stepper(made)
+        for time in called(made):
             seen = made.scale_model_input(sample, time) if hasattr(made, "scale_model_input") else sample
             torch.manual_seed(0)
-            sample = made.step(torch.sin(seen), time, sample).prev_sample
+            sample = step(torch.sin(seen), time, sample)
         results.append(sample)
     assert torch.equal(*results)
 
@@ -292,10 +293,10 @@ def test_a_later_first_step_is_a_schedule_of_the_times_from_there(case: Case, en
     assert whole.timesteps.tolist() == part.timesteps.tolist()
     results = []
     for scheduler in (whole, part):
-        sample = start()
-        for call, time in enumerate(scheduler.timesteps):
+        sample, step = start(), Stepper(scheduler)
+        for call, time in enumerate(called(scheduler)):
             seen = scheduler.scale_model_input(sample, time) if hasattr(scheduler, "scale_model_input") else sample
             torch.manual_seed(call)
-            sample = scheduler.step(curved(seen, call), time, sample).prev_sample
+            sample = step(curved(seen, call), time, sample)
         results.append(sample)
     assert torch.equal(*results)

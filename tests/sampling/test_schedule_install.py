@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 import inspect
+import math
 import warnings
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,8 @@ import diffusers
 import numpy as np
 import pytest
 import torch
+from peers.scheduler_runs import Stepper, called, set_own_times
+from peers.schedulers import TWO_CALLS
 
 from autodiffusion_opt.errors import UserError
 from autodiffusion_opt.sampling import schedule as schedules
@@ -24,18 +28,29 @@ pytestmark = [
 TIMES = (950, 700, 690, 210, 40)
 # The times of the denoiser calls and the steps that they belong to, for solvers with two calls in some step: the second
 # call is made at the step's end.
+ALPHA_BAR = np.cumprod(1 - np.linspace(0.00085, 0.012, 1000))
+LOG_SIGMAS = np.log(1 / ALPHA_BAR - 1) / 2
+# The time at which log σ is halfway between those of two times.
+HALFWAY = np.interp([LOG_SIGMAS[list(pair)].mean() for pair in pairwise(TIMES)], LOG_SIGMAS, np.arange(1000)).tolist()
 HEUN_CALLED = [950, 700, 700, 690, 690, 210, 210, 40, 40]
+QUARTER_LOG_SIGMAS = [math.log(0.002 * (80 / 0.002) ** (time / 999)) / 4 for time in TIMES]
 CALLED = {
+    "EDMDPMSolverMultistepScheduler": QUARTER_LOG_SIGMAS,
+    "EDMEulerScheduler": QUARTER_LOG_SIGMAS,
+    "DDPMWuerstchenScheduler": [*(time / 999 for time in TIMES), 0.0],
     "HeunDiscreteScheduler": HEUN_CALLED,
     "FlowMatchHeunDiscreteScheduler": HEUN_CALLED,
+    "KDPM2AncestralDiscreteScheduler": HEUN_CALLED,
+    "KDPM2DiscreteScheduler": [950, HALFWAY[0], 700, HALFWAY[1], 690, HALFWAY[2], 210, HALFWAY[3], 40],
     "PNDMScheduler": [950, 700, 700, 690, 210, 40],
+    "SCMScheduler": [*(math.atan2(time, 1000 - time) for time in TIMES), 0.0],
 }
-SEEN = {
-    "HeunDiscreteScheduler": [0, 0, 1, 1, 2, 2, 3, 3, 4],
-    "FlowMatchHeunDiscreteScheduler": [0, 0, 1, 1, 2, 2, 3, 3, 4],
-    "PNDMScheduler": [0, 0, 1, 2, 3, 4],
-}
+SEEN = {**{key: [0, 0, 1, 1, 2, 2, 3, 3, 4] for key in TWO_CALLS}, "PNDMScheduler": [0, 0, 1, 2, 3, 4]}
 every_scheduler = pytest.mark.parametrize("name", schedules.accepted())
+
+
+def has_times(scheduler: Any, name: str) -> None:
+    assert scheduler.timesteps.tolist() == pytest.approx(CALLED.get(name, list(TIMES)), rel=1e-6)
 
 
 def make(name: str, **config: Any) -> Any:
@@ -45,12 +60,12 @@ def make(name: str, **config: Any) -> Any:
 
 def run(scheduler: Any, schedule: schedules.InstalledSchedule | None = None, calls: int | None = None) -> list[int]:
     """Runs a scheduler; the step that the schedule said at each call."""
-    sample, said = torch.ones(1, 3, 4, 4), []
-    for instant in scheduler.timesteps[:calls]:
+    sample, said, step = torch.ones(1, 3, 4, 4), [], Stepper(scheduler)
+    for instant in called(scheduler)[:calls]:
         if hasattr(scheduler, "scale_model_input"):
             scheduler.scale_model_input(sample, instant)
         said.append(schedule.step if schedule else 0)
-        sample = scheduler.step(torch.sin(sample), instant, sample).prev_sample
+        sample = step(torch.sin(sample), instant, sample)
     assert torch.isfinite(sample).all()
     return said
 
@@ -70,6 +85,7 @@ def test_it_comes_off_without_a_trace(name: str) -> None:
     schedule.remove()
     schedule.remove()
     assert same_state(before, vars(scheduler))
+    assert type(scheduler) is getattr(diffusers, name)
     assert str(values) == str(vars(scheduler))
 
 
@@ -81,11 +97,11 @@ def test_it_comes_off_in_the_middle(name: str) -> None:
     schedule = schedules.install_schedule(scheduler, TIMES)
     run(scheduler, calls=2)
     with pytest.raises(RuntimeError, match="size of tensor"):
-        scheduler.step(torch.ones(1, 3, 9, 9), scheduler.timesteps[2], torch.ones(1, 3, 4, 4))
+        Stepper(scheduler)(torch.ones(1, 3, 9, 9), scheduler.timesteps[2], torch.ones(1, 3, 4, 4))
     schedule.remove()
     assert same_state(before, vars(scheduler))
     for made in (scheduler, untouched):
-        made.set_timesteps(4)
+        set_own_times(made, 4)
         run(made)
     assert torch.equal(scheduler.timesteps, untouched.timesteps)
 
@@ -94,7 +110,9 @@ def test_it_comes_off_in_the_middle(name: str) -> None:
 def test_pipelines_see_what_they_always_saw(name: str, tmp_path: Path) -> None:
     scheduler, untouched = make(name), make(name)
     schedules.install_schedule(scheduler, TIMES)
-    assert type(scheduler) is type(untouched)
+    assert isinstance(scheduler, type(untouched))
+    names = ("__name__", "__module__", "__qualname__", "__doc__")
+    assert all(getattr(type(scheduler), name) == getattr(type(untouched), name) for name in names)
     assert scheduler.config == untouched.config
     for method in ("step", "set_timesteps"):
         assert inspect.signature(getattr(scheduler, method)) == inspect.signature(getattr(untouched, method))
@@ -113,7 +131,7 @@ def test_a_deep_copy_has_a_schedule_of_its_own(name: str) -> None:
     assert schedule.step == 0
     schedule.remove()
     copied.set_timesteps(5)
-    assert copied.timesteps.tolist() == CALLED.get(name, list(TIMES))
+    has_times(copied, name)
 
 
 @every_scheduler
@@ -123,8 +141,8 @@ def test_the_times_are_those_given(name: str) -> None:
     scheduler.set_timesteps(5, device="cpu")
     assert scheduler.num_inference_steps == 5  # also where there are more calls
     assert schedule.times == (950.0, 700.0, 690.0, 210.0, 40.0)
-    assert scheduler.timesteps.tolist() == CALLED.get(name, list(TIMES))
-    whole = name.startswith(("CogVideoX", "DD", "DEIS", "DPM", "LCM", "PNDM", "TCD", "UniPC"))
+    has_times(scheduler, name)
+    whole = name.startswith(("CogVideoX", "DDIM", "DDPMS", "DEIS", "DPM", "LCM", "PNDM", "SASolver", "TCD", "UniPC"))
     assert scheduler.timesteps.dtype == (torch.int64 if whole else torch.float32)
     if schedules.takes_continuous(scheduler):
         schedules.install_schedule(scheduler, (900.5, 3))
@@ -141,20 +159,24 @@ def test_steps_are_counted(name: str) -> None:
     assert schedule.step == 0
 
 
-@pytest.mark.parametrize("name", [name for name in schedules.accepted() if name != "PNDMScheduler"])
+# Wuerstchen's pipelines, and its scheduler, begin at the noise.
+FROM_NOISE = ("DDPMWuerstchenScheduler", "PNDMScheduler")
+
+
+@pytest.mark.parametrize("name", [name for name in schedules.accepted() if name not in FROM_NOISE])
 def test_image_to_image_starts_in_the_middle(name: str) -> None:
     scheduler = make(name)
     schedule = schedules.install_schedule(scheduler, TIMES)
     order = scheduler.order
     if hasattr(scheduler, "set_begin_index"):
         scheduler.set_begin_index(2 * order)
-    sample, said = torch.ones(1, 3, 4, 4), []
-    for instant in scheduler.timesteps[2 * order :]:
+    sample, said, step = torch.ones(1, 3, 4, 4), [], Stepper(scheduler)
+    for instant in called(scheduler)[2 * order :]:
         if hasattr(scheduler, "scale_model_input"):
             scheduler.scale_model_input(sample, instant)
         said.append(schedule.step)
-        sample = scheduler.step(sample, instant, sample).prev_sample
-    assert said == ([2, 2, 3, 3, 4] if "Heun" in name else [2, 3, 4])
+        sample = step(sample, instant, sample)
+    assert said == ([2, 2, 3, 3, 4] if name in TWO_CALLS else [2, 3, 4])
 
 
 @pytest.mark.parametrize(
@@ -184,7 +206,7 @@ def test_another_number_of_steps_warns_once(name: str) -> None:
         scheduler.set_timesteps(50)
     scheduler.set_timesteps(50)  # a second warning would be an error here
     scheduler.set_timesteps(num_inference_steps=5, device=None, mu=1.0, sigmas=[1.0, 0.5])
-    assert scheduler.timesteps.tolist() == CALLED.get(name, list(TIMES))
+    has_times(scheduler, name)
 
 
 def test_the_last_one_installed_counts() -> None:
@@ -276,11 +298,11 @@ def test_samples_keep_their_precision(name: str, dtype: torch.dtype) -> None:
         scheduler = make(name)
         if installed:
             schedules.install_schedule(scheduler, TIMES)
-        scheduler.set_timesteps(5)
+        set_own_times(scheduler, 5)
         sample, instant = torch.ones(1, 3, 4, 4, dtype=dtype), scheduler.timesteps[0]
         if hasattr(scheduler, "scale_model_input"):
             scheduler.scale_model_input(sample, instant)
-        results.append(scheduler.step(sample, instant, sample).prev_sample.dtype)
+        results.append(Stepper(scheduler)(sample, instant, sample).dtype)
     assert results[0] == results[1]
 
 
@@ -313,6 +335,18 @@ def test_the_first_noise_is_that_of_the_first_time() -> None:
         sigmas = schedules.sigmas_of(scheduler)
         assert sigmas is not None
         assert float(scheduler.init_noise_sigma) == pytest.approx((sigmas[500] ** 2 + extra) ** 0.5)
+
+
+@pytest.mark.parametrize("name", ["EDMDPMSolverMultistepScheduler", "EDMEulerScheduler"])
+def test_the_first_noise_of_edm_is_that_of_the_first_time(name: str) -> None:
+    scheduler = make(name)
+    schedule = schedules.install_schedule(scheduler, (500, 20))
+    copied = copy.deepcopy(scheduler)
+    sigma = 0.002 * (80 / 0.002) ** (500 / 999)
+    assert scheduler.init_noise_sigma == copied.init_noise_sigma == pytest.approx((sigma**2 + 1) ** 0.5)
+    schedule.remove()
+    assert scheduler.init_noise_sigma == pytest.approx((80**2 + 1) ** 0.5)
+    assert schedules.untouched(copied).init_noise_sigma == scheduler.init_noise_sigma
 
 
 def test_zero_terminal_snr_has_an_end() -> None:

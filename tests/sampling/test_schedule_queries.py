@@ -8,6 +8,8 @@ import diffusers
 import numpy as np
 import pytest
 import torch
+from peers.scheduler_runs import Stepper, called
+from peers.schedulers import TWO_CALLS
 
 from autodiffusion_opt.errors import UserError
 from autodiffusion_opt.sampling import schedule as schedules
@@ -41,9 +43,11 @@ def same_state(before: dict[str, Any], after: dict[str, Any]) -> bool:
             {},
             r"must be one of: .*DDIMScheduler, .*got 'DDIMInverseScheduler'. Did you mean",
         ),
-        ("KDPM2DiscreteScheduler", {}, "got 'KDPM2DiscreteScheduler'"),
+        ("IPNDMScheduler", {}, "got 'IPNDMScheduler'"),
+        ("KDPM2DiscreteScheduler", {"prediction_type": "sample"}, "has no prediction_type='sample'"),
         ("PNDMScheduler", {"skip_prk_steps": False}, "needs skip_prk_steps=True"),
-        ("FlowMatchEulerDiscreteScheduler", {"invert_sigmas": True}, "other way round"),
+        ("FlowMatchLCMScheduler", {"invert_sigmas": True}, "other way round"),
+        ("EDMEulerScheduler", {"prediction_type": "sample"}, "has no prediction_type='sample'"),
         ("DEISMultistepScheduler", {"use_flow_sigmas": True}, "leaves noise"),
         ("UniPCMultistepScheduler", {"predict_x0": False}, "with predict_x0=False divides by zero"),
         ("UniPCMultistepScheduler", {"lower_order_final": False}, "with lower_order_final=False divides by zero"),
@@ -51,8 +55,8 @@ def same_state(before: dict[str, Any], after: dict[str, Any]) -> bool:
         ("DPMSolverMultistepScheduler", {"use_flow_sigmas": True, "final_sigmas_type": "sigma_min"}, "noise"),
         (
             "EulerDiscreteScheduler",
-            {"timestep_type": "continuous", "prediction_type": "v_prediction"},
-            "log σ",
+            {"timestep_type": "continuous", "prediction_type": "v_prediction", "final_sigmas_type": "sigma_min"},
+            "needs final_sigmas_type='zero'",
         ),
     ],
 )
@@ -67,6 +71,13 @@ def test_refused_by_name_with_the_reason(name: str, config: dict[str, Any], said
         with pytest.raises(UserError, match=said):
             asked(scheduler)
     assert same_state(before, vars(scheduler))
+
+
+@pytest.mark.parametrize("name", ["CosineDPMSolverMultistepScheduler", "DPMSolverSDEScheduler"])
+def test_a_scheduler_whose_noise_is_of_the_batch_is_refused_with_the_reason(name: str) -> None:
+    scheduler = object.__new__(getattr(diffusers, name))  # both need torchsde to be made
+    with pytest.raises(UserError, match=f"{name} draws the noise of a whole batch from one Brownian path"):
+        schedules.check_scheduler(scheduler)
 
 
 @pytest.mark.parametrize(
@@ -88,6 +99,7 @@ def test_refused_by_name_with_the_reason(name: str, config: dict[str, Any], said
         ("DDIMScheduler", ("9",), "finite number"),
         ("DDIMScheduler", (None,), "finite number"),
         ("LCMScheduler", (900.5, 3), "integer times; got 900.5"),
+        ("DDPMWuerstchenScheduler", (999, 0), "above 0 to 999 for this model; got 0"),
         ("FlowMatchEulerDiscreteScheduler", (1000.5, 0), "above 0 to 1000 for this model; got 1000.5, 0"),
     ],
 )
@@ -105,11 +117,11 @@ def test_default_times_can_be_installed(name: str, steps: int) -> None:
     assert same_state(before, vars(scheduler))
     schedules.install_schedule(scheduler, times)
     assert len(times) == steps
-    sample = torch.ones(1, 3, 4, 4)
-    for time in scheduler.timesteps:
+    sample, step = torch.ones(1, 3, 4, 4), Stepper(scheduler)
+    for time in called(scheduler):
         if hasattr(scheduler, "scale_model_input"):
             scheduler.scale_model_input(sample, time)
-        sample = scheduler.step(torch.sin(sample), time, sample).prev_sample
+        sample = step(torch.sin(sample), time, sample)
     assert torch.isfinite(sample).all()
     assert schedules.default_times(scheduler, steps) == times  # also of a scheduler that has others installed
 
@@ -164,7 +176,7 @@ def test_what_a_scheduler_can_be_asked() -> None:
 def test_the_layout_counts_the_calls_that_the_schedule_makes(name: str) -> None:
     """The cost formula of spaces and the schedule's own list of calls agree."""
     layout = schedules.layout_of(make(name))
-    assert layout == ("heun" if "Heun" in name else "plms" if name == "PNDMScheduler" else "once")
+    assert layout == ("heun" if name in TWO_CALLS else "plms" if name == "PNDMScheduler" else "once")
     for steps in (1, 2, 5):
         made = steps_of_calls(steps, layout)
         assert cost.calls(layout, steps) == tuple(made.count(step) for step in range(steps))

@@ -7,6 +7,7 @@ schedule that learns of a step only there removes layers one call late.
 from __future__ import annotations
 
 import contextlib
+import inspect
 from collections.abc import Iterator
 from typing import Any
 
@@ -15,6 +16,8 @@ import pytest
 import torch
 from marks import slow_but
 from peers import pipelines
+from peers.scheduler_runs import Stepper, called
+from peers.schedulers import TWO_CALLS
 
 from autodiffusion_opt.sampling.hooks import before_forward
 from autodiffusion_opt.sampling.layers import install_bypass, list_layers
@@ -32,12 +35,8 @@ pytestmark = [
 
 TIMES = (950, 700, 690, 210, 40)
 ONCE = [0, 1, 2, 3, 4]
-# Heun's method takes the slope at both ends of all steps but the last; PLMS makes its first step twice.
-TWICE = {
-    "HeunDiscreteScheduler": [0, 0, 1, 1, 2, 2, 3, 3, 4],
-    "FlowMatchHeunDiscreteScheduler": [0, 0, 1, 1, 2, 2, 3, 3, 4],
-    "PNDMScheduler": [0, 0, 1, 2, 3, 4],
-}
+# Most solvers of two calls make one in the last step; PLMS makes its first step twice.
+TWICE = {**{key: [0, 0, 1, 1, 2, 2, 3, 3, 4] for key in TWO_CALLS}, "PNDMScheduler": [0, 0, 1, 2, 3, 4]}
 
 
 def make(name: str, **config: Any) -> Any:
@@ -50,10 +49,10 @@ def test_a_loop_that_only_steps_is_at_each_step_in_turn(name: str) -> None:
     schedule = install_schedule(scheduler, TIMES)
     for _ in range(2):  # again after set_timesteps
         scheduler.set_timesteps(5)
-        sample, seen = torch.ones(1, 3, 4, 4), []
-        for time in scheduler.timesteps:
+        sample, seen, step = torch.ones(1, 3, 4, 4), [], Stepper(scheduler)
+        for time in called(scheduler):
             seen.append(schedule.step)
-            sample = scheduler.step(0.1 * sample, time, sample).prev_sample
+            sample = step(0.1 * sample, time, sample)
         assert seen == TWICE.get(name, ONCE)
         assert schedule.step == 4  # after the last call: still the last
 
@@ -63,11 +62,11 @@ def test_calls_are_counted_by_the_step_that_they_are_seen_at(name: str) -> None:
     scheduler = make(name)
     for steps in (1, 2, 5):
         schedule = install_schedule(scheduler, TIMES[:steps])
-        sample, seen = torch.ones(1, 3, 4, 4), []
-        for time in scheduler.timesteps:
+        sample, seen, step = torch.ones(1, 3, 4, 4), [], Stepper(scheduler)
+        for time in called(scheduler):
             seen.append(schedule.step)
-            sample = scheduler.step(0.1 * sample, time, sample).prev_sample
-        assert cost.calls(layout_of(scheduler), steps) == tuple(seen.count(step) for step in range(steps))
+            sample = step(0.1 * sample, time, sample)
+        assert cost.calls(layout_of(scheduler), steps) == tuple(seen.count(index) for index in range(steps))
 
 
 def denoiser_of(pipeline: Any) -> Any:
@@ -133,10 +132,10 @@ def test_a_pipeline_calls_its_denoiser_at_each_step_in_turn(name: str) -> None:
     assert ran == [step for step in seen if step % 2 == 0]
 
 
-WITH_BETAS = [name for name in accepted() if not name.startswith("FlowMatch")]
+WITH_BETAS = [name for name in accepted() if "beta_start" in inspect.signature(getattr(diffusers, name)).parameters]
 
 
-@pytest.mark.parametrize("name", slow_but(WITH_BETAS, "DDIMScheduler", "HeunDiscreteScheduler", "PNDMScheduler"))
+@pytest.mark.parametrize("name", slow_but(WITH_BETAS, "DDIMScheduler", "KDPM2DiscreteScheduler", "PNDMScheduler"))
 def test_every_scheduler_of_a_pipeline_is_at_each_step_in_turn(name: str) -> None:
     pipeline = pipelines.BUILDERS["stable_diffusion"]()
     pipeline.scheduler = make(name, **pipelines.BETAS)

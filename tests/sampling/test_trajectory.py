@@ -9,9 +9,12 @@ import numpy as np
 import pytest
 import torch
 from diffusers import (
+    CogVideoXDPMScheduler,
     DDIMScheduler,
     DDPMScheduler,
+    DDPMWuerstchenScheduler,
     DPMSolverMultistepScheduler,
+    EDMEulerScheduler,
     EulerDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
     LCMScheduler,
@@ -25,7 +28,7 @@ from autodiffusion_opt.sampling.apply import applied, apply, remove
 from autodiffusion_opt.sampling.generate import ImageSampler, noise_generator
 from autodiffusion_opt.sampling.introspect import read_model_info
 from autodiffusion_opt.sampling.load import load_pipeline
-from autodiffusion_opt.sampling.trajectory import local_errors
+from autodiffusion_opt.sampling.trajectory import _first_order, local_errors
 from autodiffusion_opt.space.local_errors import LocalErrors
 
 pytestmark = pytest.mark.usefixtures("cache")
@@ -221,3 +224,23 @@ def test_a_scheduler_that_clips_clips_here_too() -> None:
     clipped = measured(ImageSampler(load_pipeline("digits", scheduler="ddim"), micro_batch=2, batch_size=2))
     assert not np.allclose(clipped.errors[0, 2:], measured(digits()).errors[0, 2:], rtol=1e-3)
     assert isinstance(load_pipeline("digits").scheduler, DDIMScheduler | DDPMScheduler)
+
+
+@pytest.mark.parametrize(
+    "scheduler",
+    [
+        EDMEulerScheduler(),
+        DDPMWuerstchenScheduler(),
+        EulerDiscreteScheduler(timestep_type="continuous", prediction_type="v_prediction"),
+    ],
+)
+def test_a_model_on_a_noise_scale_of_its_own_has_no_dynamic_programming(scheduler: Any) -> None:
+    with pytest.raises(UserError, match=f"one for {type(scheduler).__name__} as it is configured has neither"):
+        _first_order(scheduler)
+
+
+def test_cogvideox_keeps_its_shifted_noise_levels() -> None:
+    scheduler = CogVideoXDPMScheduler(prediction_type="v_prediction", snr_shift_scale=2.0)
+    solver = _first_order(scheduler)
+    assert torch.equal(solver.alphas_cumprod, scheduler.alphas_cumprod)
+    assert solver.config.prediction_type == "v_prediction"

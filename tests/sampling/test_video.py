@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from types import SimpleNamespace
 from typing import Any
 
@@ -9,12 +10,15 @@ import pytest
 import torch
 from peers.models_table import built
 from peers.pipelines import PROMPTS
+from PIL import Image
 
 import autodiffusion_opt as ado
 from autodiffusion_opt.errors import UserError
+from autodiffusion_opt.objective.image_objective import ImageObjective
 from autodiffusion_opt.sampling.conditions import Prompts
 from autodiffusion_opt.sampling.generate import ImageSampler, noise_generator
 from autodiffusion_opt.sampling.video import frame_places, pixels_of
+from autodiffusion_opt.study.previews import preview_id, read_preview
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # diffusers' own, of its future
 CANDIDATE = ado.Candidate.from_time_steps((900, 500))
@@ -65,6 +69,26 @@ def test_frames_of_a_pipeline_that_makes_images_are_refused() -> None:
         pixels_of(SimpleNamespace(images=torch.zeros(1, 3, 2, 2)), 2, "PixelPipeline")
 
 
+def test_a_preview_holds_whole_clips() -> None:
+    class Brightness:
+        def add(self, block: torch.Tensor) -> None:
+            assert block.ndim == 4
+
+        def values(self, *, is_last: bool) -> dict[str, float]:
+            return {"brightness": 0.0}
+
+        def of_images(self) -> None:
+            return None
+
+    made_by = sampler("ltx", frames=3)
+    objective = ImageObjective(
+        made_by, ado.ModelInfo(1000), 18, 0, {"brightness": "minimize"}, lambda *_: Brightness(), ""
+    )
+    (score,) = objective.measure(CANDIDATE, seed=3)
+    assert score.preview is not None
+    assert torch.equal(score.preview, images(made_by, range(15)))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["wan", "cogvideox", "animatediff", "ltx"])
 def test_a_study_measures_frames_of_clips(name: str, tmp_path: Any) -> None:
@@ -81,10 +105,15 @@ def test_a_study_measures_frames_of_clips(name: str, tmp_path: Any) -> None:
         "clips",
         pipeline={"model": pipeline, "micro_batch": 1, "call": call},
         space={"kind": "time-steps", "steps": 2},
-        objective=ado.ImageMetric(spread, 4, "spread", conditions=conditions, frames=2),
+        objective=ado.ImageMetric(spread, 4, "spread", conditions=conditions, frames=4),
         optimizer="random",
         trials=2,
         storage=f"sqlite:///{tmp_path}/clips.db",
     )
     study.run()
     assert {shape[:2] for shape in seen} == {(4, 3)}
+    trial = next(trial for trial in study.trials() if preview_id(trial) is not None)
+    preview = read_preview(trial, f"sqlite:///{tmp_path}/clips.db")
+    assert preview is not None
+    width, height = Image.open(io.BytesIO(preview)).size
+    assert width == 4 * height, "the four frames of the clip are in a row"

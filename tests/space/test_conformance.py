@@ -80,6 +80,14 @@ TABLES: dict[str, tuple[dict[str, Any], ModelInfo]] = {
         {"kind": "cached-steps", "max_flops": 1.5, "steps_min": 5, "end_time": [0.0, 5.0], "times": "continuous"},
         BRANCHED,
     ),
+    "cached, any": (
+        {"kind": "cached-steps", "max_flops": 4.3, "steps_min": 2, "steps_max": 7, "layers": "any"},
+        BRANCHED,
+    ),
+    "cached, ranked": (
+        {"kind": "cached-steps", "max_flops": 3.2, "layers": "ranked", "max_removed_share": 0.3, "steps_max": 12},
+        BRANCHED,
+    ),
     "ranked, plms": ({"kind": "joint", "n_max": 20, "layers": "ranked"}, PLMS),
 }
 EXAMPLES = {name: build_space(info, **table) for name, (table, info) in TABLES.items()}
@@ -162,7 +170,7 @@ def test_candidates_that_evolution_makes_are_in_the_space_and_encode_into_the_bo
         assert again.end_time == candidate.end_time
         if space.fully_parametric:
             assert again == candidate
-        elif not isinstance(space, Joint) or space.budget.max_flops is None:  # FLOPs depend on which layers go
+        elif isinstance(space, Joint) and space.budget.max_flops is None:  # FLOPs depend on which layers go
             assert [len(removed) for removed in again.removed] == [len(removed) for removed in candidate.removed]
 
 

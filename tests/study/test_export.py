@@ -26,7 +26,7 @@ import autodiffusion_opt as ado
 from autodiffusion_opt.cli import app
 from autodiffusion_opt.sampling.conditions import Labels
 from autodiffusion_opt.sampling.generate import ImageSampler
-from autodiffusion_opt.sampling.load import _other_scheduler
+from autodiffusion_opt.sampling.load import with_scheduler_of
 from autodiffusion_opt.sampling.plain_lists import plain_lists
 from autodiffusion_opt.sampling.schedule import accepted, install_schedule
 from autodiffusion_opt.sampling.schedule.specs import spec_of
@@ -103,11 +103,12 @@ def test_a_plain_list_gives_an_untouched_scheduler_the_candidates_schedule(name:
 @pytest.mark.filterwarnings("ignore:.*algorithm_type:FutureWarning")
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_the_whole_configuration_makes_the_scheduler_again_on_any_models_own(case: Case) -> None:
-    betas = {} if "FlowMatch" in case.name else {"trained_betas": np.linspace(1e-4, 0.02, 1000).tolist()}
+    takes_betas = "trained_betas" in inspect.signature(getattr(diffusers, case.name).__init__).parameters
+    betas = {"trained_betas": np.linspace(1e-4, 0.02, 1000).tolist()} if takes_betas else {}
     scheduler = case.make(**betas)
     settings = json.loads(json.dumps(scheduler_config(scheduler)))
     own = diffusers.PNDMScheduler(beta_schedule="scaled_linear", beta_end=0.012, steps_offset=1, skip_prk_steps=True)
-    again = _other_scheduler(own, type(scheduler).__name__, settings)
+    again = with_scheduler_of(own, type(scheduler).__name__, settings)
     assert scheduler_config(again) == scheduler_config(scheduler)
     assert set(settings) == set(inspect.signature(type(scheduler).__init__).parameters) - {"self"}
     assert spec_of(again)

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import pickle
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from diffusers import DDIMScheduler, UNet2DModel
 
-from autodiffusion_opt.errors import UserError, reason_of
+from autodiffusion_opt.errors import UserError
 from autodiffusion_opt.sampling.adm.classifier import NoisyClassifier
 from autodiffusion_opt.sampling.adm.pipeline import ADMPipeline
-from autodiffusion_opt.sampling.adm.presets import CLASSIFIER_NAMES, NAMES, PRESETS, Preset, QkvOrder
-from autodiffusion_opt.sampling.adm.weights import State, renamed
+from autodiffusion_opt.sampling.adm.presets import CLASSIFIER_NAMES, NAMES, PRESETS, Preset
+from autodiffusion_opt.sampling.adm.weights import sources
+from autodiffusion_opt.sampling.checkpoint_files import read_weights, saved
+from autodiffusion_opt.sampling.renaming import State, filled
 
 
 def convert(name: str, file: Path, classifier_file: Path | None, folder: Path) -> dict[str, Any]:
@@ -27,7 +26,7 @@ def convert(name: str, file: Path, classifier_file: Path | None, folder: Path) -
         folder: is made; safetensors.
 
     Returns:
-        The folder, and how many weights there are of each network.
+        The folder, the pipeline's class, and how many weights there are of each network.
 
     Raises:
         UserError: for a file that cannot be read or is of another model, and a folder that cannot be written.
@@ -35,50 +34,23 @@ def convert(name: str, file: Path, classifier_file: Path | None, folder: Path) -
     preset = PRESETS[name]
     if classifier_file is not None and preset.classifier is None:
         raise UserError(f"--classifier: {name} is not guided by a classifier; leave it out")
-    state = read_checkpoint(file)
+    state = read_weights(file)
     _check_unet(state, name, file)
     parts = [state]
     if classifier_file is not None:
-        parts.append(read_checkpoint(classifier_file))
+        parts.append(read_weights(classifier_file))
         _check_classifier(parts[-1], name, classifier_file)
     pipeline = build(preset, *parts)
-    try:
-        pipeline.save_pretrained(folder)
-    except OSError as error:
-        raise UserError(f"-o: {folder} cannot be written: {reason_of(error)}") from None
-    networks = {"unet": pipeline.unet, "classifier": pipeline.classifier}
-    sizes = {key: sum(weight.numel() for weight in net.parameters()) for key, net in networks.items() if net}
-    return {"folder": str(folder), "preset": name, "parameters": sizes}
+    return {"preset": name, **saved(pipeline, folder)}
 
 
 def build(preset: Preset, state: State, classifier: State | None = None) -> ADMPipeline:
     """The pipeline of a preset with a checkpoint's weights. Raises UserError where they do not fit."""
     guide = None
     if classifier is not None:
-        guide = _filled(NoisyClassifier, preset.classifier or {}, classifier, "legacy")
-    unet = _filled(UNet2DModel, preset.unet, state, preset.qkv)
+        guide = filled(NoisyClassifier, preset.classifier or {}, classifier, lambda model: sources(model, "legacy"))
+    unet = filled(UNet2DModel, preset.unet, state, lambda model: sources(model, preset.qkv))
     return ADMPipeline(unet, DDIMScheduler(**preset.scheduler), guide)
-
-
-def _filled(kind: Any, config: Mapping[str, Any], state: State, qkv: QkvOrder) -> Any:
-    with torch.device("meta"):
-        model = kind(**config)
-    model.load_state_dict(renamed(state, model, qkv), strict=True, assign=True)
-    return model.eval()
-
-
-def read_checkpoint(file: Path) -> State:
-    """Names and weights in a ``.pt`` file; nothing in it is executed. Raises UserError."""
-    try:
-        content = torch.load(file, map_location="cpu", weights_only=True)
-    except OSError as error:
-        raise UserError(f"{file} cannot be read: {reason_of(error)}") from None
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
-        raise UserError(f"{file} must be a PyTorch file of weights alone: {reason_of(error)}") from None
-    is_state = isinstance(content, Mapping) and bool(content)
-    if not is_state or not all(isinstance(value, torch.Tensor) for value in content.values()):
-        raise UserError(f"{file} must hold names and weights, as a state_dict has them; got {type(content).__name__}")
-    return {str(key): value for key, value in content.items()}
 
 
 def _input_blocks(state: State) -> int:

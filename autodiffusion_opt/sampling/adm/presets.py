@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
-QkvOrder = Literal["new", "legacy"]
+from autodiffusion_opt.sampling.renaming import QkvOrder
+
 # Of (conv_in's width, input channels, whether it has classes, number of input blocks): OpenAI's other models.
 Layout = tuple[int, int, bool, int]
 

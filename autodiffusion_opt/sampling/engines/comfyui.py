@@ -119,6 +119,7 @@ def comfy_sampling(pipeline: Any, candidate: Candidate) -> ComfySampling:
         UserError: for a scheduler whose steps none of ComfyUI's samplers is near.
     """
     scheduler = untouched(pipeline.scheduler)
+    _check_sampler(scheduler)
     sigmas = noise_levels(scheduler, candidate)
     sampler, nearness = _sampler(scheduler, sigmas)
     start, started = _start(scheduler, sigmas)
@@ -148,7 +149,8 @@ def noise_levels(scheduler: Any, candidate: Candidate) -> tuple[float, ...]:
     spec = spec_of(copied)
     if is_flow(copied, spec):
         levels = [time / copied.config.num_train_timesteps for time in candidate.times]
-        return (*levels, float(copied.sigmas[-1]))
+        last = float(copied.sigmas[-1])
+        return (*levels, 1 - last if copied.config.get("invert_sigmas") else last)
     levels = sigmas_at(copied, candidate.times, spec.between).tolist()
     if spec.last_sigma is not None:
         return (*levels, float(copied.sigmas[-1]))
@@ -161,18 +163,23 @@ def manual_sigmas(sigmas: tuple[float, ...]) -> str:
     return ", ".join(f"{sigma:.{DECIMALS}f}" for sigma in sigmas)
 
 
+def _check_sampler(scheduler: Any) -> None:
+    """Raises UserError for a scheduler that none of ComfyUI's samplers is near."""
+    name = type(scheduler).__name__
+    if name not in SAMPLERS and name != "DPMSolverMultistepScheduler":
+        raise UserError(
+            f"ComfyUI has no sampler for {name}: search with one of {', '.join(sorted(SAMPLERS))}, or "
+            "DPMSolverMultistepScheduler"
+        )
+
+
 def _sampler(scheduler: Any, sigmas: tuple[float, ...]) -> tuple[str, str]:
-    """The name of ComfyUI's sampler, and how near it is. Raises UserError where none is near."""
+    """The name of ComfyUI's sampler, and how near it is."""
     name, config = type(scheduler).__name__, scheduler.config
     if name == "DPMSolverMultistepScheduler":
         return _of_multistep(scheduler, sigmas)
     if name == "UniPCMultistepScheduler" and config.solver_type == "bh1":
         return "uni_pc", NEAREST
-    if name not in SAMPLERS:
-        raise UserError(
-            f"ComfyUI has no sampler for {name}: search with one of {', '.join(sorted(SAMPLERS))}, or "
-            "DPMSolverMultistepScheduler"
-        )
     sampler, nearness = SAMPLERS[name]
     if config.get("stochastic_sampling"):
         nearness = OWN_NOISE

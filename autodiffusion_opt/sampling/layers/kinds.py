@@ -170,6 +170,20 @@ def _transformer_2d(module: Any, hidden_states: Any, *_: Any, return_dict: bool 
     return Transformer2DModelOutput(sample=hidden_states)
 
 
+@_diffusers("residual", "ConvNextBlock")
+def _modulated(module: Any, x: Any, cond_embeds: Any) -> Any:
+    """UVit's (aMUSEd): what comes after the sum scales and shifts it (models/unets/uvit_2d.py)."""
+    scale, shift = module.cond_embeds_mapper(torch.nn.functional.silu(cond_embeds))[:, :, None, None].chunk(2, dim=1)
+    return x * (1 + scale) + shift
+
+
+@_diffusers("residual", "SDCascadeResBlock")
+@_diffusers("attention", "SDCascadeAttnBlock")
+def _cascade(module: Any, x: Any, *_: Any, **__: Any) -> Any:
+    """The blocks between them that scale and shift by the time are no residual sums, and no layers."""
+    return x
+
+
 # --- transformers: the skip path of a block is the identity ---------------------------------------
 
 
@@ -177,6 +191,7 @@ def _transformer_2d(module: Any, hidden_states: Any, *_: Any, return_dict: bool 
 @_diffusers(
     "transformer",
     "BasicTransformerBlock",  # DiT, PixArt
+    "SkipFFTransformerBlock",  # UVit
     "SD3SingleTransformerBlock",
     "SanaTransformerBlock",
     "AuraFlowSingleTransformerBlock",

@@ -12,17 +12,19 @@ accepted is refused by name.
         schedule.remove()
 
 The rooms, each importing only those before it: ``noise`` (how much of it there is at a time), ``state`` (where
-the sampler is in the times), ``solver_steps`` (steps of our own), ``specs`` (one entry a scheduler), ``queries``
-(what can be asked before anything is installed), ``install``.
+the sampler is in the times), ``solver_steps`` (steps of our own), ``objections`` (what cannot be accepted), ``specs``
+(one entry a scheduler), ``queries`` (what can be asked before anything is installed), ``install``.
 """
 
 from autodiffusion_opt.sampling.schedule.install import InstalledSchedule, install_schedule
+from autodiffusion_opt.sampling.schedule.noise import tells_log_sigma, train_steps
 from autodiffusion_opt.sampling.schedule.queries import (
     accepted,
     alpha_bar_at,
     check_scheduler,
     check_times,
     default_times,
+    ends_at_zero,
     first_step,
     layout_of,
     own_times,
@@ -42,6 +44,7 @@ __all__ = [
     "check_scheduler",
     "check_times",
     "default_times",
+    "ends_at_zero",
     "first_step",
     "install_schedule",
     "layout_of",
@@ -51,6 +54,8 @@ __all__ = [
     "sigmas_of",
     "stops_early",
     "takes_continuous",
+    "tells_log_sigma",
     "time_range",
+    "train_steps",
     "untouched",
 ]

@@ -1,17 +1,19 @@
 """The times on a scheduler object, and their removal.
 
-Only the object is patched: its class stays diffusers' own, so pipelines, ``save_pretrained`` and
-``isinstance`` see what they always saw. The patches are bound methods in ``vars(scheduler)`` that find their
-schedule there; so a deep copy of the scheduler, which some pipelines make, carries a schedule of its own.
+Only the object is patched, so pipelines, ``save_pretrained`` and ``isinstance`` see what they always saw. Its class
+stays diffusers' own, but where a property is in the way: then it is a subclass by the same name. The patches are bound
+methods in ``vars(scheduler)`` that find their schedule there; so a deep copy of the scheduler, which some pipelines
+make, carries a schedule of its own.
 """
 
 from __future__ import annotations
 
 import functools
+import inspect
 import types
 import warnings
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any, cast
 
 import torch
 
@@ -19,8 +21,8 @@ from autodiffusion_opt.errors import UserError
 from autodiffusion_opt.sampling.schedule.noise import alpha_bars_at
 from autodiffusion_opt.sampling.schedule.queries import check_times, first_step
 from autodiffusion_opt.sampling.schedule.solver_steps import without_variance
-from autodiffusion_opt.sampling.schedule.specs import SchedulerSpec, called_sigmas, spec_of
-from autodiffusion_opt.sampling.schedule.state import KEY, ScheduleState, called_times
+from autodiffusion_opt.sampling.schedule.specs import SchedulerSpec, called_sigmas, model_times, spec_of
+from autodiffusion_opt.sampling.schedule.state import KEY, ScheduleState
 
 
 class InstalledSchedule(ScheduleState):
@@ -35,7 +37,7 @@ class InstalledSchedule(ScheduleState):
         uneven_coefficients: bool,
     ) -> None:
         super().__init__(scheduler, times, stop=end_time, layout=spec.layout, uneven_coefficients=uneven_coefficients)
-        if spec.last_sigma is None:
+        if spec.last_sigma is None and hasattr(scheduler, "alphas_cumprod"):
             last = _last_alpha_bar(scheduler) if end_time is None else alpha_bars_at(scheduler, [end_time])
             self.alpha_bars = torch.cat([alpha_bars_at(scheduler, self.times), last])
         self.spec = spec
@@ -45,6 +47,7 @@ class InstalledSchedule(ScheduleState):
         """Leaves the scheduler as it was found, whatever was set on it since. Doing it again does nothing."""
         state = vars(self._scheduler)
         if state.get(KEY) is self:
+            self._scheduler.__class__ = self.kind
             state.clear()
             state.update(self.before)
 
@@ -58,8 +61,8 @@ class InstalledSchedule(ScheduleState):
         """
         scheduler, spec = self._scheduler, self.spec
         self.first = first
-        times = called_times(self.sampled, spec.layout)
-        # int64 where diffusers' are, unless a time lies between integers; shape (denoiser calls,)
+        times = model_times(scheduler, spec, self.sampled, self.stop).tolist()
+        # int64 where diffusers' are, unless a time lies between integers; shape (denoiser calls,), or one more
         whole = spec.integer and all(time.is_integer() for time in times)
         scheduler.timesteps = torch.tensor(times, dtype=torch.int64 if whole else torch.float32).to(device)
         scheduler.num_inference_steps = len(self.sampled)
@@ -100,6 +103,8 @@ def install_schedule(
         vars(scheduler)[KEY].remove()
     schedule = InstalledSchedule(scheduler, spec, times, end_time, uneven_coefficients)
     vars(scheduler)[KEY] = schedule
+    if spec.noise_of_first:
+        scheduler.__class__ = _with_noise_of_first(schedule.kind)
     for name, method in {"set_timesteps": _set_timesteps, **spec.methods, "step": _step}.items():
         _patch(scheduler, name, method)
     schedule.apply()
@@ -114,6 +119,17 @@ def _patch(scheduler: Any, name: str, method: Callable[..., Any]) -> None:
         return method(self, vars(self)[KEY], *args, **kwargs)
 
     vars(scheduler)[name] = types.MethodType(patched, scheduler)
+
+
+@functools.cache
+def _with_noise_of_first(kind: Hashable) -> type:
+    """A subclass by the same name whose first noise has the size that goes with the first σ of its schedule.
+
+    ``init_noise_sigma`` is a property, which an object cannot hide.
+    """
+    noise = property(lambda scheduler: (float(scheduler.sigmas[0]) ** 2 + 1) ** 0.5)
+    same = {name: getattr(kind, name) for name in ("__module__", "__qualname__", "__doc__")}
+    return type(same["__qualname__"], (cast(type, kind),), {**same, "init_noise_sigma": noise})
 
 
 def _set_timesteps(
@@ -149,8 +165,8 @@ def _step(scheduler: Any, schedule: InstalledSchedule, *args: Any, **kwargs: Any
     make: Callable[..., Any] = schedule.spec.methods.get("step", _diffusers_step)
     result = make(scheduler, schedule, *args, **kwargs)
     if schedule.watch is not None:
-        before = kwargs["sample"] if "sample" in kwargs else args[2]  # step(model_output, timestep, sample, ...)
-        schedule.watch(before, result[0])
+        given = inspect.signature(type(scheduler).step).bind(scheduler, *args, **kwargs).arguments
+        schedule.watch(given["sample"], result[0])
     schedule.position += 1  # here and not at the next time handed over: DDIMPipeline calls the denoiser before that
     return result
 
@@ -176,6 +192,6 @@ def _last_alpha_bar(scheduler: Any) -> torch.Tensor:
 
 
 def _sigma_dtype(scheduler: Any) -> torch.dtype:
-    """float32 as diffusers has it, unless its ᾱ was made more precise."""
-    dtype = getattr(getattr(scheduler, "alphas_cumprod", None), "dtype", torch.float32)
-    return torch.float64 if dtype == torch.float64 else torch.float32
+    """float32 as diffusers has it, unless its ᾱ, or σ where it has no ᾱ, was made more precise."""
+    levels = getattr(scheduler, "alphas_cumprod", scheduler.sigmas)
+    return torch.float64 if levels.dtype == torch.float64 else torch.float32

@@ -5,6 +5,9 @@ integer times 0 .. T-1 and σ_t = √((1-ᾱ_t)/ᾱ_t). Between two integers eit
 log-SNR, as in DPM-Solver, https://arxiv.org/abs/2206.00927, appendix), or σ itself where diffusers' own
 default times already lie between integers and are read so (Euler, LMS, Heun).
 Flow matching: x_t = (1-σ) x_0 + σ ε with σ = t/T, and t in (0, T].
+Models that are told ln(σ)/4 in place of a time (EDM, https://arxiv.org/abs/2206.00364, table 1; Stable Video
+Diffusion): x = x_0 + σ ε, and log σ is linear in time, from the least σ of diffusers' own schedule at 0 to the
+greatest at T-1.
 """
 
 from __future__ import annotations
@@ -21,20 +24,39 @@ Between = Literal["log", "linear"]
 # The least ᾱ to interpolate from, where betas rescaled to zero terminal SNR end at ᾱ = 0 (log σ = ∞).
 # diffusers puts the same number at the end of its sigma-based schedulers.
 LEAST_ALPHA_BAR = 2.0**-24
+# Settings of schedulers with noise levels that are not those of evenly spaced times.
+OWN_SIGMAS = ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas", "use_lu_lambdas")
+
+
+def tells_log_sigma(scheduler: Any) -> bool:
+    """Whether an accepted scheduler tells the model ln(σ)/4 in place of a time.
+
+    EDM does, and Euler with continuous times where v is predicted.
+    """
+    config = scheduler.config
+    continuous_v = config.get("timestep_type") == "continuous" and config.get("prediction_type") == "v_prediction"
+    return continuous_v or ("sigma_data" in config and "sigma_schedule" in config)
+
+
+def train_steps(scheduler: Any) -> int:
+    """T, the number of times that the model was trained at; 1000 where it was trained at any time of a range."""
+    if hasattr(scheduler, "alphas_cumprod"):
+        return len(scheduler.alphas_cumprod)
+    return int(scheduler.config.get("num_train_timesteps", 1000))
 
 
 def training_sigmas(scheduler: Any) -> Floats:
     """σ at the training times 0 .. T-1, ascending; shape (T,). Computed in ᾱ's dtype, as diffusers does."""
-    alpha_bar = scheduler.alphas_cumprod.cpu().clamp(min=LEAST_ALPHA_BAR)
-    sigmas: Floats = (((1 - alpha_bar) / alpha_bar) ** 0.5).double().numpy()
-    return sigmas
+    if tells_log_sigma(scheduler):
+        return np.geomspace(*_own_range(scheduler), train_steps(scheduler))
+    return _sigmas_of_alpha_bars(scheduler)
 
 
 def sigmas_at(scheduler: Any, times: Sequence[float], between: Between) -> Floats:
     """σ at any times in [0, T-1]; shape (len(times),). At an integer time exactly the training σ."""
-    sigmas, grid = training_sigmas(scheduler), np.arange(len(scheduler.alphas_cumprod))
+    sigmas, grid = training_sigmas(scheduler), np.arange(train_steps(scheduler))
     linear = np.interp(times, grid, sigmas)
-    if between == "linear":
+    if between == "linear" and not tells_log_sigma(scheduler):
         return linear
     asked = np.asarray(times, dtype=np.float64)
     return np.where(asked == np.round(asked), linear, np.exp(np.interp(asked, grid, np.log(sigmas))))
@@ -42,8 +64,8 @@ def sigmas_at(scheduler: Any, times: Sequence[float], between: Between) -> Float
 
 def times_of(scheduler: Any, sigmas: Floats, between: Between) -> Floats:
     """The inverse of :func:`sigmas_at`, cut to the training range."""
-    grid, training = np.arange(len(scheduler.alphas_cumprod)), training_sigmas(scheduler)
-    if between == "linear":
+    grid, training = np.arange(train_steps(scheduler)), training_sigmas(scheduler)
+    if between == "linear" and not tells_log_sigma(scheduler):
         return np.interp(sigmas, training, grid)
     return np.interp(np.log(sigmas), np.log(training), grid)
 
@@ -60,3 +82,24 @@ def alpha_bars_at(scheduler: Any, times: Sequence[float]) -> torch.Tensor:
 def first_sigma(scheduler: Any) -> float:
     """σ at time 0: the least noise that the model was trained at."""
     return float(training_sigmas(scheduler)[0])
+
+
+def _own_range(scheduler: Any) -> tuple[float, float]:
+    """The least and the greatest σ of diffusers' own schedules for a model that is told ln(σ)/4."""
+    config = scheduler.config
+    if not hasattr(scheduler, "alphas_cumprod"):
+        return float(config.sigma_min), float(config.sigma_max)
+    trained = _sigmas_of_alpha_bars(scheduler)
+    shaped = any(config.get(key) for key in OWN_SIGMAS)  # only these read sigma_min and sigma_max
+    ends = (config.sigma_min, config.sigma_max) if shaped else (None, None)
+    low, high = (float(known if end is None else end) for end, known in zip(ends, trained[[0, -1]], strict=True))
+    return low, high
+
+
+def _sigmas_of_alpha_bars(scheduler: Any) -> Floats:
+    if not hasattr(scheduler, "alphas_cumprod"):  # Wuerstchen's, a function of the share of time
+        share = torch.linspace(0, 1, train_steps(scheduler), dtype=torch.float64)
+        return ((1 / scheduler._alpha_cumprod(share, "cpu") - 1) ** 0.5).numpy()  # type: ignore[no-any-return]
+    alpha_bar = scheduler.alphas_cumprod.cpu().clamp(min=LEAST_ALPHA_BAR)
+    sigmas: Floats = (((1 - alpha_bar) / alpha_bar) ** 0.5).double().numpy()
+    return sigmas

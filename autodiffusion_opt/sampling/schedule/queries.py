@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import itertools
 import math
 import numbers
@@ -14,13 +15,20 @@ import numpy as np
 import torch
 
 from autodiffusion_opt.errors import UserError, reason_of
-from autodiffusion_opt.sampling.schedule.noise import Floats, alpha_bars_at, sigmas_at, times_of, training_sigmas
+from autodiffusion_opt.sampling.schedule.noise import (
+    OWN_SIGMAS,
+    Floats,
+    alpha_bars_at,
+    sigmas_at,
+    tells_log_sigma,
+    times_of,
+    train_steps,
+    training_sigmas,
+)
 from autodiffusion_opt.sampling.schedule.specs import SPECS, is_flow, spec_of
 from autodiffusion_opt.sampling.schedule.state import ScheduleState, schedule_on
 from autodiffusion_opt.space.model_info import Layout
 
-# Settings of schedulers with noise levels that are not those of evenly spaced times.
-OWN_SIGMAS = ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas", "use_lu_lambdas")
 # Times that differ by less are of the same noise.
 SAME_NOISE = 1e-6
 
@@ -51,10 +59,16 @@ def stops_early(scheduler: Any) -> bool:
 
 
 def time_range(scheduler: Any) -> tuple[float, float]:
-    """The lowest and the highest time that may be given: 0 .. T-1; flow matching: 0 .. T, but not 0."""
+    """The lowest and the highest time that may be given: 0 .. T-1 (:func:`ends_at_zero`: not 0); a flow's: to T."""
     if is_flow(scheduler, spec_of(scheduler)):
         return 0.0, float(scheduler.config.num_train_timesteps)
-    return 0.0, float(len(scheduler.alphas_cumprod) - 1)
+    return 0.0, float(train_steps(scheduler) - 1)
+
+
+def ends_at_zero(scheduler: Any) -> bool:
+    """Whether time 0 is where sampling ends, and no time to call the denoiser at: flow matching, Wuerstchen."""
+    spec = spec_of(scheduler)
+    return is_flow(scheduler, spec) or spec.tells_end
 
 
 def check_times(scheduler: Any, times: Sequence[float], end_time: float | None = None) -> None:
@@ -94,9 +108,11 @@ def default_times(scheduler: Any, steps: int, *, mu: float | None = None) -> tup
     if steps < 1:
         raise UserError(f"steps must be 1 or more; got {steps}")
     copied = untouched(scheduler)
-    options = {}
+    options: dict[str, Any] = {}
     if getattr(copied.config, "use_dynamic_shifting", False):
         options["mu"] = getattr(copied.config, "max_shift", 1.15) if mu is None else mu
+    if steps != 2 and "intermediate_timesteps" in inspect.signature(copied.set_timesteps).parameters:
+        options["intermediate_timesteps"] = None  # SCM's second time, for two steps alone
     with warnings.catch_warnings():  # diffusers' own, about NumPy
         warnings.simplefilter("ignore", DeprecationWarning)
         try:
@@ -116,11 +132,16 @@ def own_times(scheduler: Any) -> tuple[float, ...]:
     spec = spec_of(scheduler)
     if is_flow(scheduler, spec) and not spec.flow:  # diffusers cuts these timesteps to integers, not their sigmas
         called = (scheduler.sigmas[:-1].double() * scheduler.config.num_train_timesteps).tolist()
-    elif any(scheduler.config.get(key) for key in OWN_SIGMAS):  # diffusers rounds the times of these, some to one
-        called = times_of(scheduler, scheduler.sigmas[:-1].double().numpy(), spec.between).tolist()
+    elif tells_log_sigma(scheduler) or any(scheduler.config.get(key) for key in OWN_SIGMAS):
+        # diffusers rounds the times of own noise levels, some to one
+        sigmas = scheduler.sigmas[: len(scheduler.timesteps)].double().numpy()
+        called = times_of(scheduler, sigmas, spec.between).tolist()
     else:
-        called = scheduler.timesteps.double().tolist()
-    times = called if spec.layout == "once" else list(dict.fromkeys(called))  # the others call a time twice
+        told = scheduler.timesteps[:-1] if spec.tells_end else scheduler.timesteps
+        called = spec.times_told(scheduler, told.double().numpy()).tolist()
+    if spec.layout == "heun":  # the second call of a step is between these
+        called = called[::2]
+    times = called if spec.layout != "plms" else list(dict.fromkeys(called))  # which calls a time twice
     low, high = time_range(scheduler)
     return tuple(min(max(time, low), high) for time in times)
 
@@ -132,12 +153,12 @@ def first_step(scheduler: Any, schedule: ScheduleState, strength: float) -> int:
     share ``strength`` of the T training times, 0 .. ``strength``·T - 1; for flow matching, ``strength``·T moved by the
     model's shift. On diffusers' own times it is diffusers' own choice. At least the last step is run.
     """
-    share, train_steps = min(max(float(strength), 0.0), 1.0), scheduler.config.num_train_timesteps
+    share, steps = min(max(float(strength), 0.0), 1.0), train_steps(scheduler)
     if is_flow(scheduler, spec_of(scheduler)):
         shift = shift_of(scheduler, schedule.mu)
-        highest = train_steps * shift * share / (1 + (shift - 1) * share)
+        highest = steps * shift * share / (1 + (shift - 1) * share)
     else:
-        highest = train_steps * share - 1
+        highest = steps * share - 1
     noisier = [time for time in schedule.times if time > highest + SAME_NOISE]
     return min(len(noisier), len(schedule.times) - 1)
 
@@ -164,14 +185,14 @@ def shift_of(scheduler: Any, mu: float | None = None) -> float:
 def untouched(scheduler: Any) -> Any:
     """A copy of the scheduler as diffusers made it: without a schedule, sharing nothing with it."""
     installed = schedule_on(scheduler)
-    copied = object.__new__(type(scheduler))
+    copied = object.__new__(type(scheduler) if installed is None else installed.kind)
     vars(copied).update(copy.deepcopy(vars(scheduler) if installed is None else installed.before))
     return copied
 
 
 def _range_problems(scheduler: Any, times: list[float]) -> list[str]:
     low, high = time_range(scheduler)
-    open_below = is_flow(scheduler, spec_of(scheduler))
+    open_below = ends_at_zero(scheduler)
     outside = [time for time in times if not low <= time <= high or (open_below and time == low)]
     if not outside:
         return []

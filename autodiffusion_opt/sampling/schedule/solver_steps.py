@@ -130,6 +130,45 @@ def cogvideox_ddim_step(
     return DDIMSchedulerOutput(prev_sample=result, pred_original_sample=image) if return_dict else (result, image)
 
 
+def cogvideox_dpm_step(
+    scheduler: Any,
+    schedule: ScheduleState,
+    model_output: torch.Tensor,
+    old_pred_original_sample: torch.Tensor | None,
+    timestep: Any,
+    timestep_back: Any,
+    sample: torch.Tensor,
+    eta: float = 0.0,
+    use_clipped_model_output: bool = False,
+    generator: Any = None,
+    variance_noise: torch.Tensor | None = None,
+    return_dict: bool = False,
+) -> Any:
+    """SDE-DPM-Solver++(2M), https://arxiv.org/abs/2211.01095, section 5, on CogVideoX's noise levels.
+
+    Without clipping, whatever the configuration says. Of order 1 where no image was predicted before, and in the last
+    step. The image before is that of the time before in the schedule, not of ``timestep_back``, which is the same.
+    diffusers draws a noise that it does not use before each step of order 2; so it is drawn here, for the same videos.
+    """
+    now, then = schedule.alpha_bars_from(timestep)
+    image = denoised(scheduler, without_variance(model_output, sample), sample, now)
+    step = _half_log_snr(then) - _half_log_snr(now)  # h
+    noise, toward = random_like(sample, generator), image
+    if old_pred_original_sample is not None and not schedule.at_last:
+        noise = random_like(sample, generator)
+        before = _half_log_snr(now) - _half_log_snr(schedule.alpha_bars[schedule.position - 1])
+        toward = image + step / (2 * before) * (image - old_pred_original_sample)
+    kept = ((1 - then) / (1 - now)) ** 0.5 * torch.exp(-step)
+    reach = -torch.expm1(-2 * step)
+    result = kept * sample + then**0.5 * reach * toward + ((1 - then) * reach) ** 0.5 * noise
+    return DDIMSchedulerOutput(prev_sample=result, pred_original_sample=image) if return_dict else (result, image)
+
+
+def _half_log_snr(alpha_bar: torch.Tensor) -> torch.Tensor:
+    """λ = log(α/σ): infinite at the image, and at ᾱ = 0."""
+    return (alpha_bar / (1 - alpha_bar)).log() / 2
+
+
 def ddpm_step(
     scheduler: Any,
     schedule: ScheduleState,
@@ -264,3 +303,16 @@ def scale_model_input(
     if timestep is not None:
         schedule.find(timestep)
     return sample
+
+
+def scale_noise(
+    scheduler: Any,
+    _: ScheduleState,
+    sample: torch.Tensor,
+    timestep: Any,
+    noise: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """x = (1-σ) x_0 + σ ε; with ``invert_sigmas`` the scheduler's σ is the share of the image, not of the noise."""
+    pair = (noise, sample) if scheduler.config.invert_sigmas else (sample, noise)
+    noisy: torch.Tensor = type(scheduler).scale_noise(scheduler, pair[0], timestep, pair[1])
+    return noisy

@@ -11,16 +11,37 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import torch
 
 from autodiffusion_opt.errors import UserError, unknown
-from autodiffusion_opt.sampling.schedule.noise import Between, Floats, first_sigma, sigmas_at
+from autodiffusion_opt.sampling.schedule.noise import (
+    Between,
+    Floats,
+    first_sigma,
+    sigmas_at,
+    tells_log_sigma,
+    times_of,
+    train_steps,
+)
+from autodiffusion_opt.sampling.schedule.objections import (
+    REFUSED,
+    continuous_v_objection,
+    deis_objection,
+    dpm_objection,
+    pndm_objection,
+    prediction_objection,
+    scale_wise_objection,
+    unipc_objection,
+)
 from autodiffusion_opt.sampling.schedule.solver_steps import (
     add_noise,
     cogvideox_ddim_step,
+    cogvideox_dpm_step,
     ddim_step,
     ddpm_step,
     pndm_step,
     scale_model_input,
+    scale_noise,
 )
 from autodiffusion_opt.sampling.schedule.state import ScheduleState, called_times
 from autodiffusion_opt.space.model_info import Layout
@@ -30,6 +51,8 @@ from autodiffusion_opt.space.model_info import Layout
 LEAST_STEP = 1e-6
 # Where a flow starts at pure noise, log(1-σ) is -∞; diffusers' UniPC stops as far short of it.
 MOST_FLOW_SIGMA = 1 - 1e-6
+# π/2 as diffusers rounds it: the time of pure noise of SCM.
+FIRST_ANGLE = 1.57080
 
 
 @dataclass(frozen=True)
@@ -43,7 +66,12 @@ class SchedulerSpec:
         between: how σ is read between two integer times.
         last_sigma: σ after the last step, from the scheduler; None for a scheduler that works on ᾱ.
         layout: how often the denoiser is called in each step (``heun``: 2N-1 calls, ``plms``: N+1).
+        middle: σ of the second call of a step, from those of its two ends; None: at its end.
         flow: flow matching, σ = t/T.
+        told: what ``timesteps`` holds for times, where that is not the times themselves.
+        times_told: the inverse, of what ``timesteps`` holds.
+        tells_end: ``timesteps`` ends with where the last step ends, at which the denoiser is not called.
+        noise_of_first: ``init_noise_sigma`` is that of the model's greatest σ; to be that of the first time.
         reset: sets what the scheduler remembers between steps to how it is before the first.
         methods: methods replaced by ours, ``f(scheduler, schedule, ...)``; without ``step``, diffusers' own.
         objection: why a scheduler of this class, as it is configured, cannot be accepted; None if it can.
@@ -55,7 +83,12 @@ class SchedulerSpec:
     between: Between = "log"
     last_sigma: Callable[[Any], float] | None = None
     layout: Layout = "once"
+    middle: Callable[[Floats, Floats], Floats] | None = None
     flow: bool = False
+    told: Callable[[Any, Floats], Floats] = lambda scheduler, times: times
+    times_told: Callable[[Any, Floats], Floats] = lambda scheduler, told: told
+    tells_end: bool = False
+    noise_of_first: bool = False
     reset: Callable[[Any, ScheduleState], None] = lambda scheduler, schedule: None
     methods: dict[str, Callable[..., Any]] = field(default_factory=dict)
     objection: Callable[[Any], str | None] = lambda scheduler: None
@@ -82,6 +115,12 @@ def _reset_unipc(scheduler: Any, schedule: ScheduleState) -> None:
     _reset_multistep(scheduler, schedule)
     scheduler.timestep_list = [None] * scheduler.config.solver_order
     scheduler.last_sample = None
+
+
+def _reset_sa(scheduler: Any, schedule: ScheduleState) -> None:
+    kept = max(scheduler.config.predictor_order, scheduler.config.corrector_order - 1)
+    past: dict[str, Any] = {name: [None] * kept for name in ("model_outputs", "timestep_list")}
+    vars(scheduler).update(**past, lower_order_nums=0, last_sample=None)
 
 
 def _reset_singlestep(scheduler: Any, schedule: ScheduleState) -> None:
@@ -113,6 +152,24 @@ def _reset_heun(scheduler: Any, schedule: ScheduleState) -> None:
     scheduler.dt = None  # None: the next call is the first of its step
 
 
+def _reset_kdpm2(scheduler: Any, schedule: ScheduleState) -> None:
+    """σ of the middle of each step where diffusers' step reads it: that of step k at 2k+1 and 2k+2."""
+    sigmas, middles = scheduler.sigmas, (scheduler.sigmas[::2] * scheduler.sigmas[1::2]) ** 0.5
+    middles[-1] = sigmas[-1]  # the last step is Euler's, of one call
+    interpolated = torch.cat([sigmas[:1], middles.repeat_interleave(2)])[: len(sigmas)]
+    vars(scheduler).update(sigmas_interpol=interpolated, sample=None)  # None: the next call is the first of its step
+
+
+def _reset_kdpm2_ancestral(scheduler: Any, schedule: ScheduleState) -> None:
+    """σ_down = σ'²/σ of each step from σ to σ', σ_up and the middle √(σ σ_down) = σ'; those of step k at 2k."""
+    starts, ends = scheduler.sigmas[::2], scheduler.sigmas[1::2]
+    down = ends**2 / starts
+    up = (ends**2 - down**2) ** 0.5
+    of_steps = {"sigmas_down": down, "sigmas_up": up, "sigmas_interpol": ends}
+    of_calls = {name: levels.repeat_interleave(2) for name, levels in of_steps.items()}
+    vars(scheduler).update(**of_calls, sample=None)
+
+
 def _reset_plms(scheduler: Any, schedule: ScheduleState) -> None:
     scheduler.prk_timesteps = np.array([])
     scheduler.plms_timesteps = np.array(called_times(schedule.sampled, "plms"))
@@ -127,53 +184,41 @@ def _reset_custom(scheduler: Any, schedule: ScheduleState) -> None:
     scheduler.custom_timesteps = True  # else diffusers looks up the previous time as t - T // N
 
 
-def _pndm_objection(scheduler: Any) -> str | None:
-    if scheduler.config.skip_prk_steps:
-        return None
-    return "needs skip_prk_steps=True: its Runge-Kutta start has times of its own, between those given"
+def _quarter_log_sigmas(scheduler: Any, times: Floats) -> Floats:
+    """c_noise = ln(σ)/4; https://arxiv.org/abs/2206.00364, table 1."""
+    return np.log(sigmas_at(scheduler, times.tolist(), "log")) / 4 if tells_log_sigma(scheduler) else times
 
 
-def _continuous_v_objection(scheduler: Any) -> str | None:
-    config = scheduler.config
-    if config.timestep_type != "continuous" or config.prediction_type != "v_prediction":
-        return None
-    return "with timestep_type='continuous' counts its times in log σ, not in the model's time steps"
+def _inverted(scheduler: Any, times: Floats) -> Floats:
+    """T - t for OmniGen, whose times go from 0 at the noise to T at the image; its own inverse."""
+    return scheduler.config.num_train_timesteps - times if scheduler.config.invert_sigmas else times
 
 
-def _deis_objection(scheduler: Any) -> str | None:
-    if not scheduler.config.use_flow_sigmas:
-        return None
-    return "with use_flow_sigmas=True leaves noise in the image: use UniPCMultistepScheduler"
+def _trigflow_angles(scheduler: Any, times: Floats) -> Floats:
+    """The angle a of x = cos(a) x_0 + sin(a) σ_d ε that has the noise of a flow at t: tan(a) = σ/(1-σ) with σ = t/T.
+
+    https://arxiv.org/abs/2410.11081, section 3; Sana Sprint tells its flow model σ again. At T it is diffusers' 1.5708,
+    a little more than π/2.
+    """
+    sigmas = times / scheduler.config.num_train_timesteps
+    return np.where(sigmas == 1, FIRST_ANGLE, np.arctan2(sigmas, 1 - sigmas))
 
 
-def _dpm_objection(scheduler: Any) -> str | None:
-    config = scheduler.config
-    if not config.use_flow_sigmas or config.final_sigmas_type == "zero":
-        return None
-    return "with use_flow_sigmas=True needs final_sigmas_type='zero': it leaves noise in the image otherwise"
+def _times_of_angles(scheduler: Any, angles: Floats) -> Floats:
+    shares: Floats = np.sin(angles) / (np.sin(angles) + np.cos(angles))
+    return shares * float(scheduler.config.num_train_timesteps)
 
 
-def _unipc_objection(scheduler: Any) -> str | None:
-    config = scheduler.config
-    to_zero = config.final_sigmas_type == "zero" or config.use_flow_sigmas
-    if scheduler.solver_p is not None:
-        return "with solver_p is two schedulers: leave solver_p out"
-    if to_zero and not (scheduler.predict_x0 and config.lower_order_final):
-        setting = "predict_x0=False" if not scheduler.predict_x0 else "lower_order_final=False"
-        return f"with {setting} divides by zero at σ = 0: set final_sigmas_type='sigma_min'"
-    if to_zero and scheduler.config.solver_type == "bh1":  # B(h) = h, and h is infinite
-        return "with solver_type='bh1' gives NaN where it ends at σ = 0: use solver_type='bh2'"
-    return None
+def _shares(scheduler: Any, times: Floats) -> Floats:
+    return times / (train_steps(scheduler) - 1)
 
 
-def _scale_wise_objection(scheduler: Any) -> str | None:
-    if scheduler.config.invert_sigmas:
-        return _invert_objection(scheduler)
-    return "with scale_factors changes the size of its sample between steps" if scheduler.config.scale_factors else None
+def _times_of_shares(scheduler: Any, shares: Floats) -> Floats:
+    return shares * (train_steps(scheduler) - 1)
 
 
-def _invert_objection(scheduler: Any) -> str | None:
-    return "with invert_sigmas=True runs time the other way round" if scheduler.config.invert_sigmas else None
+def _geometric_mean(starts: Floats, ends: Floats) -> Floats:
+    return np.sqrt(starts * ends)
 
 
 # Of schedulers that work on ᾱ and count no steps of their own.
@@ -184,24 +229,50 @@ _ON_ALPHA_BARS: dict[str, Callable[..., Any]] = {
 
 SPECS: dict[str, SchedulerSpec] = {
     "CogVideoXDDIMScheduler": SchedulerSpec(methods={"step": cogvideox_ddim_step, **_ON_ALPHA_BARS}),
+    "CogVideoXDPMScheduler": SchedulerSpec(methods={"step": cogvideox_dpm_step, **_ON_ALPHA_BARS}),
     "DDIMScheduler": SchedulerSpec(methods={"step": ddim_step, **_ON_ALPHA_BARS}),
+    "DDPMWuerstchenScheduler": SchedulerSpec(integer=False, told=_shares, times_told=_times_of_shares, tells_end=True),
     "DDPMScheduler": SchedulerSpec(reset=_reset_custom, methods={"step": ddpm_step, **_ON_ALPHA_BARS}),
-    "DEISMultistepScheduler": SchedulerSpec(last_sigma=first_sigma, reset=_reset_multistep, objection=_deis_objection),
+    "DEISMultistepScheduler": SchedulerSpec(last_sigma=first_sigma, reset=_reset_multistep, objection=deis_objection),
     "DPMSolverMultistepScheduler": SchedulerSpec(
-        last_sigma=_configured_last, reset=_reset_multistep, objection=_dpm_objection
+        last_sigma=_configured_last, reset=_reset_multistep, objection=dpm_objection
     ),
     "DPMSolverSinglestepScheduler": SchedulerSpec(
-        last_sigma=_configured_last, reset=_reset_singlestep, objection=_dpm_objection
+        last_sigma=_configured_last, reset=_reset_singlestep, objection=dpm_objection
+    ),
+    "EDMDPMSolverMultistepScheduler": SchedulerSpec(
+        integer=False,
+        last_sigma=_configured_last,
+        told=_quarter_log_sigmas,
+        noise_of_first=True,
+        reset=_reset_multistep,
+        objection=prediction_objection,
+    ),
+    "EDMEulerScheduler": SchedulerSpec(
+        integer=False,
+        last_sigma=_configured_last,
+        told=_quarter_log_sigmas,
+        noise_of_first=True,
+        objection=prediction_objection,
     ),
     "EulerAncestralDiscreteScheduler": SchedulerSpec(integer=False, between="linear", last_sigma=_zero),
     "EulerDiscreteScheduler": SchedulerSpec(
-        integer=False, between="linear", last_sigma=_configured_last, objection=_continuous_v_objection
+        integer=False,
+        between="linear",
+        last_sigma=_configured_last,
+        told=_quarter_log_sigmas,
+        objection=continuous_v_objection,
     ),
     "FlowMatchEulerDiscreteScheduler": SchedulerSpec(
-        integer=False, last_sigma=_zero, flow=True, objection=_invert_objection
+        integer=False,
+        last_sigma=_zero,
+        flow=True,
+        told=_inverted,
+        times_told=_inverted,
+        methods={"scale_noise": scale_noise},
     ),
     "FlowMatchLCMScheduler": SchedulerSpec(
-        integer=False, stops_early=False, last_sigma=_zero, flow=True, objection=_scale_wise_objection
+        integer=False, stops_early=False, last_sigma=_zero, flow=True, objection=scale_wise_objection
     ),
     "FlowMatchHeunDiscreteScheduler": SchedulerSpec(
         integer=False, last_sigma=_zero, flow=True, layout="heun", reset=_reset_heun
@@ -209,17 +280,46 @@ SPECS: dict[str, SchedulerSpec] = {
     "HeunDiscreteScheduler": SchedulerSpec(
         integer=False, between="linear", last_sigma=_zero, layout="heun", reset=_reset_heun
     ),
+    "KDPM2AncestralDiscreteScheduler": SchedulerSpec(
+        integer=False,
+        between="linear",
+        last_sigma=_zero,
+        layout="heun",
+        middle=lambda starts, ends: ends,
+        reset=_reset_kdpm2_ancestral,
+        objection=prediction_objection,
+    ),
+    "KDPM2DiscreteScheduler": SchedulerSpec(
+        integer=False,
+        between="linear",
+        last_sigma=_zero,
+        layout="heun",
+        middle=_geometric_mean,
+        reset=_reset_kdpm2,
+        objection=prediction_objection,
+    ),
     "LCMScheduler": SchedulerSpec(continuous=False, stops_early=False, reset=_reset_custom),
     "LMSDiscreteScheduler": SchedulerSpec(integer=False, between="linear", last_sigma=_zero, reset=_reset_derivatives),
     "PNDMScheduler": SchedulerSpec(
         layout="plms",
         reset=_reset_plms,
         methods={"step": pndm_step, "add_noise": add_noise},
-        objection=_pndm_objection,
+        objection=pndm_objection,
+    ),
+    "SASolverScheduler": SchedulerSpec(
+        last_sigma=first_sigma, reset=_reset_sa, methods={"add_noise": add_noise}, objection=deis_objection
+    ),
+    "SCMScheduler": SchedulerSpec(
+        integer=False,
+        stops_early=False,
+        flow=True,
+        told=_trigflow_angles,
+        times_told=_times_of_angles,
+        tells_end=True,
     ),
     "TCDScheduler": SchedulerSpec(continuous=False, stops_early=False, reset=_reset_custom),
     "UniPCMultistepScheduler": SchedulerSpec(
-        last_sigma=_configured_last, reset=_reset_unipc, objection=_unipc_objection
+        last_sigma=_configured_last, reset=_reset_unipc, objection=unipc_objection
     ),
 }
 
@@ -227,6 +327,8 @@ SPECS: dict[str, SchedulerSpec] = {
 def spec_of(scheduler: Any) -> SchedulerSpec:
     """The scheduler's spec. Raises UserError for a class, or a configuration of it, that is not accepted."""
     name = type(scheduler).__name__
+    if name in REFUSED:
+        raise UserError(f"{name} {REFUSED[name]}")
     if name not in SPECS:
         raise unknown("the scheduler", name, SPECS)
     objection = SPECS[name].objection(scheduler)
@@ -238,6 +340,20 @@ def spec_of(scheduler: Any) -> SchedulerSpec:
 def is_flow(scheduler: Any, spec: SchedulerSpec) -> bool:
     """Whether the model is a flow matching one, also under a solver for both (``use_flow_sigmas``)."""
     return spec.flow or bool(getattr(scheduler.config, "use_flow_sigmas", False))
+
+
+def model_times(scheduler: Any, spec: SchedulerSpec, times: Sequence[float], stop: float | None = None) -> Floats:
+    """What ``timesteps`` holds, what the model is told at each call: as diffusers' pipelines read it. float64.
+
+    The time of a second call in the middle of a step is read where log σ is linear, as diffusers reads it.
+    """
+    called = np.array(called_times(times, spec.layout))
+    if spec.middle is not None:
+        sigmas = sigmas_at(scheduler, times, spec.between)
+        called[1::2] = times_of(scheduler, spec.middle(sigmas[:-1], sigmas[1:]), "log")
+    if spec.tells_end:
+        called = np.append(called, 0.0 if stop is None else stop)
+    return spec.told(scheduler, called)
 
 
 def called_sigmas(scheduler: Any, spec: SchedulerSpec, times: Sequence[float], stop: float | None = None) -> Floats:
@@ -258,4 +374,5 @@ def called_sigmas(scheduler: Any, spec: SchedulerSpec, times: Sequence[float], s
         last = spec.last_sigma(scheduler) if stop is None else float(sigmas_at(scheduler, [stop], spec.between)[0])
     last = min(last, sigmas[-1] * (1 - LEAST_STEP))
     inner = np.repeat(sigmas[1:], 2 if spec.layout == "heun" else 1)
-    return np.concatenate([sigmas[:1], inner, [last]])
+    called = np.concatenate([sigmas[:1], inner, [last]])
+    return 1 - called if scheduler.config.get("invert_sigmas", False) else called

@@ -28,6 +28,7 @@ class ScheduleState:
         uneven_coefficients: PNDM combines its slopes for the steps as they are, not as if they were even.
         alpha_bars: ᾱ at each time, then at the end, on the CPU; shape (N + 1,); (0,) for a scheduler that works on σ.
         before: the scheduler's attributes as they were found.
+        kind: its class as it was found.
         mu: of dynamic shifting, as the pipeline gave it last.
         was_set: whether the times were asked for (``set_timesteps``) since somebody set this to False.
         generation: how often they were asked for: each generation of images does it once.
@@ -52,6 +53,7 @@ class ScheduleState:
         self.uneven_coefficients = uneven_coefficients
         self.alpha_bars = torch.empty(0)
         self.before = dict(vars(scheduler))
+        self.kind: Any = type(scheduler)
         self.mu: float | None = None
         self.was_set = False
         self.generation = 0
@@ -120,7 +122,8 @@ def schedule_on(scheduler: Any) -> ScheduleState | None:
 def steps_of_calls(count: int, layout: Layout) -> tuple[int, ...]:
     """The step that each call of the denoiser belongs to, in order, for ``count`` steps.
 
-    Heun takes the slope at both ends of a step, but at one only of the last, which goes to σ = 0: 0 0 1 1 .. N-1.
+    Heun takes the slope at both ends of a step, but at one only of the last, which goes to σ = 0: 0 0 1 1 .. N-1; so
+    does KDPM2 at its start and middle.
     PLMS makes its first step twice: 0 0 1 2 .. N-1; where it is the only one, once.
     """
     if layout == "heun":

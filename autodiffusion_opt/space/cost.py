@@ -76,7 +76,10 @@ def networks(info: ModelInfo, candidate: Candidate) -> float:
 
 
 def _branches_counted(info: ModelInfo, candidate: Candidate) -> bool:
-    return all(branch is None or branch < len(info.branch_flops) for branch in candidate.branches)
+    # What an engine's cache leaves out, the engine decides.
+    return candidate.engine is None and all(
+        branch is None or branch < len(info.branch_flops) for branch in candidate.branches
+    )
 
 
 def _layers_of(info: ModelInfo, step: Step) -> int:

@@ -152,7 +152,9 @@ class Scalars:
         return {scalar.name: scalar.at(value) for scalar, value in zip(searched, coordinates, strict=True)}
 
     def check(self, candidate: Candidate) -> None:
-        """Raises UserError for a value that is not allowed."""
+        """Raises UserError for a value that is not allowed, and for an engine's cache, which no space searches."""
+        if candidate.engine is not None:
+            raise UserError(f"a candidate in this space must have no engine's cache; got {candidate.engine}")
         for scalar in self.all:
             scalar.check(getattr(candidate, scalar.name))
 

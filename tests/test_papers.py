@@ -109,7 +109,7 @@ def test_a_study_is_the_papers_search_in_a_space_that_fits_its_model(name: str) 
         assert info_of(name).layers == 58
 
 
-@pytest.mark.parametrize("name", slow_but(SEGMENTS, "ldm4-segments"))
+@pytest.mark.parametrize("name", slow_but(SEGMENTS, "ddpm-cifar10-segments"))
 def test_a_study_of_segments_is_within_its_budget_on_its_model(name: str) -> None:
     config, (layers, budget) = load_study_config(name), SEGMENTS[name]
     space = space_of(config)

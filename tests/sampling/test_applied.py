@@ -121,7 +121,7 @@ def test_a_scheduler_put_on_the_pipeline_later_gets_the_candidate_with_the_next_
 
 def test_a_scheduler_that_is_not_accepted_is_refused_at_the_next_call() -> None:
     pipeline = apply(load("stable_diffusion"), TIMES)
-    pipeline.scheduler = diffusers.KDPM2DiscreteScheduler.from_config(pipeline.scheduler.config)
+    pipeline.scheduler = diffusers.RePaintScheduler.from_config(pipeline.scheduler.config)
     with pytest.raises(UserError, match="the scheduler must be one of"):
         images(pipeline, "stable_diffusion")
 

@@ -337,8 +337,9 @@ def test_compile_in_the_pipelines_table_takes_removed_layers(name: str, monkeypa
     assert backend.runs == 2 * (2 * len(list_layers(denoiser_of(plain))) - 1)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # diffusers' own, of its future
-@pytest.mark.parametrize("name", ["z_image", pytest.param("cogview4", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", ["z_image", "cogview4"])
 def test_layers_that_only_their_form_tells_are_compiled_one_by_one(name: str, backend: Counting) -> None:
     pipeline, call = built(name)
     plain = built(name)[0]

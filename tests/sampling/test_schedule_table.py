@@ -31,7 +31,6 @@ def written() -> list[list[str]]:
     return lines[2:]
 
 
-@pytest.mark.slow
 def test_the_page_has_exactly_the_rows_that_are_computed(rows: list[Row], written: list[list[str]]) -> None:
     """The texts, and which schedulers take which times; the numbers are another test's."""
     for row, cells in zip(rows, written, strict=True):

@@ -266,6 +266,7 @@ def _candidate(trial: FrozenTrial) -> Candidate:
 
 def _check_repeats(trials: list[FrozenTrial]) -> None:
     proposed = [_candidate(trial) for trial in trials if BASELINE not in trial.user_attrs]
+    _must(bool(proposed), "the trials must be more than the baselines", len(trials))
     repeats = 1 - len(set(proposed)) / len(proposed)
     _must(repeats <= MOST_REPEATS, f"at most {MOST_REPEATS:.0%} of the candidates may be repeats", f"{repeats:.0%}")
 

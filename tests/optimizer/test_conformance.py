@@ -66,7 +66,7 @@ def test_failed_and_stopped_trials_do_not_stop_a_study(kind: str) -> None:
 
 @pytest.mark.slow
 def test_every_check_is_run_for_a_sampler_of_optunas() -> None:
-    testing.check_optimizer(optuna.samplers.RandomSampler, trials=8)
+    testing.check_optimizer(optuna.samplers.RandomSampler, trials=16)
 
 
 class Restarts(optuna.samplers.RandomSampler):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
@@ -133,8 +134,8 @@ def _print_dry_run(
     from autodiffusion_opt.study.dry_run import dry_run
     from autodiffusion_opt.study.progress_bar import Bar
 
-    with Bar() as bar:
-        planned = [dry_run(study, trials, optimizer, silent if quiet else bar) for study in studies]
+    with contextlib.nullcontext(silent) if quiet else Bar() as bar:
+        planned = [dry_run(study, trials, optimizer, bar) for study in studies]
     if as_json:
         values = [each.to_dict() for each in planned]
         click.echo(json.dumps(values[0] if len(values) == 1 else values))

@@ -12,6 +12,7 @@ from space.examples import DIGITS, build_space, joint
 from autodiffusion_opt.candidate import Candidate, Step
 from autodiffusion_opt.errors import UserError
 from autodiffusion_opt.space import CachedSteps, cost
+from autodiffusion_opt.space.layer_toggles import without_a_layer
 
 # Branches at a tenth, at 0.3 and at 0.7 of a network; a layer costs 1 or 7 of 80.
 INFO = dataclasses.replace(
@@ -112,3 +113,11 @@ def test_a_search_that_removes_fewer_layers_keeps_those_that_matter_least() -> N
     assert (whole.max_removed, half.max_removed) == (9, 3)
     many = Candidate((Step(900, INFO.ranking[0][:6]), Step(500)))
     assert half.nearest(many).removed[0] == tuple(sorted(INFO.ranking[0][:3]))
+
+
+def test_the_layer_that_goes_first_matters_least_for_what_it_costs() -> None:
+    cached = space(layers="any")
+    cheaper = without_a_layer(cached.layer_choice, Candidate((Step(900),)), 9, INFO.layer_flops.__getitem__)
+    weights = {layer: (1 + place) / INFO.layer_flops[layer] for place, layer in enumerate(INFO.ranking[0])}
+    assert cheaper == Candidate((Step(900, (min(weights, key=weights.__getitem__),)),))
+    assert without_a_layer(cached.layer_choice, Candidate((Step(900),)), 0, INFO.layer_flops.__getitem__) is None

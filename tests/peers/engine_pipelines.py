@@ -7,9 +7,11 @@ from typing import Any
 import diffusers
 import torch
 from peers import pipelines
+from peers.current_pipelines import CURRENT
 from peers.samples import load
 
 from autodiffusion_opt.sampling.conditions import Labels, Prompts
+from autodiffusion_opt.sampling.example_call import learn_layers
 from autodiffusion_opt.sampling.generate import ImageSampler
 
 
@@ -40,6 +42,23 @@ def sd3(blocks: int = 4) -> ImageSampler:
     config = dict(pipeline.transformer.config) | {"num_layers": blocks}
     pipeline.transformer = diffusers.SD3Transformer2DModel.from_config(config).eval()
     return ImageSampler(pipeline, Prompts(pipelines.PROMPTS), {}, micro_batch=2, batch_size=2)
+
+
+def cogview4() -> ImageSampler:
+    """A CogView4, whose pipeline calls the transformer with the prompt and again without."""
+    pipeline, call = CURRENT["cogview4"]()
+    learn_layers(pipeline)
+    return ImageSampler(pipeline, Prompts(pipelines.PROMPTS), call, micro_batch=2, batch_size=2)
+
+
+def flux2() -> ImageSampler:
+    """A Flux 2, whose blocks of one stream take something else than those of two."""
+    pipeline, call = CURRENT["flux2"]()
+    torch.manual_seed(0)
+    config = dict(pipeline.transformer.config) | {"num_layers": 2, "num_single_layers": 3}
+    pipeline.transformer = diffusers.Flux2Transformer2DModel.from_config(config).eval()
+    learn_layers(pipeline)
+    return ImageSampler(pipeline, Prompts(pipelines.PROMPTS), call, micro_batch=2, batch_size=2)
 
 
 def traces(denoiser: Any) -> dict[str, list[str]]:

@@ -100,6 +100,21 @@ def test_a_pipeline_that_calls_its_denoiser_twice_a_step_has_a_cache_for_each(tm
 
 
 @needs_cache_dit
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["qwen_image", "z_image", "lumina", "lumina2", "cogview3_plus"])
+def test_one_list_of_blocks_after_refiners_is_exact_too(name: str) -> None:
+    made = export_for("cache-dit", engine_pipelines.current(name), LATE)
+    assert made.settings["same_images"]
+    assert made.settings["cache_config"]["Fn_compute_blocks"] == 1
+
+
+@needs_cache_dit
+def test_a_branch_that_there_is_not_is_refused() -> None:
+    with pytest.raises(UserError, match="has 2 branches, 0 to 1; got 7"):
+        export_for("cache-dit", engine_pipelines.dit(), partial(7, 404))
+
+
+@needs_cache_dit
 def test_what_cache_dit_cannot_express_is_told_by_name_with_its_difference(tmp_path: Path) -> None:
     steps = (Step(901), Step(733, (), 0), Step(640, (1,)), Step(404), Step(200, (), 1))
     made, written = exported(engine_pipelines.dit(), Candidate(steps), tmp_path)

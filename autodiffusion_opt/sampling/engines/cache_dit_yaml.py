@@ -56,14 +56,19 @@ def nearest_mask(sampler: ImageSampler, candidate: Candidate) -> NearestMask:
         UserError: where cache-dit is not installed or does not know the pipeline, or the candidate has the cache of
             another engine.
     """
-    engines = _engines(sampler, candidate)
+    lists = block_lists(sampler.pipeline)
+    if candidate.engine is not None and not isinstance(candidate.engine, CacheDiT | CacheDiTMask):
+        raise UserError(
+            f"cache-dit cannot run {candidate.engine}, which is a cache of diffusers: --for diffusers-cache"
+        )
+    wanted = pixels(sampler, candidate)
+    engines = _engines(sampler, candidate, lists)
     for engine in engines:
         check_engine(sampler.pipeline, engine)
     calls = _calls(sampler, candidate)
-    wanted = pixels(sampler, candidate)
     measured = {engine: difference(pixels(sampler, whole_steps(candidate, engine)), wanted) for engine in engines}
     best = min(measured, key=lambda engine: measured[engine].mean)
-    remarks = [*_left_out(sampler, candidate)]
+    remarks = [*_left_out(candidate, lists)]
     if len(engines) > 1:
         remarks += [f"{engine}: images differ by {apart}" for engine, apart in measured.items()]
     return NearestMask(best, calls, measured[best], tuple(remarks))
@@ -91,15 +96,12 @@ def config_values(mask: NearestMask, steps: int) -> dict[str, Any]:
     return cache_dit_values(mask.engine, steps, mask.calls)
 
 
-def _engines(sampler: ImageSampler, candidate: Candidate) -> list[CacheDiT | CacheDiTMask]:
+def _engines(
+    sampler: ImageSampler, candidate: Candidate, lists: list[list[torch.nn.Module]]
+) -> list[CacheDiT | CacheDiTMask]:
     """What may make the candidate's steps partial: its branches, each for all steps."""
-    if candidate.engine is not None:
-        if isinstance(candidate.engine, CacheDiT | CacheDiTMask):
-            return [candidate.engine]
-        raise UserError(
-            f"cache-dit cannot run {candidate.engine}, which is a cache of diffusers: --for diffusers-cache"
-        )
-    lists = block_lists(sampler.pipeline)
+    if isinstance(candidate.engine, CacheDiT | CacheDiTMask):
+        return [candidate.engine]
     skipped = tuple(index for index, branch in enumerate(candidate.branches) if branch is not None)
     chosen = sorted({branch for branch in candidate.branches if branch is not None})
     if not chosen:
@@ -115,10 +117,9 @@ def _front(denoiser: torch.nn.Module, lists: list[list[torch.nn.Module]], branch
     return min(max(1, sum(block in run for block in lists[-1])), *map(len, lists))
 
 
-def _left_out(sampler: ImageSampler, candidate: Candidate) -> Iterator[str]:
+def _left_out(candidate: Candidate, lists: list[list[torch.nn.Module]]) -> Iterator[str]:
     removed = [f"{step.time:g}" for step in candidate.steps if step.removed]
     branches = sorted({branch for branch in candidate.branches if branch is not None})
-    lists = block_lists(sampler.pipeline)
     if removed:
         yield f"layer sets are left out (of the steps at {', '.join(removed)}): cache-dit runs every layer"
     if len(branches) > 1:

@@ -21,6 +21,7 @@ import optuna
 
 from autodiffusion_opt.errors import UserError, reason_of
 from autodiffusion_opt.report import figures
+from autodiffusion_opt.report.dashboard_view import DashboardView
 from autodiffusion_opt.report.tables import number
 from autodiffusion_opt.space.baselines import compared_with
 from autodiffusion_opt.study.curves import images_of
@@ -94,7 +95,6 @@ def note_of(stored: StoredStudy) -> str:
     lines += ["", "## Definition", ""]
     for part in ("pipeline", "space", "objective", "optimizer"):
         lines.append(f"- **{part}**: {code_in_markdown(str(stored.definition.get(part, '')))}")
-    lines += ["", "The dashboard's own importances count parameters that decoding ignores; the plot below it does not."]
     return "\n".join(lines)
 
 
@@ -173,7 +173,8 @@ def _application(url: str, host: str) -> WSGIApplication:
     folder = Path(artifact_folder(url))
     with suppress(OSError):  # a folder that may not be written can still be read, once there is something in it
         folder.mkdir(parents=True, exist_ok=True)
-    return only_own_pages(wsgi(storage, artifact_store=FileSystemArtifactStore(folder)), host)
+    view = DashboardView(storage)  # type: ignore[abstract]  # its other methods are made where the class is
+    return only_own_pages(wsgi(view, artifact_store=FileSystemArtifactStore(folder)), host)
 
 
 def only_own_pages(application: WSGIApplication, host: str) -> WSGIApplication:

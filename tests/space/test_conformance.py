@@ -148,6 +148,41 @@ def test_every_point_decodes_to_a_candidate_in_the_space_that_encodes_back(space
     assert space.decode(parameters) == candidate
 
 
+@pytest.mark.parametrize("name", EXAMPLES)
+@some
+@given(data=st.data())
+def test_a_candidate_does_not_depend_on_the_parameters_that_its_kind_calls_ignored(
+    name: str, data: st.DataObject
+) -> None:
+    space, kind = EXAMPLES[name], SPACES[TABLES[name][0]["kind"]]
+    parameters, others = data.draw(points(space)), data.draw(points(space))
+    ignored = kind.ignored(parameters)
+    assert ignored <= set(parameters)
+    assert space.decode(parameters | {name: others[name] for name in ignored}) == space.decode(parameters)
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "ignored"),
+    [
+        ("integer", {}, set()),
+        ("any", {"steps": 6}, {"t7", "t8", "r7", "r8"}),
+        ("cached", {"steps": 7}, {"t8", "t9", "p8", "p9"}),
+        ("cached, ranked", {"steps": 11, "t1": 900, "p1": 1, "p2": 1}, {"r2", "t12", "p12", "r12"}),
+        ("segments", {"i2": 1}, {"b2"}),
+        ("segments, some", {"segments": 4, "i1": 0}, {"b1", "i5", "b5", "i6", "b6"}),
+        ("segments, uniform", {"i": 1}, {"b"}),
+        ("segments, uniform", {"i": 2}, set()),
+    ],
+)
+def test_parameters_beyond_the_number_of_steps_or_segments_are_ignored(
+    name: str, changes: dict[str, Any], ignored: set[str]
+) -> None:
+    boxes: dict[str, Any] = EXAMPLES[name].distributions()
+    lows = {key: box.low for key, box in boxes.items()}
+    point = lows | {key: 3 for key in lows if key[0] == "i"} | changes
+    assert SPACES[TABLES[name][0]["kind"]].ignored(point) == ignored
+
+
 @every_space
 def test_the_corners_of_the_box_decode_to_candidates_in_the_space(space: Space) -> None:
     boxes: dict[str, Any] = space.distributions()

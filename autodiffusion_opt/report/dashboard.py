@@ -56,7 +56,9 @@ def describe(stored: StoredStudy) -> None:
     for name, figure in figures.figures(stored).items():
         if name in PLOTS:
             figure.update_layout(
-                title={"text": f"{name} (autodiffusion-opt)"}, margin={"t": 64}, height=min(figure.layout.height, CARD)
+                title={"text": f"{name} (autodiffusion-opt)", "x": 0.02},
+                margin={"t": 64},
+                height=min(figure.layout.height, CARD),
             )
             save_plotly_graph_object(stored.study, figure, graph_object_id=f"autodiffusion-{name}")
     save_note(stored.study, note)  # last: what was interrupted is written again

@@ -7,9 +7,10 @@ that it listens on: a page of another site that a browser shows can neither read
 from __future__ import annotations
 
 import importlib.util
+import json
 import threading
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from socketserver import ThreadingMixIn
@@ -56,7 +57,7 @@ def describe(stored: StoredStudy) -> None:
     for name, figure in figures.figures(stored).items():
         if name in PLOTS:
             figure.update_layout(
-                title={"text": f"{name} (autodiffusion-opt)", "x": 0.02},
+                title={"text": f"{name} (autodiffusion-opt)", "x": 0.02, "font": {"size": 14}},
                 margin={"t": 64},
                 height=min(figure.layout.height, CARD),
             )
@@ -96,8 +97,19 @@ def note_of(stored: StoredStudy) -> str:
         lines.append(f"- {code_in_markdown(f'autodiffusion-opt {verb} {shell_word(stored.name)}{option}')}")
     lines += ["", "## Definition", ""]
     for part in ("pipeline", "space", "objective", "optimizer"):
-        lines.append(f"- **{part}**: {code_in_markdown(str(stored.definition.get(part, '')))}")
+        lines.append(f"- **{part}**: {code_in_markdown(_given(stored.definition.get(part)))}")
     return "\n".join(lines)
+
+
+def _given(part: object) -> str:
+    """A part of a definition as JSON, without keys that say nothing: absent ones, and empty tables and lists."""
+
+    def kept(value: object) -> object:
+        if isinstance(value, Mapping):
+            return {key: kept(item) for key, item in value.items() if item not in (None, {}, [])}
+        return value
+
+    return json.dumps(kept(part), ensure_ascii=False)
 
 
 def _row(label: str, result: Result) -> str:

@@ -21,6 +21,7 @@ from autodiffusion_opt.errors import UserError
 from autodiffusion_opt.space import SPACES
 from autodiffusion_opt.trials.attributes import DEFINITION
 from autodiffusion_opt.trials.history import best_first
+from autodiffusion_opt.trials.studies import as_stored
 
 # The parameters of a trial -> the names of those that its candidate does not depend on.
 Ignored = Callable[[Mapping[str, Any]], Container[str]]
@@ -52,7 +53,7 @@ class DashboardView(BaseStorage):
     def create_new_trial(self, study_id: int, template_trial: FrozenTrial | None = None) -> int:
         """A copy of a trial, when the dashboard renames a study, has all that is stored."""
         if template_trial is not None:
-            template_trial = self._storage.get_trial(template_trial._trial_id)
+            template_trial = as_stored(self._storage, template_trial)
         return self._storage.create_new_trial(study_id, template_trial)
 
 

@@ -179,24 +179,35 @@ class Segments:
         return self._repaired(chosen, self.scalars.crossover(first, second, rng))
 
     def coordinates(self, candidate: Candidate) -> tuple[float, ...]:
-        """Of each segment its interval, then of each its branch, then the numbers beside them that are searched."""
+        """Of each segment its interval, then of each its branch, then what is searched beside them: how many segments
+        there are, and numbers beside the steps."""
         chosen = self._segments_of(candidate)
         genes = chosen[:1] if self.is_uniform else chosen
         numbers = [each.interval for each in genes] + [each.branch for each in genes]
+        numbers += [] if self.segments[0] == self.segments[1] else [len(chosen)]
         return (*(UNIT * number for number in numbers), *self.scalars.coordinates(candidate))
 
     def moved(self, candidate: Candidate, coordinates: Sequence[float]) -> Candidate:
-        """As many segments at other intervals and branches, to the nearest whole numbers."""
-        count = len(self._segments_of(candidate))
-        genes = 1 if self.is_uniform else count
-        numbers = [max(round(coordinate / UNIT), 0) for coordinate in coordinates[: 2 * genes]]
+        """The candidate at the nearest whole numbers.
+
+        What a longer interval costs beyond the budget is taken from the segments next to it. Of another number of
+        segments each is as the one at the same share of the schedule.
+        """
+        before = self._segments_of(candidate)
+        genes = 1 if self.is_uniform else len(before)
+        low, high = self.segments
+        rest = 2 * genes + (low < high)
+        numbers = [max(round(coordinate / UNIT), 0) for coordinate in coordinates[:rest]]
         most = len(self.branches) - 1
         chosen = [
             Segment(interval, min(branch, most))
-            for interval, branch in zip(numbers[:genes], numbers[genes:], strict=True)
-        ]
-        values = self.scalars.at(coordinates[2 * genes :])
-        return self._repaired(chosen * (count if self.is_uniform else 1), values)
+            for interval, branch in zip(numbers[:genes], numbers[genes : 2 * genes], strict=True)
+        ] * (len(before) if self.is_uniform else 1)
+        longer = [index for index, each in enumerate(chosen) if each.interval > before[index].interval]
+        count = min(max(numbers[-1], low), high) if low < high else low
+        chosen = [chosen[index * len(chosen) // count] for index in range(count)]
+        spared = longer[0] if len(longer) == 1 and count == len(before) else None
+        return self._repaired(chosen, self.scalars.at(coordinates[rest:]), spared)
 
     def with_layer_share(self, share: float) -> Segments:
         """Itself: no layer may be removed here."""
@@ -218,8 +229,8 @@ class Segments:
         longest = max(self._lengths(count))
         return Segment(int(rng.integers(self.interval_min, longest + 1)), int(rng.integers(len(self.branches))))
 
-    def _repaired(self, chosen: Sequence[Segment], values: Values) -> Candidate:
-        """The candidate of segments, these cut to their lengths and to the budget."""
+    def _repaired(self, chosen: Sequence[Segment], values: Values, spared: int | None = None) -> Candidate:
+        """The candidate of segments, these cut to their lengths and to the budget: one of them last, if it is said."""
         lengths = self._lengths(len(chosen))
         kept = [
             Segment(min(max(each.interval, self.interval_min), length), each.branch)
@@ -231,7 +242,8 @@ class Segments:
             candidate = self._made(kept, values)
             if self.budget.is_kept(self.info, candidate):
                 return candidate
-            cheaper = self._cheaper(kept)
+            cheaper = kept if spared is None else self._paid_beside(kept, spared)
+            cheaper = self._cheaper(kept) if cheaper == kept else cheaper
             if cheaper == kept:
                 return candidate
             kept = cheaper
@@ -254,6 +266,16 @@ class Segments:
             if not self.is_uniform:
                 break
         return cheaper
+
+    def _paid_beside(self, kept: Sequence[Segment], spared: int) -> list[Segment]:
+        """A step less of the nearest segment that can do with one less; of two as near that towards the image."""
+        by_distance = sorted(range(len(kept)), key=lambda index: (abs(index - spared), -index))[1:]
+        shorter = list(kept)
+        for index in by_distance:
+            if kept[index].interval > self.interval_min:
+                shorter[index] = Segment(kept[index].interval - 1, kept[index].branch)
+                break
+        return shorter
 
     @staticmethod
     def _active(kept: Sequence[Segment]) -> int:

@@ -79,10 +79,9 @@ class CachedSteps:
         times = [float(parameters[name]) for name in self._names("t")[:count]]
         kinds = [int(parameters[name]) for name in self._names("p")[:count]]
         removed = [int(parameters[name]) if self.max_removed else 0 for name in self._names("r")[:count]]
-        # The layers are chosen where the time is on the grid: a ranking depends on it.
         drafts = [
             Step(time, self.layer_choice.chosen(time, number), None if kind == 0 else self.branches[kind - 1])
-            for time, kind, number in zip(self.grid.place(times), kinds, removed, strict=True)
+            for time, kind, number in zip(times, kinds, removed, strict=True)
         ]
         return self._made(drafts, parameters)
 

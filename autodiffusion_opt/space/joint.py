@@ -262,10 +262,7 @@ class Joint:
         times = {
             f"respaced to {number}": self.info.respaced(candidate.times, number) for number in (count + 1, count - 1)
         }
-        widths = np.diff(levels) if count > 1 else np.ones(1)
-        ends = np.array([levels[0] - widths[0], *levels, levels[-1] + widths[-1]])
-        middles = (ends[:-1] + ends[1:]) / 2
-        for time in self.info.times_of_log_snr(middles[np.argsort(-np.diff(ends), kind="stable")]):
+        for time in self.info.middles(candidate.times):
             times[f"a step at {time:.0f}"] = (*candidate.times, time)
         for gone in candidate.times:
             times[f"no step at {gone:g}"] = tuple(time for time in candidate.times if time != gone)

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from optuna.distributions import IntDistribution
-from space.examples import DIGITS, FEW_TIMES, build_space, joint
+from space.examples import BRANCHED, COUNTED, DIGITS, FEW_TIMES, build_space, joint
 
 from autodiffusion_opt.candidate import Candidate, Step
 from autodiffusion_opt.config import build, kind_in
@@ -19,12 +19,6 @@ from autodiffusion_opt.space import SPACES, UNIFORM, Evolvable, Joint, Layered, 
 
 HEUN = ModelInfo(1000, layout="heun", layers=6, removable=(0, 1, 2, 4))
 PLMS = ModelInfo(1000, layout="plms", layers=6, removable=(0, 1, 2, 4), ranking=((0, 1, 2, 4),) * 3)
-# Layers that cost 1 and 7 in turn, and what is not in a layer.
-COUNTED = dataclasses.replace(DIGITS, flops=80, layer_flops=(1, 7) * 9)
-# Three branches, the dearest at 0.7 of a network.
-BRANCHED = dataclasses.replace(
-    COUNTED, branch_flops=(8, 24, 56), branch_layers=((0, 17), (0, 1, 16, 17), (0, 1, 2, 15))
-)
 BRANCHED_HEUN = dataclasses.replace(BRANCHED, layout="heun")
 
 TABLES: dict[str, tuple[dict[str, Any], ModelInfo]] = {

@@ -113,11 +113,11 @@ class Candidate:
                 raise UserError(f"end_time must be below the last step's time, {last:g}; got {end:g}")
         if self.engine is not None:
             self.engine.check(len(ordered))
-            other = [str(step) for step in ordered if step.removed or step.branch is not None]
-            if other:
+            unusual = [str(step) for step in ordered if step.removed or step.branch is not None]
+            if unusual:
                 raise UserError(
                     "a candidate with an engine's cache must run every layer at every step, since the engine leaves "
-                    f"out what it does; got {', '.join(other)}"
+                    f"out what it does; got {', '.join(unusual)}"
                 )
 
     @classmethod

@@ -1,4 +1,4 @@
-"""AutoDiffusion's search as its authors published it, for ``optimizers.py`` to compare with.
+"""AutoDiffusion's search of times as its authors published it, for ``optimizers.py`` to compare with.
 
 Li et al., ICCV 2023, algorithm 1, as in their script for ImageNet 64 and classifier guidance, with the settings of the
 shell script beside it. A candidate is a list of times in the order in which they were drawn. Only an equal list counts
@@ -9,8 +9,9 @@ less. Their noise is fresh for every measurement, so what is measured again gets
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
-from typing import NoReturn
+from collections.abc import Callable, Hashable
+from functools import partial
+from typing import NoReturn, TypeVar
 
 import numpy as np
 
@@ -21,6 +22,7 @@ PROBABILITY, FIRST_PROBABILITY = 0.25, 0.1
 TRIES = 10
 
 Times = tuple[int, ...]
+Drawn = TypeVar("Drawn", bound=Hashable)
 
 
 class Ended(Exception):
@@ -39,17 +41,7 @@ def original_search(
         measure: the value of a list of times, less is better; it may raise :class:`Ended`.
     """
     values: dict[Times, float] = {}
-
-    def make(count: int, draw: Callable[[], Times], tries: int | None = None) -> list[Times]:
-        made: list[Times] = []
-        for _ in itertools.count() if tries is None else range(tries):
-            if len(made) >= count:
-                break
-            times = draw()
-            if times not in values:
-                values[times] = measure(times)
-                made.append(times)
-        return made
+    make = partial(measure_new, values, measure)
 
     def random() -> Times:
         return tuple(rng.permutation(train_steps)[:steps].tolist())
@@ -78,6 +70,33 @@ def original_search(
         population = make(MUTATIONS, lambda: mutant(parent(), PROBABILITY), TRIES * MUTATIONS)
         population += make(CROSSOVERS, lambda: crossed(parent(), parent()), TRIES * CROSSOVERS)
         population += make(POPULATION - len(population), random)
+
+
+def measure_new(
+    values: dict[Drawn, float],
+    measure: Callable[[Drawn], float],
+    count: int,
+    draw: Callable[[], Drawn],
+    tries: int | None = None,
+) -> list[Drawn]:
+    """As many as ``count`` that ``draw`` makes and ``values`` does not hold yet; ``values`` gets what they measure.
+
+    Args:
+        values: of all that was measured before.
+        measure: the value of what was drawn.
+        count: how many are wanted.
+        draw: makes one at random.
+        tries: draws before it goes without the rest; None: no bound.
+    """
+    made: list[Drawn] = []
+    for _ in itertools.count() if tries is None else range(tries):
+        if len(made) >= count:
+            break
+        drawn = draw()
+        if drawn not in values:
+            values[drawn] = measure(drawn)
+            made.append(drawn)
+    return made
 
 
 def uniform_times(train_steps: int, steps: int) -> Times:

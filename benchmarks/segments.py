@@ -3,7 +3,7 @@
 At each budget of whole networks, these ways, each by ``local``:
 
 - uniform steps, and uniform caching (the best of the intervals 2, 3 and 5);
-- segments on the uniform schedule;
+- segments on the uniform schedule, some of which may be left out;
 - uneven times: a search of as many trials as the two stages of the next two together;
 - times with partial steps, and these with layers too: from the best of the first half of the times' trials, for 0.2
   networks more.
@@ -68,10 +68,10 @@ class Setting:
 
 def spaces(networks: int) -> dict[str, dict[str, Any]]:
     """The tables of the searched spaces."""
-    count = max(networks // 2, 1)
     cached = {"kind": "cached-steps", "max_flops": networks + EXTRA, "steps_max": networks + 4}
+    left_out = {"interval_min": 0, "max_flops": networks}  # a segment may be left out
     return {
-        SEGMENTS: {"kind": "segments", "steps": 5 * networks, "segments": [count, networks], "max_flops": networks},
+        SEGMENTS: {"kind": "segments", "steps": 5 * networks, "segments": [networks, 2 * networks]} | left_out,
         TIMES: {"kind": "time-steps", "steps": networks},
         CACHED: cached,
         JOINT: cached | {"layers": "any"},

@@ -79,10 +79,9 @@ class CachedSteps:
         times = [float(parameters[name]) for name in self._names("t")[:count]]
         kinds = [int(parameters[name]) for name in self._names("p")[:count]]
         removed = [int(parameters[name]) if self.max_removed else 0 for name in self._names("r")[:count]]
-        # The layers are chosen where the time is on the grid: a ranking depends on it.
         drafts = [
             Step(time, self.layer_choice.chosen(time, number), None if kind == 0 else self.branches[kind - 1])
-            for time, kind, number in zip(self.grid.place(times), kinds, removed, strict=True)
+            for time, kind, number in zip(times, kinds, removed, strict=True)
         ]
         return self._made(drafts, parameters)
 
@@ -220,7 +219,7 @@ class CachedSteps:
         in a gap; a step left out; a step made partial, or full. Those that the budget allows, or allows when the least
         important layers go."""
         steps = candidate.steps
-        middles = self._middles(candidate)
+        middles = self.info.middles(candidate.times)
         made: dict[str, Iterable[Step]] = {}
         for time in middles:
             made[f"a partial step at {time:.0f}"] = (*steps, Step(time, (), self.branches[0]))
@@ -269,15 +268,6 @@ class CachedSteps:
 
     def _fits(self, count: int) -> bool:
         return self.budget.is_kept(self.info, Candidate.from_time_steps(range(count)))
-
-    def _middles(self, candidate: Candidate) -> tuple[float, ...]:
-        """Times in the middles of the gaps in λ, the widest first; before the first step and after the last there is a
-        gap as wide as the next."""
-        levels = self.info.log_snr(candidate.times)
-        widths = np.diff(levels) if len(levels) > 1 else np.ones(1)
-        ends = np.array([levels[0] - widths[0], *levels, levels[-1] + widths[-1]])
-        order = np.argsort(-np.diff(ends), kind="stable")
-        return self.info.times_of_log_snr(((ends[:-1] + ends[1:]) / 2)[order])
 
     def _placed(self, drafts: Sequence[Step]) -> list[Step]:
         """The steps in their order, at distinct times of the grid, without layers that may not be removed there."""

@@ -141,6 +141,15 @@ class ModelInfo:
                 log_snr[beyond] = levels[end] + slope * (wanted[beyond] - given[end])
         return self.times_of_log_snr(log_snr)
 
+    def middles(self, times: Sequence[float]) -> tuple[float, ...]:
+        """Times in the middles of the gaps in λ between times from noise to image, the widest first; before the first
+        time and after the last there is a gap as wide as the next."""
+        levels = self.log_snr(times)
+        widths = np.diff(levels) if len(levels) > 1 else np.ones(1)
+        ends = np.array([levels[0] - widths[0], *levels, levels[-1] + widths[-1]])
+        order = np.argsort(-np.diff(ends), kind="stable")
+        return self.times_of_log_snr(((ends[:-1] + ends[1:]) / 2)[order])
+
 
 def third_of(time: float, lowest: float, highest: float) -> int:
     """In which third of the time range a time lies: 0 near the noise, 2 near the image; a boundary is the later's."""

@@ -97,11 +97,11 @@ class Segments:
         low, high = self.segments
         shown = chosen[:1] if self.is_uniform else chosen + [Segment(self.interval_min)] * (high - len(chosen))
         if self.is_uniform:  # what was cut to a shorter segment, or has no partial step, says less
-            shown = [Segment(max(each.interval for each in chosen), max(each.branch for each in chosen))]
+            shown = [Segment(max(segment.interval for segment in chosen), max(segment.branch for segment in chosen))]
         point: dict[str, Any] = {} if low == high else {COUNT: len(chosen)}
-        point |= zip(self._names("i", len(shown)), (each.interval for each in shown), strict=True)
+        point |= zip(self._names("i", len(shown)), (segment.interval for segment in shown), strict=True)
         if len(self.branches) > 1:
-            point |= zip(self._names("b", len(shown)), (each.branch for each in shown), strict=True)
+            point |= zip(self._names("b", len(shown)), (segment.branch for segment in shown), strict=True)
         return point | self.scalars.parameters(candidate)
 
     def check(self, candidate: Candidate) -> None:
@@ -129,8 +129,8 @@ class Segments:
             branches = [step.branch for step in inside if step.branch in self.branches]
             chosen.append(Segment(len(inside), self.branches.index(min(branches)) if branches else 0))
         if self.is_uniform:
-            mean = round(sum(each.interval for each in chosen) / count)
-            chosen = [Segment(mean, max(each.branch for each in chosen))] * count
+            mean = round(sum(segment.interval for segment in chosen) / count)
+            chosen = [Segment(mean, max(segment.branch for segment in chosen))] * count
         return self._repaired(chosen, vars(candidate))
 
     def baselines(self) -> dict[str, Candidate]:
@@ -165,7 +165,9 @@ class Segments:
             gene = self._random_segment(len(chosen), rng) if rng.random() < probability else None
             chosen = chosen if gene is None else [gene] * len(chosen)
         else:
-            chosen = [self._random_segment(len(chosen), rng) if rng.random() < probability else each for each in chosen]
+            chosen = [
+                self._random_segment(len(chosen), rng) if rng.random() < probability else segment for segment in chosen
+            ]
         return self._repaired(chosen, self.scalars.mutate(candidate, rng, probability))
 
     def crossover(self, first: Candidate, second: Candidate, rng: np.random.Generator) -> Candidate:
@@ -179,24 +181,35 @@ class Segments:
         return self._repaired(chosen, self.scalars.crossover(first, second, rng))
 
     def coordinates(self, candidate: Candidate) -> tuple[float, ...]:
-        """Of each segment its interval, then of each its branch, then the numbers beside them that are searched."""
+        """Of each segment its interval, then of each its branch, then what is searched beside them: how many segments
+        there are, and numbers beside the steps."""
         chosen = self._segments_of(candidate)
         genes = chosen[:1] if self.is_uniform else chosen
-        numbers = [each.interval for each in genes] + [each.branch for each in genes]
+        numbers = [segment.interval for segment in genes] + [segment.branch for segment in genes]
+        numbers += [] if self.segments[0] == self.segments[1] else [len(chosen)]
         return (*(UNIT * number for number in numbers), *self.scalars.coordinates(candidate))
 
     def moved(self, candidate: Candidate, coordinates: Sequence[float]) -> Candidate:
-        """As many segments at other intervals and branches, to the nearest whole numbers."""
-        count = len(self._segments_of(candidate))
-        genes = 1 if self.is_uniform else count
-        numbers = [max(round(coordinate / UNIT), 0) for coordinate in coordinates[: 2 * genes]]
+        """The candidate at the nearest whole numbers.
+
+        What a longer interval costs beyond the budget is taken from the segments next to it. Of another number of
+        segments each is as the one at the same share of the schedule.
+        """
+        before = self._segments_of(candidate)
+        genes = 1 if self.is_uniform else len(before)
+        low, high = self.segments
+        rest = 2 * genes + (low < high)
+        numbers = [max(round(coordinate / UNIT), 0) for coordinate in coordinates[:rest]]
         most = len(self.branches) - 1
         chosen = [
             Segment(interval, min(branch, most))
-            for interval, branch in zip(numbers[:genes], numbers[genes:], strict=True)
-        ]
-        values = self.scalars.at(coordinates[2 * genes :])
-        return self._repaired(chosen * (count if self.is_uniform else 1), values)
+            for interval, branch in zip(numbers[:genes], numbers[genes : 2 * genes], strict=True)
+        ] * (len(before) if self.is_uniform else 1)
+        longer = [index for index, segment in enumerate(chosen) if segment.interval > before[index].interval]
+        count = min(max(numbers[-1], low), high) if low < high else low
+        chosen = [chosen[index * len(chosen) // count] for index in range(count)]
+        spared = longer[0] if len(longer) == 1 and count == len(before) else None
+        return self._repaired(chosen, self.scalars.at(coordinates[rest:]), spared)
 
     def with_layer_share(self, share: float) -> Segments:
         """Itself: no layer may be removed here."""
@@ -218,52 +231,63 @@ class Segments:
         longest = max(self._lengths(count))
         return Segment(int(rng.integers(self.interval_min, longest + 1)), int(rng.integers(len(self.branches))))
 
-    def _repaired(self, chosen: Sequence[Segment], values: Values) -> Candidate:
-        """The candidate of segments, these cut to their lengths and to the budget."""
+    def _repaired(self, chosen: Sequence[Segment], values: Values, spared: int | None = None) -> Candidate:
+        """The candidate of segments, these cut to their lengths and to the budget: one of them last, if it is said."""
         lengths = self._lengths(len(chosen))
         kept = [
-            Segment(min(max(each.interval, self.interval_min), length), each.branch)
-            for each, length in zip(chosen, lengths, strict=True)
+            Segment(min(max(segment.interval, self.interval_min), length), segment.branch)
+            for segment, length in zip(chosen, lengths, strict=True)
         ]
         while True:
-            if not any(each.interval for each in kept):  # a candidate has a step
+            if not any(segment.interval for segment in kept):  # a candidate has a step
                 kept[0] = Segment(1)
             candidate = self._made(kept, values)
             if self.budget.is_kept(self.info, candidate):
                 return candidate
-            cheaper = self._cheaper(kept)
+            cheaper = kept if spared is None else self._paid_beside(kept, spared)
+            cheaper = self._cheaper(kept) if cheaper == kept else cheaper
             if cheaper == kept:
                 return candidate
             kept = cheaper
 
     def _cheaper(self, kept: Sequence[Segment]) -> list[Segment]:
         """A step less of the longest interval, else the dearest branch cheaper; all of them where all are alike."""
-        longest = max(each.interval for each in kept)
-        dearest = max(each.branch for each in kept if each.interval > 1) if longest > 1 else 0
+        longest = max(segment.interval for segment in kept)
+        dearest = max(segment.branch for segment in kept if segment.interval > 1) if longest > 1 else 0
         cheaper = list(kept)
         for index in reversed(range(len(kept))):
-            each = kept[index]
+            segment = kept[index]
             if longest > max(self.interval_min, 1) or (longest > self.interval_min and self._active(kept) > 1):
-                if each.interval < longest:
+                if segment.interval < longest:
                     continue
-                cheaper[index] = Segment(each.interval - 1, each.branch)
-            elif dearest and each.branch == dearest:
-                cheaper[index] = Segment(each.interval, dearest - 1)
+                cheaper[index] = Segment(segment.interval - 1, segment.branch)
+            elif dearest and segment.branch == dearest:
+                cheaper[index] = Segment(segment.interval, dearest - 1)
             else:
                 continue
             if not self.is_uniform:
                 break
         return cheaper
 
+    def _paid_beside(self, kept: Sequence[Segment], spared: int) -> list[Segment]:
+        """A step less of the nearest segment that can do with one less; of two as near that towards the image."""
+        by_distance = sorted(range(len(kept)), key=lambda index: (abs(index - spared), -index))[1:]
+        shorter = list(kept)
+        for index in by_distance:
+            if kept[index].interval > self.interval_min:
+                shorter[index] = Segment(kept[index].interval - 1, kept[index].branch)
+                break
+        return shorter
+
     @staticmethod
     def _active(kept: Sequence[Segment]) -> int:
-        return sum(each.interval > 0 for each in kept)
+        return sum(segment.interval > 0 for segment in kept)
 
     def _made(self, chosen: Sequence[Segment], values: Values) -> Candidate:
         steps = []
-        for start, each in zip(self._starts(len(chosen)), chosen, strict=True):
-            branch = self.branches[each.branch]
-            steps += [Step(self.times[start + k], (), branch if k else None) for k in range(each.interval)]
+        for start, segment in zip(self._starts(len(chosen)), chosen, strict=True):
+            branch = self.branches[segment.branch]
+            steps += [Step(self.times[start + k], (), branch if k else None) for k in range(segment.interval)]
         return self.scalars.candidate(steps, values)
 
     def _segments_of(self, candidate: Candidate) -> list[Segment]:
@@ -294,7 +318,7 @@ class Segments:
             if len(steps) < self.interval_min:
                 return None
             chosen.append(Segment(len(steps), self.branches.index(branches.pop()) if branches else 0))
-        alike = Segment(max(each.interval for each in chosen), max(each.branch for each in chosen))
+        alike = Segment(max(segment.interval for segment in chosen), max(segment.branch for segment in chosen))
         if self.is_uniform and self._cut(alike, count) != chosen:
             return None
         return chosen

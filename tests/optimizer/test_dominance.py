@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 
 from autodiffusion_opt.candidate import Candidate
 from autodiffusion_opt.optimizer.dominance import best_of, front_of
-from autodiffusion_opt.space import ModelInfo
+from autodiffusion_opt.space import ModelInfo, Space
 from autodiffusion_opt.study.config import build_optimizer, build_space
 from autodiffusion_opt.trials.history import Observation, Observations, Past, dominates
 
@@ -68,25 +69,53 @@ def test_equal_losses_are_one_front() -> None:
     assert len(best_of(past_of([(1.0, 1.0)] * 3), 2, before=3)) == 2
 
 
-def front_after(table: dict[str, object], count: int) -> list[tuple[float, ...]]:
-    """The front that an optimizer finds of the distances to two schedules."""
-    space = build_space({"kind": "time-steps", "steps": 3}, "here").space(ModelInfo(1000))
+Losses = Callable[[Candidate], tuple[float, ...]]
+SIZES = {"kind": "evolution", "population": 20, "parents": 8, "mutations": 10, "crossovers": 6}
+
+
+def from_two_schedules(candidate: Candidate) -> tuple[float, ...]:
+    apart = ((np.array(candidate.times) - [[900, 500, 100], [700, 300, 50]]) ** 2).sum(axis=1)
+    return tuple(apart.tolist())
+
+
+def of_quality_and_layer_runs(candidate: Candidate) -> tuple[float, ...]:
+    """Σ gap² of the times, and what each removed layer costs, one more than another; and how many layers run."""
+    gaps = np.diff([0.0, *candidate.times[::-1], 999.0]) / 999
+    removed = [layer for layers in candidate.removed for layer in layers]
+    return float((gaps**2).sum()) + 0.001 * sum(layer + 1 for layer in removed), 10.0 * len(candidate.steps) - len(
+        removed
+    )
+
+
+def front_after(space: Space, table: dict[str, Any], losses: Losses, count: int) -> list[tuple[float, ...]]:
+    """The losses of the front that an optimizer finds."""
     sampler: Any = build_optimizer(table, "here").sampler(space, 0)
     observations = Observations()
     for position in range(count):
-        proposal = sampler.propose(observations.before(position), np.random.default_rng([0, position]))
-        apart = ((np.array(proposal.candidate.times) - [[900, 500, 100], [700, 300, 50]]) ** 2).sum(axis=1)
-        observations.put(Observation(position, proposal.candidate, tuple(apart.tolist())))
+        candidate = sampler.propose(observations.before(position), np.random.default_rng([0, position])).candidate
+        space.check(candidate)
+        observations.put(Observation(position, candidate, losses(candidate)))
     return [observation.losses or () for observation in front_of(observations.before(count), before=count)]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("small_moves", [0.0, 1.0])
 def test_evolution_gets_nearer_to_the_front_than_random_draws(small_moves: float) -> None:
-    sizes = {"population": 20, "parents": 8, "mutations": 10, "crossovers": 6, "small_moves": small_moves}
-    random, evolution = front_after({"kind": "random"}, 400), front_after({"kind": "evolution"} | sizes, 400)
+    space = build_space({"kind": "time-steps", "steps": 3}, "here").space(ModelInfo(1000))
+    random = front_after(space, {"kind": "random"}, from_two_schedules, 400)
+    evolution = front_after(space, SIZES | {"small_moves": small_moves}, from_two_schedules, 400)
     assert share_behind(random, evolution) > 2 * share_behind(evolution, random)
     assert len(evolution) > 2 * len(random)
+
+
+def test_evolution_finds_a_better_front_of_layer_sets_than_random_draws() -> None:
+    """``layers = "any"``: quality against layer runs, which numbers alone cannot describe."""
+    info = ModelInfo(1000, layers=10, removable=tuple(range(10)))
+    space = build_space({"kind": "joint", "n_max": 40, "steps_min": 2, "layers": "any"}, "here").space(info)
+    random = front_after(space, {"kind": "random"}, of_quality_and_layer_runs, 240)
+    evolution = front_after(space, SIZES, of_quality_and_layer_runs, 240)
+    assert share_behind(random, evolution) > 2 * share_behind(evolution, random)
+    assert len({runs for _, runs in evolution}) > 5
 
 
 def share_behind(front: list[tuple[float, ...]], ahead: list[tuple[float, ...]]) -> float:

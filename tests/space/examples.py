@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,10 @@ SIGMAS = tuple(float(sigma) for sigma in np.sqrt((1 - ALPHA_BARS) / ALPHA_BARS))
 _chance = np.random.default_rng(0)
 RANKING = tuple(tuple(int(i) for i in _chance.permutation(LAYERS)) for _ in range(3))
 DIGITS = ModelInfo(1000, continuous=True, sigmas=SIGMAS, layers=LAYERS, removable=tuple(range(LAYERS)), ranking=RANKING)
+# Layers that cost 1 and 7 in turn, and what is not in a layer.
+COUNTED = replace(DIGITS, flops=80, layer_flops=(1, 7) * 9)
+# Three branches, the dearest at 0.7 of a network.
+BRANCHED = replace(COUNTED, branch_flops=(8, 24, 56), branch_layers=((0, 17), (0, 1, 16, 17), (0, 1, 2, 15)))
 FEW_TIMES = ModelInfo(5, layers=4, removable=(0, 2, 3), ranking=((3, 0, 2), (0, 2, 3), (2, 3, 0)))
 
 # Ten layers in three orders that differ in their first and last.

@@ -2,30 +2,20 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any
 
 import numpy as np
 import pytest
-from space.examples import DIGITS, build_space, joint
+from space.examples import BRANCHED, RANKING, build_space, joint
 
 from autodiffusion_opt.candidate import Candidate, Step
 from autodiffusion_opt.errors import UserError
 from autodiffusion_opt.space import CachedSteps, cost
 from autodiffusion_opt.space.layer_toggles import without_a_layer
 
-# Branches at a tenth, at 0.3 and at 0.7 of a network; a layer costs 1 or 7 of 80.
-INFO = dataclasses.replace(
-    DIGITS,
-    flops=80,
-    layer_flops=(1, 7) * 9,
-    branch_flops=(8, 24, 56),
-    branch_layers=((0, 17), (0, 1, 16, 17), (0, 1, 2, 15)),
-)
-
 
 def space(**table: Any) -> CachedSteps:
-    built = build_space(INFO, **({"kind": "cached-steps", "max_flops": 3.0, "steps_max": 6} | table))
+    built = build_space(BRANCHED, **({"kind": "cached-steps", "max_flops": 3.0, "steps_max": 6} | table))
     assert isinstance(built, CachedSteps)
     return built
 
@@ -73,7 +63,7 @@ def test_layers_of_full_steps_are_searched_where_they_may_go() -> None:
     chosen = space(layers="ranked")
     candidate = chosen.decode(point([0, 1, 0], [2, 5, 1]))
     assert [len(removed) for removed in candidate.removed] == [2, 0, 1]
-    assert candidate.removed[0] == tuple(sorted(INFO.ranking[0][:2]))
+    assert candidate.removed[0] == tuple(sorted(BRANCHED.ranking[0][:2]))
     assert chosen.encode(candidate)["r2"] == 0
 
 
@@ -86,8 +76,14 @@ def test_without_layers_none_may_be_removed_and_a_partial_step_removes_none() ->
         space(layers="any").check(Candidate((Step(900), Step(500, (0,), 1))))
 
 
+def test_a_step_that_moves_to_a_free_time_removes_what_matters_least_there() -> None:
+    twice = point([0, 0], [1, 1]) | {"t1": 667.0, "t2": 667.0}  # 667 is in the third at the noise, 666 in the next
+    candidate = space(layers="ranked").decode(twice)
+    assert candidate.steps == (Step(667, RANKING[0][:1]), Step(666, RANKING[1][:1]))
+
+
 def test_a_joint_candidate_of_as_many_flops_is_in_the_space_with_layers() -> None:
-    within = joint(INFO, n_max=200, max_flops=3.0, steps_max=6, steps_min=2)
+    within = joint(BRANCHED, n_max=200, max_flops=3.0, steps_max=6, steps_min=2)
     cached, rng = space(layers="any"), np.random.default_rng(0)
     for _ in range(20):
         candidate = within.random(rng)
@@ -104,20 +100,20 @@ def test_a_full_step_more_is_paid_for_with_the_least_important_layers() -> None:
     for neighbour in paid:
         assert len(neighbour.steps) == 4
         assert any(neighbour.removed)
-        assert cost.networks(INFO, neighbour) <= 3.0
+        assert cost.networks(BRANCHED, neighbour) <= 3.0
 
 
 def test_a_search_that_removes_fewer_layers_keeps_those_that_matter_least() -> None:
     whole = space(layers="any", max_flops=3.0)
     half = whole.with_layer_share(0.4)
     assert (whole.max_removed, half.max_removed) == (9, 3)
-    many = Candidate((Step(900, INFO.ranking[0][:6]), Step(500)))
-    assert half.nearest(many).removed[0] == tuple(sorted(INFO.ranking[0][:3]))
+    many = Candidate((Step(900, BRANCHED.ranking[0][:6]), Step(500)))
+    assert half.nearest(many).removed[0] == tuple(sorted(BRANCHED.ranking[0][:3]))
 
 
 def test_the_layer_that_goes_first_matters_least_for_what_it_costs() -> None:
     cached = space(layers="any")
-    cheaper = without_a_layer(cached.layer_choice, Candidate((Step(900),)), 9, INFO.layer_flops.__getitem__)
-    weights = {layer: (1 + place) / INFO.layer_flops[layer] for place, layer in enumerate(INFO.ranking[0])}
+    cheaper = without_a_layer(cached.layer_choice, Candidate((Step(900),)), 9, BRANCHED.layer_flops.__getitem__)
+    weights = {layer: (1 + place) / BRANCHED.layer_flops[layer] for place, layer in enumerate(BRANCHED.ranking[0])}
     assert cheaper == Candidate((Step(900, (min(weights, key=weights.__getitem__),)),))
-    assert without_a_layer(cached.layer_choice, Candidate((Step(900),)), 0, INFO.layer_flops.__getitem__) is None
+    assert without_a_layer(cached.layer_choice, Candidate((Step(900),)), 0, BRANCHED.layer_flops.__getitem__) is None

@@ -5,7 +5,7 @@ networks, with layers so dear that none should be removed, and so cheap that man
 candidate is above the best known one after some numbers of trials, in percent, the median over seeds. The authors'
 candidates beyond the budget are measured as in their script, but are not counted as found.
 
-``together`` is evolution whose mutations change times and layers together. The last line is one JSON object.
+``together`` is evolution whose mutations change times and layers together; until layers may be removed it is the same. The last line is one JSON object.
 """
 
 from __future__ import annotations
@@ -46,6 +46,7 @@ class Together(Joint):
 
     def mutate(self, candidate: Candidate, rng: np.random.Generator, probability: float) -> Candidate:
         """Each step's time, each step's layers, and the number of steps."""
+        rng.integers(2)  # as many draws as in a joint space, so that the search of times alone before is the same
         drafts = self._with_other_times([(step.time, step.removed) for step in candidate.steps], rng, probability)
         return self._child(self._with_other_layers(drafts, rng, probability), {}, rng)
 

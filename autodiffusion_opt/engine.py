@@ -130,7 +130,81 @@ class TaylorSeerCache(Engine):
         return tuple(index < self.warm_up or (index - self.warm_up - 1) % self.interval == 0 for index in range(steps))
 
 
-KINDS: dict[str, type[Engine]] = {kind.kind: kind for kind in (FirstBlockCache, MagCache, TaylorSeerCache)}
+@dataclass(frozen=True)
+class CacheDiT(Engine):
+    """cache-dit's ``DBCacheConfig``: the front blocks always run; where what they add changed by less than a share
+    since the last computed step, the blocks between them and the back ones are left out, and what they added there is
+    added again.
+
+    Attributes:
+        front: blocks that run at every step (``Fn_compute_blocks``), 1 or more.
+        back: last blocks that run at every step (``Bn_compute_blocks``).
+        threshold: the share, of the mean absolute values (``residual_diff_threshold``).
+        warm_up: how many first steps are computed (``max_warmup_steps``), 1 or more.
+        in_a_row: at how many steps in a row blocks may be left out (``max_continuous_cached_steps``), 1 or more.
+    """
+
+    kind: ClassVar[str] = "cache-dit"
+    front: int
+    back: int
+    threshold: float
+    warm_up: int
+    in_a_row: int
+
+    def __post_init__(self) -> None:
+        _check_integer(self.front, "front", 1)
+        _check_integer(self.back, "back", 0)
+        object.__setattr__(self, "threshold", _positive(self.threshold, "threshold"))
+        _check_integer(self.warm_up, "warm_up", 1)
+        _check_integer(self.in_a_row, "in_a_row", 1)
+
+    def computed(self, steps: int) -> tuple[bool, ...] | None:
+        """None: unknown before it is run."""
+        return None
+
+    def blocks_left_out(self, blocks: int) -> range:
+        """All but the front and the back ones."""
+        return range(self.front, blocks - self.back)
+
+
+@dataclass(frozen=True)
+class CacheDiTMask(Engine):
+    """cache-dit's ``DBCacheConfig`` with a static ``steps_computation_mask``: at some steps the blocks between the
+    front and the back ones are left out, and what they added at the last computed step is added again, whatever the
+    data.
+
+    Attributes:
+        front: blocks that run at every step (``Fn_compute_blocks``), 1 or more.
+        back: last blocks that run at every step (``Bn_compute_blocks``).
+        skipped: indices of the steps at which the mask is 0, from 0 at the noise, ascending; not 0.
+    """
+
+    kind: ClassVar[str] = "cache-dit-mask"
+    front: int
+    back: int
+    skipped: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        _check_integer(self.front, "front", 1)
+        _check_integer(self.back, "back", 0)
+        object.__setattr__(self, "skipped", _steps(self.skipped, "skipped"))
+
+    def computed(self, steps: int) -> tuple[bool, ...] | None:
+        """All but ``skipped``."""
+        return tuple(index not in self.skipped for index in range(steps))
+
+    def blocks_left_out(self, blocks: int) -> range:
+        """All but the front and the back ones."""
+        return range(self.front, blocks - self.back)
+
+    def check(self, steps: int) -> None:
+        """``skipped`` must be of the steps."""
+        _check_of_the_steps(self.skipped, steps, "skipped")
+
+
+KINDS: dict[str, type[Engine]] = {
+    kind.kind: kind for kind in (FirstBlockCache, MagCache, TaylorSeerCache, CacheDiT, CacheDiTMask)
+}
 
 
 def engine_from_dict(values: object) -> Engine:

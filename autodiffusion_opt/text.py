@@ -77,7 +77,7 @@ def listed(names: Iterable[str], longest: int = LINE // 2) -> str:
 
 
 def in_markdown(text: str, longest: int = NAME) -> str:
-    """One line of Markdown that reads as the text: no heading, link, table cell or HTML begins in it."""
+    """One line of Markdown that reads as the text: no markup begins in it; an address leads to itself."""
     return MARKS.sub(lambda match: f"\\{match[0]}", visible(text, longest))
 
 

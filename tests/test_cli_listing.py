@@ -16,6 +16,20 @@ from autodiffusion_opt.recommended import RECOMMENDED
 Call = Callable[..., tuple[int, str, str]]
 
 
+def test_ls_and_show(call: Call) -> None:
+    code, out, _ = call("ls")
+    assert code == 0
+    for part in ("spaces/\n", "objectives/\n", "studies/\n", "digits-fid", "Four uneven DDIM steps"):
+        assert part in out
+    code, out, _ = call("ls", "objectives", "--json")
+    assert code == 0
+    assert {entry["section"] for entry in json.loads(out)} == {"objectives"}
+    code, out, _ = call("show", "digits-fid")
+    assert (code, out.startswith("# Fréchet")) == (0, True)
+    code, out, _ = call("show", "digits-fid", "--json")
+    assert json.loads(out)["content"]["kind"] == "fid"
+
+
 def test_ls_knows_candidates_of_the_working_folder_and_shipped_ones(call: Call) -> None:
     folder = Path("studies/candidates")
     folder.mkdir(parents=True)
@@ -29,6 +43,25 @@ def test_ls_knows_candidates_of_the_working_folder_and_shipped_ones(call: Call) 
     assert call("show", "mine")[1] == (folder / "mine.json").read_text() + "\n"
     shown = json.loads(call("show", "candidates/mine", "--json")[1])
     assert (shown["section"], shown["content"]["steps"]) == ("candidates", [900, 20])
+
+
+@pytest.mark.parametrize("columns", [60, 30])
+def test_ls_folds_descriptions_to_the_columns_it_is_told(
+    columns: int, call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("COLUMNS", raising=False)
+    whole = call("ls", "optimizers")[1]
+    monkeypatch.setenv("COLUMNS", str(columns))
+    folded = call("ls", "optimizers")[1]
+    assert max(map(len, whole.splitlines())) > 60
+    assert max(map(len, folded.splitlines())) <= columns
+    assert "".join(folded.split()) == "".join(whole.split())
+
+
+def test_show_of_a_study_that_was_run_says_where_it_is_to_be_seen(ran: tuple[Path, str], call: Call) -> None:
+    code, _, err = call("show", "small")
+    assert code == 2
+    assert err.endswith("got 'small'. Of a study that was run, see: best STUDY, or show STUDY --trial N\n")
 
 
 def test_ls_names_optimizers_that_a_study_can_have(call: Call) -> None:

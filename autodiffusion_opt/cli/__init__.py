@@ -67,16 +67,17 @@ def layers(model: str, as_json: bool) -> None:
 
 
 @app.command()
+@click.argument("studies", nargs=-1, metavar="[STUDY...]", shell_complete=stored_studies)
 @storage_option
 @json_option
-def status(storage: str | None, as_json: bool) -> None:
-    """Every study in the storage: trials by state, best value, best baseline, optimizer, last activity."""
+def status(studies: tuple[str, ...], storage: str | None, as_json: bool) -> None:
+    """Every STUDY, or all in the storage: trials by state, best value, best baseline, optimizer, last activity."""
     from autodiffusion_opt.report.tables import status_rows, status_table
     from autodiffusion_opt.trials.database import storage_url, without_password
     from autodiffusion_opt.trials.opening import open_storage
 
     url = storage_url(storage)
-    rows = status_rows(open_storage(url, create=False))
+    rows = status_rows(open_storage(url, create=False), studies)
     if not rows and not as_json:
         say(f"no study in {without_password(url)} yet; start with: autodiffusion-opt run digits-4")
         return
@@ -114,7 +115,7 @@ app.add_command(export)
 
 
 @app.command()
-@click.argument("candidate", shell_complete=known_candidates)
+@click.argument("candidate", metavar="STUDY|CANDIDATE", shell_complete=known_candidates)
 @click.option("-n", "count", type=positive, default=64, show_default=True, help="Images of each.")
 @click.option(
     "-o", "--output", type=click.Path(dir_okay=False, path_type=Path), default=Path("grid.png"), show_default=True
@@ -157,7 +158,7 @@ def sample(
 
 
 @app.command()
-@click.argument("candidate", shell_complete=known_candidates)
+@click.argument("candidate", metavar="STUDY|CANDIDATE", shell_complete=known_candidates)
 @click.option("--images", type=click.IntRange(min=2), default=5000, show_default=True, help="Images a repeat.")
 @click.option("--repeats", type=positive, default=3, show_default=True, help="Each with noise of its own.")
 @click.option("--top", type=positive, help="So many of a study's best.  [default: 1, or the whole front]")

@@ -14,7 +14,7 @@ from autodiffusion_opt.files import check_output_folder
 from autodiffusion_opt.process import tell
 
 # As in study/engine_export.py, which imports the spaces.
-ENGINES = ("comfyui", "diffusers-cache")
+ENGINES = ("cache-dit", "comfyui", "diffusers-cache")
 
 
 @click.command()

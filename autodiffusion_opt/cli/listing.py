@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
+import sys
+import textwrap
 from typing import Any
 
 import click
@@ -15,13 +19,20 @@ from autodiffusion_opt.errors import UserError
 from autodiffusion_opt.process import say, tell
 from autodiffusion_opt.text import visible
 
+# Columns that a description must have beside its name.
+LEAST_WIDTH = 24
+
 
 @click.command(name="ls")
-@click.argument("section", required=False, type=click.Choice(SECTIONS))
+@click.argument("section", required=False, type=click.Choice(SECTIONS), metavar="[SECTION]")
 @click.option("--all", "everything", is_flag=True, help="Of optimizers also those that are not recommended.")
 @json_option
 def list_catalogue(section: Any, everything: bool, as_json: bool) -> None:
-    """List the catalogue with candidates and optimizers, or one SECTION of it."""
+    """List the catalogue with candidates and optimizers, or one SECTION of it.
+
+    \b
+    SECTION: spaces, objectives, studies, candidates or optimizers.
+    """
     if everything and section != OPTIMIZERS:
         raise UserError("--all is for optimizers: ls optimizers --all")
     shown = list(listed(section, everything))
@@ -34,9 +45,21 @@ def list_catalogue(section: Any, everything: bool, as_json: bool) -> None:
         if each.section != previous:
             click.echo(f"{each.section}/" if each.section != OPTIMIZERS else OPTIMIZERS)
             previous = each.section
-        click.echo(f"  {visible(each.name):<{width}}  {visible(each.description, None)}".rstrip())
+        click.echo(_folded(f"  {visible(each.name):<{width}}  ", visible(each.description, None)))
     if section == OPTIMIZERS and not everything:
         say("more with --all")
+
+
+def _folded(name: str, description: str) -> str:
+    """A name with its description beside it, in lines as wide as the terminal or COLUMNS; in a pipe it is one line."""
+    columns = shutil.get_terminal_size().columns if sys.stdout.isatty() or os.environ.get("COLUMNS") else 0
+    if not columns or len(name) + len(description) <= columns:
+        return (name + description).rstrip()
+    if columns - len(name) < LEAST_WIDTH:
+        lines = textwrap.wrap(description, max(columns - 4, LEAST_WIDTH))
+        return "\n".join([name.rstrip(), *(f"    {line}" for line in lines)])
+    lines = textwrap.wrap(description, columns - len(name))
+    return name + f"\n{' ' * len(name)}".join(lines)
 
 
 @click.command()
@@ -63,7 +86,10 @@ def show(name: str, trial: int | None, storage: str | None, as_json: bool) -> No
         _show_optimizer(name.removeprefix(f"{OPTIMIZERS}/"), as_json)
         return
     else:
-        entry = catalogue.show(name)
+        try:
+            entry = catalogue.show(name)
+        except UserError as error:
+            raise UserError(f"{error} Of a study that was run, see: best STUDY, or show STUDY --trial N") from None
         path, section, shown = entry.path, str(entry.section), entry.name
         content = catalogue.read_toml(path) if as_json else None
     if as_json:

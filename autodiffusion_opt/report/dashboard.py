@@ -7,9 +7,10 @@ that it listens on: a page of another site that a browser shows can neither read
 from __future__ import annotations
 
 import importlib.util
+import json
 import threading
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from socketserver import ThreadingMixIn
@@ -21,6 +22,7 @@ import optuna
 
 from autodiffusion_opt.errors import UserError, reason_of
 from autodiffusion_opt.report import figures
+from autodiffusion_opt.report.dashboard_view import DashboardView
 from autodiffusion_opt.report.tables import number
 from autodiffusion_opt.space.baselines import compared_with
 from autodiffusion_opt.study.curves import images_of
@@ -55,7 +57,9 @@ def describe(stored: StoredStudy) -> None:
     for name, figure in figures.figures(stored).items():
         if name in PLOTS:
             figure.update_layout(
-                title={"text": f"{name} (autodiffusion-opt)"}, margin={"t": 64}, height=min(figure.layout.height, CARD)
+                title={"text": f"{name} (autodiffusion-opt)", "x": 0.02, "font": {"size": 14}},
+                margin={"t": 64},
+                height=min(figure.layout.height, CARD),
             )
             save_plotly_graph_object(stored.study, figure, graph_object_id=f"autodiffusion-{name}")
     save_note(stored.study, note)  # last: what was interrupted is written again
@@ -93,9 +97,19 @@ def note_of(stored: StoredStudy) -> str:
         lines.append(f"- {code_in_markdown(f'autodiffusion-opt {verb} {shell_word(stored.name)}{option}')}")
     lines += ["", "## Definition", ""]
     for part in ("pipeline", "space", "objective", "optimizer"):
-        lines.append(f"- **{part}**: {code_in_markdown(str(stored.definition.get(part, '')))}")
-    lines += ["", "The dashboard's own importances count parameters that decoding ignores; the plot below it does not."]
+        lines.append(f"- **{part}**: {code_in_markdown(_given(stored.definition.get(part)))}")
     return "\n".join(lines)
+
+
+def _given(part: object) -> str:
+    """A part of a definition as JSON, without keys that say nothing: absent ones, and empty tables and lists."""
+
+    def kept(value: object) -> object:
+        if isinstance(value, Mapping):
+            return {key: kept(item) for key, item in value.items() if item not in (None, {}, [])}
+        return value
+
+    return json.dumps(kept(part), ensure_ascii=False)
 
 
 def _row(label: str, result: Result) -> str:
@@ -173,7 +187,8 @@ def _application(url: str, host: str) -> WSGIApplication:
     folder = Path(artifact_folder(url))
     with suppress(OSError):  # a folder that may not be written can still be read, once there is something in it
         folder.mkdir(parents=True, exist_ok=True)
-    return only_own_pages(wsgi(storage, artifact_store=FileSystemArtifactStore(folder)), host)
+    view = DashboardView(storage)  # type: ignore[abstract]  # its other methods are made where the class is
+    return only_own_pages(wsgi(view, artifact_store=FileSystemArtifactStore(folder)), host)
 
 
 def only_own_pages(application: WSGIApplication, host: str) -> WSGIApplication:

@@ -102,8 +102,7 @@ def convergence(studies: Sequence[StoredStudy]) -> Figure:
             line={"color": GREY, "dash": "dash" if is_own else "dot", "width": 1.5 if is_own else 0.8},
             showlegend=False,
         )
-    if drawn and min(drawn) > 0 and max(drawn) / min(drawn) > WIDE:
-        figure.update_yaxes(type="log")
+    _use_log_axis_where_wide(figure, drawn)
     return figure
 
 
@@ -250,8 +249,7 @@ def front(stored: StoredStudy) -> Figure:
     )
     _add_baselines(figure, stored, lambda result: (float(result.costs[cost] or 0), _first(result)))
     values = [_first(result) for result in stored.complete() if math.isfinite(_first(result))]
-    if values and min(values) > 0 and max(values) / min(values) > WIDE:
-        figure.update_yaxes(type="log")
+    _use_log_axis_where_wide(figure, values)
     return figure
 
 
@@ -376,6 +374,15 @@ def _figure(*, x: str, y: str = "", height: int = 380, left: int = 60) -> Figure
     figure.update_xaxes(title={"text": x}, automargin=True, **grid)
     figure.update_yaxes(title={"text": y}, automargin=True, **grid)
     return figure
+
+
+def _use_log_axis_where_wide(figure: Figure, values: Sequence[float]) -> None:
+    """A log axis of y for positive values that span much, with whole numbers at its ticks: plotly writes one digit."""
+    if not values or min(values) <= 0 or max(values) / min(values) <= WIDE:
+        return
+    decades = range(math.floor(math.log10(min(values))), math.ceil(math.log10(max(values))) + 1)
+    ticks = [step * 10.0**decade for decade in decades for step in ((1, 2, 5) if len(decades) < 5 else (1,))]
+    figure.update_yaxes(type="log", tickvals=ticks, ticktext=[f"{tick:g}" for tick in ticks])
 
 
 def _best(stored: StoredStudy) -> list[Result]:

@@ -15,8 +15,8 @@ from autodiffusion_opt.report.text_table import TextTable
 from autodiffusion_opt.space.baselines import OWN, UNIFORM, compared_with
 from autodiffusion_opt.study.curves import images_of
 from autodiffusion_opt.study.progress_bar import WIDE
-from autodiffusion_opt.study.results import Result, StoredStudy, stored_studies
-from autodiffusion_opt.study.verify import Rescored
+from autodiffusion_opt.study.results import Result, StoredStudy, stored_studies, stored_study, study_name
+from autodiffusion_opt.study.verify import Rescored, two_digits
 from autodiffusion_opt.text import visible
 from autodiffusion_opt.trials.attributes import BASELINE, DEFINITION, WANTED
 from autodiffusion_opt.trials.storage import Storage
@@ -118,12 +118,21 @@ def rescored_table(rescored: Mapping[str, Rescored]) -> TextTable:
 def _mean_and_interval(scored: Rescored, name: str) -> str:
     """The mean of a value; with its interval where the noise changes it."""
     width = scored.half_width_of(name)
-    return number(scored.mean_of(name)) + (f" ± {width:.2g}" if width > 0 else "")
+    return number(scored.mean_of(name)) + (f" ± {two_digits(width)}" if width > 0 else "")
 
 
-def status_rows(storage: Storage) -> list[dict[str, Any]]:
-    """A row a study, as ``status --json`` prints it."""
-    return [_status_row(stored) for stored in stored_studies(storage)]
+def status_rows(storage: Storage, names: Sequence[str] = ()) -> list[dict[str, Any]]:
+    """A row a study, as ``status --json`` prints it.
+
+    Args:
+        storage: which holds them.
+        names: of studies, or their files; empty: all.
+
+    Raises:
+        UserError: for a study that is not there.
+    """
+    chosen = [stored_study(study_name(name), storage) for name in dict.fromkeys(names)]
+    return [_status_row(stored) for stored in chosen or stored_studies(storage)]
 
 
 def _status_row(stored: StoredStudy) -> dict[str, Any]:

@@ -38,7 +38,6 @@ from autodiffusion_opt.sampling.schedule import (
     check_times,
     first_step,
     install_schedule,
-    layout_of,
     untouched,
 )
 
@@ -110,7 +109,7 @@ class Applied:
             self.schedule.was_set = False
             token = _calling.set(self)
             try:
-                with self.engine_on():
+                with self.engine_on(pipeline):
                     result = self.kind.__call__(*given.args, **given.kwargs)
             finally:
                 _calling.reset(token)
@@ -119,7 +118,7 @@ class Applied:
         return result
 
     @contextlib.contextmanager
-    def engine_on(self) -> Iterator[None]:
+    def engine_on(self, pipeline: Any) -> Iterator[None]:
         """The cache of the candidate's engine, where it has one, is on the denoiser while this lasts."""
         engine = self.candidate.engine
         if engine is None or self._engine_is_on:
@@ -127,7 +126,7 @@ class Applied:
             return
         self._engine_is_on = True
         try:
-            with engine_on(self.denoiser, engine, len(self.candidate.steps), self.schedule):
+            with engine_on(pipeline, engine, len(self.candidate.steps), self.schedule):
                 yield
         finally:
             self._engine_is_on = False
@@ -297,7 +296,7 @@ def install(pipeline: Any, candidate: Candidate) -> Iterator[Any]:
     applied_now: Applied = vars(pipeline)[KEY]
     applied_now.block_thread = threading.get_ident()
     try:
-        with applied_now.engine_on():
+        with applied_now.engine_on(pipeline):
             yield pipeline
     finally:
         remove(pipeline)
@@ -339,7 +338,7 @@ def check_fits(pipeline: Any, candidate: Candidate) -> None:
             "remove it from the candidate"
         )
     if candidate.engine is not None:
-        check_engine(denoiser_of(pipeline), candidate.engine, layout_of(pipeline.scheduler))
+        check_engine(pipeline, candidate.engine)
 
 
 def saved_candidate(folder: Path | None) -> Candidate | None:

@@ -79,4 +79,5 @@ def machine_name(device: torch.device) -> str:
     """What times are measured on: seconds of another device are not comparable."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    return f"{device.type}, {torch.get_num_threads()} threads"
+    threads = torch.get_num_threads()
+    return f"{device.type}, {threads} thread{'s' if threads > 1 else ''}"

@@ -6,7 +6,8 @@ A kind of space is a class of tables (what TOML may say) and a frozen value (wha
 - ``time-steps``: K distinct times, the whole network at each;
 - ``joint``: times and the layers that run at each, under a budget of layer runs;
 - ``segments``: full, partial and null steps of one schedule;
-- ``cached-steps``: times, which of the steps are partial ones, and layers, under a budget of FLOPs.
+- ``cached-steps``: times, which of the steps are partial ones, and layers, under a budget of FLOPs;
+- ``engine``: the settings of an engine's cache, and times.
 
 To add one: a file with both classes and a line in :data:`SPACES`; a plug-in has an entry point of the group
 ``autodiffusion_opt.spaces``.
@@ -19,6 +20,8 @@ from autodiffusion_opt.space.base import Compared, Evolvable, Layered, Space, Sp
 from autodiffusion_opt.space.baselines import OWN, UNIFORM
 from autodiffusion_opt.space.cached_steps import CachedSteps
 from autodiffusion_opt.space.cached_steps_config import CachedStepsConfig
+from autodiffusion_opt.space.engine_config import EngineConfig
+from autodiffusion_opt.space.engine_settings import EngineSettings
 from autodiffusion_opt.space.joint import Joint
 from autodiffusion_opt.space.joint_config import JointConfig
 from autodiffusion_opt.space.layer_choice import LayerRanking
@@ -36,6 +39,7 @@ SPACES: Registry[type[SpaceConfig]] = Registry(
         "joint": JointConfig,
         "segments": SegmentsConfig,
         "cached-steps": CachedStepsConfig,
+        "engine": EngineConfig,
     },
     SpaceConfig,
 )
@@ -47,6 +51,8 @@ __all__ = [
     "CachedSteps",
     "CachedStepsConfig",
     "Compared",
+    "EngineConfig",
+    "EngineSettings",
     "Evolvable",
     "Joint",
     "JointConfig",

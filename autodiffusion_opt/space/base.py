@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
@@ -144,6 +144,11 @@ class Layered(Walkable, Protocol):
         ...
 
 
+def numbered_beyond(parameters: Iterable[str], count: int) -> set[str]:
+    """The names of a letter and a number, as ``t7``, whose number is greater than ``count``."""
+    return {name for name in parameters if name[1:].isdecimal() and int(name[1:]) > count}
+
+
 class SpaceConfig(Config):
     """The keys that every kind of space has.
 
@@ -187,6 +192,14 @@ class SpaceConfig(Config):
     def needs_ranking(self) -> bool:
         """Whether the layers must be ranked by how much their removal changes the denoiser's output."""
         return False
+
+    @classmethod
+    def ignored(cls, parameters: Mapping[str, Any]) -> set[str]:
+        """The names of the parameters that ``decode`` ignores at this point of the box; a kind says which they are.
+
+        They are stored all the same, since many optimizers need a box of fixed length. It needs no model.
+        """
+        return set()
 
     @abstractmethod
     def space(self, info: ModelInfo) -> Space:

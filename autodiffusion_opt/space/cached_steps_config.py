@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
 from autodiffusion_opt.candidate import MOST_STEPS, Candidate, Step
 from autodiffusion_opt.errors import UserError
 from autodiffusion_opt.space import cost
-from autodiffusion_opt.space.cached_steps import CachedSteps
+from autodiffusion_opt.space.base import numbered_beyond
+from autodiffusion_opt.space.cached_steps import COUNT, CachedSteps
 from autodiffusion_opt.space.caching import CostBudget, offered_branches
 from autodiffusion_opt.space.layer_choice import AnyLayers, LayerChoice
 from autodiffusion_opt.space.layers_config import LayersConfig
@@ -52,6 +54,18 @@ class CachedStepsConfig(LayersConfig):
     def needs_branches(self) -> bool:
         """True."""
         return True
+
+    @classmethod
+    def ignored(cls, parameters: Mapping[str, Any]) -> set[str]:
+        """What is beyond the number of steps, and the numbers of layers of partial steps.
+
+        The step at the highest time is a full one whatever is chosen; times within 1 of it may be rounded to it.
+        """
+        count = parameters[COUNT]
+        numbers = range(1, count + 1)
+        highest = max(parameters[f"t{number}"] for number in numbers)
+        partial = {f"r{n}" for n in numbers if parameters[f"p{n}"] > 0 and parameters[f"t{n}"] < highest - 1}
+        return numbered_beyond(parameters, count) | partial & {*parameters}
 
     def space(self, info: ModelInfo) -> CachedSteps:
         """The space for a model's numbers."""

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
 from autodiffusion_opt.errors import UserError
 from autodiffusion_opt.space import cost
+from autodiffusion_opt.space.base import numbered_beyond
 from autodiffusion_opt.space.budget import Budget, least_share
-from autodiffusion_opt.space.joint import Joint
+from autodiffusion_opt.space.joint import STEPS, Joint
 from autodiffusion_opt.space.layer_choice import LayerChoice
 from autodiffusion_opt.space.layers_config import LayersConfig
 from autodiffusion_opt.space.model_info import ModelInfo
@@ -42,6 +44,11 @@ class JointConfig(LayersConfig):
         if self.steps_max is not None and self.steps_max < self.steps_min:
             raise ValueError(f"steps_max must be at least steps_min, {self.steps_min}; got {self.steps_max}")
         return self
+
+    @classmethod
+    def ignored(cls, parameters: Mapping[str, Any]) -> set[str]:
+        """Times and numbers of layers beyond the number of steps."""
+        return numbered_beyond(parameters, parameters[STEPS])
 
     def space(self, info: ModelInfo) -> Joint:
         """The space for a model's numbers."""

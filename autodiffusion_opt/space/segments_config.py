@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
 from autodiffusion_opt.config import combine
 from autodiffusion_opt.errors import UserError, unknown_text
 from autodiffusion_opt.space import cost
-from autodiffusion_opt.space.base import SpaceConfig
+from autodiffusion_opt.space.base import SpaceConfig, numbered_beyond
 from autodiffusion_opt.space.baselines import named_times
 from autodiffusion_opt.space.caching import CostBudget, offered_branches
 from autodiffusion_opt.space.model_info import ModelInfo
-from autodiffusion_opt.space.segments import Segments
+from autodiffusion_opt.space.segments import COUNT, Segments
 
 
 class SegmentsConfig(SpaceConfig):
@@ -70,6 +71,13 @@ class SegmentsConfig(SpaceConfig):
     def needs_branches(self) -> bool:
         """True."""
         return True
+
+    @classmethod
+    def ignored(cls, parameters: Mapping[str, Any]) -> set[str]:
+        """What is beyond the number of segments, and branches of segments that have no partial step."""
+        beyond = numbered_beyond(parameters, parameters[COUNT]) if COUNT in parameters else set()
+        intervals = {name[1:]: value for name, value in parameters.items() if name[:1] == "i"}
+        return beyond | {f"b{number}" for number, interval in intervals.items() if interval <= 1} & {*parameters}
 
     def space(self, info: ModelInfo) -> Segments:
         """The space for a model's numbers."""

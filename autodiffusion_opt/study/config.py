@@ -23,6 +23,7 @@ from autodiffusion_opt.sampling.config import PipelineConfig
 from autodiffusion_opt.space import SPACES, Space, SpaceConfig
 from autodiffusion_opt.space.model_info import ModelInfo
 from autodiffusion_opt.text import quoted
+from autodiffusion_opt.trials.attributes import FINGERPRINT
 
 # Keys of [pipeline] that say where something runs, not what: they may change between two runs of a study.
 WHERE_KEYS = {"device", "offload"}
@@ -349,6 +350,17 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = ""
         elif before != after:
             lines.append(f"{prefix}{key}: {quoted(before)} -> {quoted(after)}")
     return lines
+
+
+def changes_since(stored: Mapping[str, Any], config: StudyConfig) -> list[str]:
+    """What differs between a study's stored definition and its files, a line each, as far as no model must be loaded.
+
+    Raises:
+        UserError: for a definition that version 0.1.0 stored.
+    """
+    check_version(config.path, stored)
+    of_files = {key: value for key, value in stored.items() if key != FINGERPRINT}
+    return differences(of_files, config.definition())
 
 
 def attempt(errors: list[UserError], load: Callable[[], Result]) -> Any:

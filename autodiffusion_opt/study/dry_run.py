@@ -16,15 +16,15 @@ from autodiffusion_opt.errors import UserError
 from autodiffusion_opt.objective.metrics import ImagesConfig
 from autodiffusion_opt.objective.metrics.base import TeacherConfig
 from autodiffusion_opt.optimizer import CandidateSampler, OptimizerConfig
-from autodiffusion_opt.optimizer.base import kind_of, require_fully_parametric
+from autodiffusion_opt.optimizer.base import kind_of
 from autodiffusion_opt.progress import Progress, silent
 from autodiffusion_opt.space import OWN, ModelInfo, cost
-from autodiffusion_opt.study.config import StudyConfig, differences
+from autodiffusion_opt.study.config import StudyConfig, changes_since
 from autodiffusion_opt.study.problem import LoadedSpace, load_space, needs_ranking
 from autodiffusion_opt.study.run import Study
-from autodiffusion_opt.study.sampler import named_optimizer
+from autodiffusion_opt.study.sampler import named_optimizer, searching
 from autodiffusion_opt.study.warm_starts import DYNAMIC_PROGRAMMING, trajectory_points
-from autodiffusion_opt.trials.attributes import DEFINITION, FINGERPRINT, RANKING, SPENT, START
+from autodiffusion_opt.trials.attributes import DEFINITION, RANKING, SPENT, START
 from autodiffusion_opt.trials.database import without_password
 from autodiffusion_opt.trials.history import History
 from autodiffusion_opt.trials.opening import open_existing
@@ -161,7 +161,7 @@ def dry_run(
     wanted, stored = trials or config.trials, _stored(study)
     loaded = load_space(config, progress, ranking=stored.ranking, is_ranked=False)
     assert loaded.sampler is not None  # there is a pipeline
-    sampler = _searching(chosen, loaded, config)
+    sampler = searching(chosen, loaded.space, config.seed)
     rungs, is_stopped = _rungs(config, sampler)
     baselines = {loaded.own_label if name == OWN else name: each for name, each in loaded.baselines.items()}
     to_run = max(0, wanted - stored.settled)
@@ -211,9 +211,8 @@ def _stored(study: Study) -> Stored:
             return Stored({})
         history = History(known).refresh()
         attributes = dict(known.user_attrs)
-        definition = dict(attributes.get(DEFINITION, {}))
-        definition.pop(FINGERPRINT, None)
-        changes = differences(definition, study.config.definition()) if definition and history.is_measured else []
+        definition = attributes.get(DEFINITION)
+        changes = changes_since(definition, study.config) if definition and history.is_measured else []
         states: dict[str, int] = {}
         for trial in history.trials.values():
             name = trial.state.name.lower()
@@ -228,18 +227,7 @@ def _stored(study: Study) -> Stored:
         )
 
 
-def _searching(
-    optimizer: OptimizerConfig | BaseSampler, loaded: LoadedSpace, config: StudyConfig
-) -> BaseSampler | None:
-    """The sampler of a table. Raises UserError where it cannot search the space."""
-    if not isinstance(optimizer, OptimizerConfig):
-        return optimizer
-    if not optimizer.proposes_candidates:
-        require_fully_parametric(loaded.space, optimizer.kind)
-    return optimizer.sampler(loaded.space, config.seed)
-
-
-def _rungs(config: StudyConfig, sampler: BaseSampler | None) -> tuple[tuple[int, ...], bool]:
+def _rungs(config: StudyConfig, sampler: BaseSampler) -> tuple[tuple[int, ...], bool]:
     """The numbers of images of a trial, and whether it may be stopped after the first of them."""
     rungs = tuple(getattr(config.objective, "rungs", ()))
     stops = isinstance(sampler, CandidateSampler) and sampler.pruner() is not None

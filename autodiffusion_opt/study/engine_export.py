@@ -112,12 +112,41 @@ def _for_diffusers_cache(sampler: ImageSampler, candidate: Candidate, progress: 
     return EngineExport("diffusers-cache", files, values, tuple(values["remarks"]), nearest.difference)
 
 
+def _for_cache_dit(sampler: ImageSampler, candidate: Candidate, progress: Progress) -> EngineExport:
+    from autodiffusion_opt.sampling.engines.cache_dit_yaml import cache_dit_yaml, config_values, nearest_mask
+    from autodiffusion_opt.sampling.engines.diffusers_caches import whole_steps
+    from autodiffusion_opt.sampling.engines.diffusers_script import call_settings
+
+    progress("comparing images", 0, 0)
+    nearest = nearest_mask(sampler, candidate)
+    times = whole_steps(candidate)
+    call, remarks = call_settings(sampler.pipeline, times)
+    model, config = type(sampler.pipeline).__name__, config_values(nearest, len(times.steps))
+    values = {
+        "engine": "cache-dit",
+        "model": model,
+        "cache_config": config,
+        **call,
+        "same_images": nearest.difference.is_none,
+        "difference": nearest.difference.to_dict(),
+        "remarks": [*nearest.remarks, *remarks],
+        "candidate": candidate.to_dict(),
+    }
+    files = {
+        "cache_dit.yaml": cache_dit_yaml(config, model),
+        "cache_dit.json": _json(values),
+        "times.json": _json(times.to_dict()),
+    }
+    return EngineExport("cache-dit", files, values, tuple(values["remarks"]), nearest.difference)
+
+
 def _json(values: Mapping[str, Any]) -> str:
     return json.dumps(values, indent=2) + "\n"
 
 
 # The engines that a candidate can be exported for.
 ENGINES: dict[str, Callable[[ImageSampler, Candidate, Progress], EngineExport]] = {
+    "cache-dit": _for_cache_dit,
     "comfyui": _for_comfyui,
     "diffusers-cache": _for_diffusers_cache,
 }

@@ -191,7 +191,7 @@ def speed(images: int, seconds: float) -> str:
     if seconds > images:
         return f"{seconds / images:.3g} s/image"
     each_second = images / seconds
-    return f"{each_second:.0f} images/s" if each_second >= 10 else f"{each_second:.1f} images/s"
+    return f"{each_second:,.0f} images/s" if each_second >= 10 else f"{each_second:.1f} images/s"
 
 
 def duration(seconds: float) -> str:

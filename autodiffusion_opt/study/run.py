@@ -26,6 +26,7 @@ from autodiffusion_opt.study.callback import Callback
 from autodiffusion_opt.study.complete import is_complete, note_files, warn_of_others
 from autodiffusion_opt.study.config import (
     StudyConfig,
+    changes_since,
     check_version,
     differences,
     load_study_config,
@@ -280,14 +281,11 @@ class Study:
         study = find_study(self.storage, self.config.name)
         if study is None or DEFINITION not in study.user_attrs or self.config.pipeline_object is not None:
             return None
-        stored, definition = dict(study.user_attrs[DEFINITION]), self.config.definition()
-        stored.pop(FINGERPRINT, None)  # of what only the model tells
-        check_version(self.config.path, stored)
+        changes = changes_since(study.user_attrs[DEFINITION], self.config)
         history = History(study).refresh()
-        is_changed = bool(differences(stored, definition))
-        if is_changed and history.is_measured:
-            self._refuse(stored, definition)
-        if is_changed or not is_complete(history, wanted, MOST_IN_A_ROW):
+        if changes and history.is_measured:
+            self._refuse(changes)
+        if changes or not is_complete(history, wanted, MOST_IN_A_ROW):
             return None
         note_files(study, self.config)
         return history
@@ -310,22 +308,22 @@ class Study:
             study.set_user_attr(MODEL, numbers_for_plots(self.problem.info))
             study.set_user_attr(RANKING, [list(third) for third in self.problem.info.ranking])
             study.set_user_attr(DEFINITION, definition)
-        elif differences(known, definition):  # a key that is absent is one that this version added, at its default
-            self._start_over(study, known, definition)
+        elif changes := differences(known, definition):
+            self._start_over(study, changes)
             return self._open()
         note_files(study, self.config)
         return study
 
-    def _start_over(self, study: optuna.Study, stored: Mapping[str, Any], definition: Mapping[str, Any]) -> None:
+    def _start_over(self, study: optuna.Study, changes: Sequence[str]) -> None:
         """Forget a study that has measured nothing yet: its file was put right. Raises UserError where it has."""
         history = History(study).refresh()
         if history.is_measured or Claims(history, self.problem.parameters).others_at_work(sys.maxsize):
-            self._refuse(stored, definition)
+            self._refuse(changes)
         optuna.delete_study(study_name=self.config.name, storage=self.storage)
         del self.problem  # its ranking may have come from there
 
-    def _refuse(self, stored: Mapping[str, Any], definition: Mapping[str, Any]) -> NoReturn:
-        lines = "\n".join(f"  {line}" for line in differences(stored, definition))
+    def _refuse(self, changes: Sequence[str]) -> NoReturn:
+        lines = "\n".join(f"  {line}" for line in changes)
         raise UserError(
             f"{self.config.path}: the study {self.config.name!r} in {without_password(self.url)} was started with "
             f"another definition:\n"

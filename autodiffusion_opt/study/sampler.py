@@ -13,6 +13,7 @@ from autodiffusion_opt.objective import Objective
 from autodiffusion_opt.objective.pruners import make_pruner
 from autodiffusion_opt.optimizer import CandidateSampler, OptimizerConfig, ParameterSampler
 from autodiffusion_opt.optimizer.base import kind_of, require_fully_parametric
+from autodiffusion_opt.space import Space
 from autodiffusion_opt.study.config import StudyConfig, build_optimizer, find_part
 from autodiffusion_opt.study.problem import Problem
 from autodiffusion_opt.trials.attributes import numbers_of
@@ -32,6 +33,18 @@ def named_optimizer(given: str | Mapping[str, Any] | BaseSampler, where: str) ->
     return build_optimizer(given, f"{where}: optimizer")
 
 
+def searching(optimizer: OptimizerConfig | BaseSampler, space: Space, seed: int) -> BaseSampler:
+    """The Optuna sampler of an optimizer, for a space. Raises UserError where it cannot search it."""
+    if isinstance(optimizer, OptimizerConfig):
+        if not optimizer.proposes_candidates:
+            require_fully_parametric(space, optimizer.kind)
+        return optimizer.sampler(space, seed)
+    if isinstance(optimizer, CandidateSampler | ParameterSampler):
+        return optimizer
+    require_fully_parametric(space, type(optimizer).__name__)
+    return ParameterSampler(optimizer, seed)
+
+
 def sampler_of(
     config: StudyConfig,
     optimizer: OptimizerConfig | BaseSampler,
@@ -49,16 +62,7 @@ def sampler_of(
     Raises:
         UserError: for a space that it cannot search, several values, or bounds that it does not look at.
     """
-    space = problem.space
-    if isinstance(optimizer, OptimizerConfig):
-        if not optimizer.proposes_candidates:
-            require_fully_parametric(space, optimizer.kind)
-        sampler = optimizer.sampler(space, config.seed)
-    elif isinstance(optimizer, CandidateSampler | ParameterSampler):
-        sampler = optimizer
-    else:
-        require_fully_parametric(space, type(optimizer).__name__)
-        sampler = ParameterSampler(optimizer, config.seed)
+    sampler = searching(optimizer, problem.space, config.seed)
     if isinstance(sampler, CandidateSampler | ParameterSampler):
         _check_values(config, kind_of(optimizer), sampler, problem)
         sampler.history = history

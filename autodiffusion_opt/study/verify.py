@@ -124,11 +124,16 @@ class Difference:
             return f"{first} and {second} cannot be compared: one of them could not be measured"
         if math.isnan(self.half_width):
             return f"{first} less {second}: {self.mean:.4g}; with one repeat nothing is known of the noise"
-        interval = f"{self.mean:.4g} ± {self.half_width:.2g} ({CONFIDENCE:.0%}, paired over repeats)"
+        interval = f"{self.mean:.4g} ± {two_digits(self.half_width)} ({CONFIDENCE:.0%}, paired over repeats)"
         if not self.is_more_than_noise:
             return f"{first} and {second} do not differ by more than the noise: {interval}"
         verdict = "better" if (self.mean < 0) == less_is_better else "worse"
         return f"{first} is {verdict} than {second} by more than the noise: {interval}"
+
+
+def two_digits(width: float) -> str:
+    """An uncertainty, rounded: ``0.043``, ``1.9``, ``190``."""
+    return f"{float(f'{width:.2g}'):g}"
 
 
 def rescore(

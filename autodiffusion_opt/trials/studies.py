@@ -10,6 +10,7 @@ from typing import Any
 
 import optuna
 from optuna.distributions import BaseDistribution
+from optuna.storages import BaseStorage
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
@@ -108,6 +109,11 @@ def need_study(storage: Storage, name: str) -> optuna.Study:
         where = without_password(str(storage.url))
         raise UserError(f"{unknown(f'a study in {where}', name, optuna.get_all_study_names(storage))} Run it first.")
     return study
+
+
+def as_stored(storage: BaseStorage, trial: FrozenTrial) -> FrozenTrial:
+    """A trial that was read from a storage and changed since, as the storage has it."""
+    return storage.get_trial(trial._trial_id)
 
 
 def begin_trial(study: optuna.Study, trial_id: int) -> optuna.Trial:

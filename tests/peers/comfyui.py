@@ -118,4 +118,22 @@ def dpmpp_2m(denoised: Denoise, x: torch.Tensor, sigmas: list[float]) -> torch.T
     return x
 
 
-SAMPLERS = {"euler": euler, "heun": heun, "dpmpp_2m": dpmpp_2m}
+def lms(denoised: Denoise, x: torch.Tensor, sigmas: list[float]) -> torch.Tensor:
+    """Adams-Bashforth for uneven steps in σ, up to four slopes (k-diffusion); ComfyUI's step to σ = 0 is Euler's.
+
+    The polynomial through the slopes is integrated over the step.
+    """
+    slopes: list[torch.Tensor] = []
+    for k, (now, then) in enumerate(itertools.pairwise(sigmas)):
+        slopes = [(x - denoised(x, now)) / now, *slopes][:4]
+        used = slopes[:1] if then == 0 else slopes
+        nodes = np.array(sigmas[k::-1][: len(used)])
+        for index, slope in enumerate(used):
+            others = np.delete(nodes, index)
+            basis = np.poly1d(others, r=True) / np.prod(nodes[index] - others)
+            whole = basis.integ()
+            x = x + float(whole(then) - whole(now)) * slope
+    return x
+
+
+SAMPLERS = {"euler": euler, "heun": heun, "dpmpp_2m": dpmpp_2m, "lms": lms}

@@ -7,9 +7,11 @@ from typing import Any
 import diffusers
 import torch
 from peers import pipelines
+from peers.current_pipelines import CURRENT
 from peers.samples import load
 
 from autodiffusion_opt.sampling.conditions import Labels, Prompts
+from autodiffusion_opt.sampling.example_call import learn_layers
 from autodiffusion_opt.sampling.generate import ImageSampler
 
 
@@ -40,6 +42,27 @@ def sd3(blocks: int = 4) -> ImageSampler:
     config = dict(pipeline.transformer.config) | {"num_layers": blocks}
     pipeline.transformer = diffusers.SD3Transformer2DModel.from_config(config).eval()
     return ImageSampler(pipeline, Prompts(pipelines.PROMPTS), {}, micro_batch=2, batch_size=2)
+
+
+def current(name: str, **layers: int) -> ImageSampler:
+    """A pipeline of a current model, its transformer with so many blocks where that is given."""
+    pipeline, call = CURRENT[name]()
+    if layers:
+        torch.manual_seed(0)
+        transformer = type(pipeline.transformer)
+        pipeline.transformer = transformer.from_config(dict(pipeline.transformer.config) | layers).eval()
+    learn_layers(pipeline)
+    return ImageSampler(pipeline, Prompts(pipelines.PROMPTS), call, micro_batch=2, batch_size=2)
+
+
+def cogview4() -> ImageSampler:
+    """A CogView4, whose pipeline calls the transformer with the prompt and again without."""
+    return current("cogview4")
+
+
+def flux2() -> ImageSampler:
+    """A Flux 2, whose blocks of one stream take something else than those of two."""
+    return current("flux2", num_layers=2, num_single_layers=3)
 
 
 def traces(denoiser: Any) -> dict[str, list[str]]:

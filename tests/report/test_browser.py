@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import optuna
 import pytest
 from browser import needs_browser, open_page
 
@@ -147,3 +148,38 @@ def test_the_dashboard_shows_the_front_of_two_values_and_that_a_trial_is_beyond_
     assert ">first<" in loaded.dom
     assert ">last<" in loaded.dom
     assert "Infeasible" in loaded.dom  # in the legend of the timeline, where there are such trials
+
+
+def test_a_parameter_that_decoding_ignores_is_not_in_the_dashboards_charts(tmp_path: Path) -> None:
+    def objective(trial: optuna.Trial) -> float:
+        trial.suggest_float("t3", 0, 999)
+        return trial.suggest_int("steps", 1, 2) + trial.suggest_float("t1", 0, 999) + trial.suggest_float("t2", 0, 999)
+
+    url = f"sqlite:///{tmp_path}/ignored.db"
+    for name, attributes in (("joint", {DEFINITION: {"space": {"kind": "joint", "n_max": 9}}}), ("others", {})):
+        study = optuna.create_study(storage=url, study_name=name, sampler=optuna.samplers.RandomSampler(seed=0))
+        for key, value in attributes.items():
+            study.set_user_attr(key, value)
+        study.optimize(objective, n_trials=20)
+    labels = {}
+    with serving(url) as address:
+        for number in (1, 2):
+            dom = open_page(f"{address}/studies/{number}", tmp_path).dom
+            labels[number] = {name for name in ("steps", "t1", "t2", "t3") if f">{name}</text>" in dom}
+    assert labels == {1: {"steps", "t1", "t2"}, 2: {"steps", "t1", "t2", "t3"}}
+
+
+NOTED = "$x$ \\frac{1}{2} $$\\int_0^1$$ *b* _i_ `c` | [l](http://e.org) ~~s~~ # h <b> \\(y\\) \\[z\\]"
+
+
+def test_a_name_of_formulas_and_markdown_is_text_in_the_note(ran: tuple[Path, str], tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path}/noted.db"
+    copy("small", open_storage(ran[1]), url, NOTED)
+    with serving(url) as address:
+        loaded = open_page(f"{address}/studies/1/note", tmp_path)
+    assert (loaded.console, loaded.requests) == ((), ())
+    heading = re.search(r"<h1[^>]*>(.*?)</h1>", loaded.dom, re.DOTALL)
+    assert heading is not None
+    shown = heading[1].replace('<a href="http://e.org">http://e.org</a>', "http://e.org")  # an address leads to itself
+    assert html.unescape(shown) == NOTED
+    assert "katex" not in loaded.dom

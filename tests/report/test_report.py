@@ -110,6 +110,8 @@ def test_the_note_says_how_to_use_the_study(ran: tuple[Path, str]) -> None:
     note = note_of(open_study("small", ran[1]))
     for text in ("14 of 14 trials", "| own = leading |", "`autodiffusion-opt best small -o best.json`", "evolution"):
         assert text in note
+    assert '"steps": 4' in note
+    assert "null" not in note
 
 
 def test_a_dashboard_shows_pictures_that_were_kept_after_it_was_started(ran: tuple[Path, str], tmp_path: Path) -> None:

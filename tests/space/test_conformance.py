@@ -15,7 +15,18 @@ from space.examples import BRANCHED, COUNTED, DIGITS, FEW_TIMES, build_space, jo
 from autodiffusion_opt.candidate import Candidate, Step
 from autodiffusion_opt.config import build, kind_in
 from autodiffusion_opt.errors import UserError
-from autodiffusion_opt.space import SPACES, UNIFORM, Evolvable, Joint, Layered, ModelInfo, Segments, Space, cost
+from autodiffusion_opt.space import (
+    SPACES,
+    UNIFORM,
+    EngineSettings,
+    Evolvable,
+    Joint,
+    Layered,
+    ModelInfo,
+    Segments,
+    Space,
+    cost,
+)
 
 HEUN = ModelInfo(1000, layout="heun", layers=6, removable=(0, 1, 2, 4))
 PLMS = ModelInfo(1000, layout="plms", layers=6, removable=(0, 1, 2, 4), ranking=((0, 1, 2, 4),) * 3)
@@ -67,6 +78,23 @@ TABLES: dict[str, tuple[dict[str, Any], ModelInfo]] = {
     "segments, guidance": (
         {"kind": "segments", "steps": 9, "segments": 9, "guidance_scale": [1.0, 4.0], "interval_min": 0},
         BRANCHED,
+    ),
+    "engine, numbers": (
+        {"kind": "engine", "engine": "taylorseer-cache", "steps": [4, 9], "settings": {"order": 1}},
+        DIGITS,
+    ),
+    "engine, mask": (
+        {"kind": "engine", "engine": "mag-cache", "steps": 6, "spacing": "trailing", "guidance_scale": [1.0, 4.0]},
+        DIGITS,
+    ),
+    "engine, both": ({"kind": "engine", "engine": "cache-dit-mask", "steps": [2, 7]}, DIGITS),
+    "engine, threshold": (
+        {"kind": "engine", "engine": "first-block-cache", "steps": 4, "settings": {"threshold": [0.02, 0.5]}},
+        DIGITS,
+    ),
+    "engine, data": (
+        {"kind": "engine", "engine": "cache-dit", "steps": [3, 5], "end_time": [0.0, 5.0], "times": "continuous"},
+        DIGITS,
     ),
     "cached": ({"kind": "cached-steps", "max_flops": 4.3, "steps_min": 2, "steps_max": 9}, BRANCHED),
     "cached, heun": ({"kind": "cached-steps", "max_flops": 6.0, "branches": [0, 2], "steps_max": 8}, BRANCHED_HEUN),
@@ -140,6 +168,41 @@ def test_every_point_decodes_to_a_candidate_in_the_space_that_encodes_back(space
     parameters = space.encode(candidate)
     assert inside(space, parameters)
     assert space.decode(parameters) == candidate
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+@some
+@given(data=st.data())
+def test_a_candidate_does_not_depend_on_the_parameters_that_its_kind_calls_ignored(
+    name: str, data: st.DataObject
+) -> None:
+    space, kind = EXAMPLES[name], SPACES[TABLES[name][0]["kind"]]
+    parameters, others = data.draw(points(space)), data.draw(points(space))
+    ignored = kind.ignored(parameters)
+    assert ignored <= set(parameters)
+    assert space.decode(parameters | {name: others[name] for name in ignored}) == space.decode(parameters)
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "ignored"),
+    [
+        ("integer", {}, set()),
+        ("any", {"steps": 6}, {"t7", "t8", "r7", "r8"}),
+        ("cached", {"steps": 7}, {"t8", "t9", "p8", "p9"}),
+        ("cached, ranked", {"steps": 11, "t1": 900, "p1": 1, "p2": 1}, {"r2", "t12", "p12", "r12"}),
+        ("segments", {"i2": 1}, {"b2"}),
+        ("segments, some", {"segments": 4, "i1": 0}, {"b1", "i5", "b5", "i6", "b6"}),
+        ("segments, uniform", {"i": 1}, {"b"}),
+        ("segments, uniform", {"i": 2}, set()),
+    ],
+)
+def test_parameters_beyond_the_number_of_steps_or_segments_are_ignored(
+    name: str, changes: dict[str, Any], ignored: set[str]
+) -> None:
+    boxes: dict[str, Any] = EXAMPLES[name].distributions()
+    lows = {key: box.low for key, box in boxes.items()}
+    point = lows | {key: 3 for key in lows if key[0] == "i"} | changes
+    assert SPACES[TABLES[name][0]["kind"]].ignored(point) == ignored
 
 
 @every_space
@@ -273,6 +336,10 @@ def test_more_or_fewer_steps_than_any_point_decodes_to_are_refused(space: Space)
     boxes: dict[str, Any] = space.distributions()
     if isinstance(space, Segments):
         with pytest.raises(UserError, match="must run, of each of"):
+            space.check(Candidate.from_time_steps(range(500, 600)))
+        return
+    if isinstance(space, EngineSettings):
+        with pytest.raises(UserError, match="steps; got 100"):
             space.check(Candidate.from_time_steps(range(500, 600)))
         return
     times = [name for name in boxes if name.startswith("t")]

@@ -161,7 +161,7 @@ class FeaturesConfig(ImagesConfig):
 
     Attributes:
         features: the extractor: an embedded one (``digits``), ``pixels``, one of torch-fidelity's, a registered one, or
-            the file of a network (``.pt2``, ``.pt``, ``.ts``); in Python also a :class:`~autodiffusion_opt.Features`.
+            the file of a network (``.pt2``, ``.pt``, ``.ts``); in Python also :class:`~autodiffusion_opt.Features`.
         features_weights: a file of its weights, instead of the download.
     """
 

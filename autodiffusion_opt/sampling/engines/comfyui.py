@@ -185,6 +185,8 @@ def _sampler(scheduler: Any, sigmas: tuple[float, ...]) -> tuple[str, str]:
         nearness = OWN_NOISE
     if sampler == "heun" and sigmas[-1] > 0:  # k-diffusion corrects a last step that does not go to σ = 0
         nearness = NEAREST
+    if sampler == "lms" and sigmas[-1] == 0 and len(sigmas) > 2:  # ComfyUI's last step to σ = 0 is of order 1
+        nearness = NEAREST
     return sampler, nearness
 
 

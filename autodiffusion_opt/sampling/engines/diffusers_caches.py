@@ -25,7 +25,6 @@ from autodiffusion_opt.sampling.engines.difference import IMAGES, Difference, di
 from autodiffusion_opt.sampling.engines.install import check_engine
 from autodiffusion_opt.sampling.generate import ImageSampler
 from autodiffusion_opt.sampling.layers.listing import unwrap
-from autodiffusion_opt.sampling.schedule import layout_of
 
 # Orders of a Taylor series that are tried.
 ORDERS = (0, 1, 2)
@@ -130,7 +129,7 @@ def _taylor(sampler: ImageSampler, mask: Sequence[bool]) -> Tried:
 def _problem(sampler: ImageSampler, engine: Engine) -> str:
     """Why the pipeline cannot run the engine; nothing where it can."""
     try:
-        check_engine(denoiser_of(sampler.pipeline), engine, layout_of(sampler.pipeline.scheduler))
+        check_engine(sampler.pipeline, engine)
     except UserError as error:
         return f"{engine.kind}: {error}"
     return ""

@@ -26,17 +26,13 @@ APPLY: dict[type[Engine], str] = {
 }
 
 
-def cache_settings(pipeline: Any, engine: Engine | None, times: Candidate) -> tuple[dict[str, Any], list[str]]:
-    """The configuration, the arguments of the pipeline's call, and sentences on what the call cannot be told.
+def call_settings(pipeline: Any, times: Candidate) -> tuple[dict[str, Any], list[str]]:
+    """What a pipeline's call is told of a candidate's times and guidance scale, and sentences on what it cannot be.
 
-    Args:
-        pipeline: for whose denoiser they are.
-        engine: the cache; None: no cache.
-        times: the candidate's times, end and guidance scale.
+    Returns:
+        ``call``, its arguments, and ``times_in_call``, whether the times are among them; and the sentences.
     """
-    denoiser, steps = denoiser_of(pipeline), len(times.steps)
-    name = next(name for name, part in pipeline.components.items() if part is denoiser)
-    call: dict[str, Any] = {"num_inference_steps": steps}
+    call: dict[str, Any] = {"num_inference_steps": len(times.steps)}
     takes = call_parameters(pipeline)
     lists = {key: value for key, value in plain_lists(untouched(pipeline.scheduler), times).items() if key in takes}
     call |= lists
@@ -48,12 +44,21 @@ def cache_settings(pipeline: Any, engine: Engine | None, times: Candidate) -> tu
             f"times: {type(pipeline).__name__} with {type(pipeline.scheduler).__name__} takes no list of times that "
             'says the same: ado.apply(pipeline, "times.json") puts them on'
         )
-    settings: dict[str, Any] = {
-        "engine": "diffusers-cache",
-        "denoiser": name,
-        "call": call,
-        "times_in_call": bool(lists),
-    }
+    return {"call": call, "times_in_call": bool(lists)}, remarks
+
+
+def cache_settings(pipeline: Any, engine: Engine | None, times: Candidate) -> tuple[dict[str, Any], list[str]]:
+    """The configuration, the arguments of the pipeline's call, and sentences on what the call cannot be told.
+
+    Args:
+        pipeline: for whose denoiser they are.
+        engine: the cache; None: no cache.
+        times: the candidate's times, end and guidance scale.
+    """
+    denoiser, steps = denoiser_of(pipeline), len(times.steps)
+    name = next(name for name, part in pipeline.components.items() if part is denoiser)
+    call, remarks = call_settings(pipeline, times)
+    settings: dict[str, Any] = {"engine": "diffusers-cache", "denoiser": name, **call}
     if engine is not None:
         config = diffusers_config(engine, denoiser, steps)
         settings |= {"class": type(config).__name__, "apply": APPLY[type(engine)], "config": _values(config)}

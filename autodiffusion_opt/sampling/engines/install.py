@@ -20,12 +20,16 @@ from diffusers.hooks import (
 from diffusers.hooks._helpers import TransformerBlockRegistry
 from diffusers.hooks.hooks import CacheContext, StateManager
 
-from autodiffusion_opt.engine import Engine, FirstBlockCache, MagCache, TaylorSeerCache
+from autodiffusion_opt.engine import CacheDiT, CacheDiTMask, Engine, FirstBlockCache, MagCache, TaylorSeerCache
 from autodiffusion_opt.errors import UserError
 from autodiffusion_opt.sampling.branches import branches_of
+from autodiffusion_opt.sampling.compatibility import denoiser_of
+from autodiffusion_opt.sampling.engines.cache_dit import cache_dit_on, check_cache_dit
+from autodiffusion_opt.sampling.engines.calls import CallsOfSteps
 from autodiffusion_opt.sampling.hooks import before_forward
 from autodiffusion_opt.sampling.layers.bypass import refuse_cache, refuse_compiled, refuse_group_offload
 from autodiffusion_opt.sampling.layers.listing import unwrap
+from autodiffusion_opt.sampling.schedule import layout_of
 from autodiffusion_opt.sampling.schedule.state import ScheduleState
 
 # MagCache: beyond any threshold, so that the step is computed; and no error at all, so that it is not.
@@ -57,15 +61,19 @@ def diffusers_config(engine: Engine, denoiser: torch.nn.Module, steps: int) -> A
     )
 
 
-def check_engine(denoiser: torch.nn.Module, engine: Engine, layout: str) -> None:
+def check_engine(pipeline: Any, engine: Engine) -> None:
     """Raises UserError for a denoiser or a solver that the engine's cache cannot run with."""
+    denoiser = denoiser_of(pipeline)
     name = type(unwrap(denoiser)).__name__
-    if layout != "once":
+    if layout_of(pipeline.scheduler) != "once":
         raise UserError(
             f"{engine.kind} counts calls as steps, and this solver calls the denoiser twice a step: use another"
         )
     for refuse in (refuse_cache, refuse_compiled, refuse_group_offload):
         refuse(denoiser)
+    if isinstance(engine, CacheDiT | CacheDiTMask):
+        check_cache_dit(pipeline, engine)
+        return
     blocks = [unwrap(denoiser).get_submodule(path) for path in branches_of(denoiser).parts]
     if isinstance(engine, FirstBlockCache | MagCache):
         for block in blocks:
@@ -81,14 +89,18 @@ def check_engine(denoiser: torch.nn.Module, engine: Engine, layout: str) -> None
 
 
 @contextlib.contextmanager
-def engine_on(denoiser: torch.nn.Module, engine: Engine, steps: int, schedule: ScheduleState) -> Iterator[None]:
-    """The engine's cache while it lasts; the denoiser is then exactly as it was.
+def engine_on(pipeline: Any, engine: Engine, steps: int, schedule: ScheduleState) -> Iterator[None]:
+    """The engine's cache on a pipeline's denoiser while it lasts; the denoiser is then exactly as it was.
 
     Each generation of images begins with an empty cache. A pipeline that does not say which of a step's calls is which
     (diffusers' ``cache_context``) gets a cache for each call within the step.
     """
-    denoiser = unwrap(denoiser)
+    denoiser = unwrap(denoiser_of(pipeline))
     refuse_cache(denoiser)
+    if isinstance(engine, CacheDiT | CacheDiTMask):
+        with cache_dit_on(pipeline, engine, steps, schedule):
+            yield
+        return
     had = {
         module: {key: vars(module)[key] for key in _SET_BY_HOOKS if key in vars(module)}
         for module in denoiser.modules()
@@ -127,7 +139,6 @@ class _Contexts:
     """Tells the cache which call it is in, where the pipeline does not, and empties it when a generation begins."""
 
     def __init__(self, denoiser: torch.nn.Module, schedule: ScheduleState) -> None:
-        self._schedule = schedule
         registries = (vars(module).get("_diffusers_hook") for module in denoiser.modules())
         self._managers = [
             value
@@ -137,24 +148,18 @@ class _Contexts:
             for value in vars(hook).values()
             if isinstance(value, StateManager)
         ]
-        self._generation: int | None = None
-        self._now: tuple[int, int] | None = None
-        self._call = 0
+        self._calls = CallsOfSteps(schedule)
         self._given: CacheContext | None = None
 
     def begin(self, module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """A call of the denoiser begins."""
-        schedule = self._schedule
-        if schedule.generation != self._generation:
-            self._generation, self._now = schedule.generation, None
+        begins, call = self._calls.begin()
+        if begins:
             for manager in self._managers:
                 context = manager._context
                 manager.reset()
                 manager.set_context(context)
-        now = schedule.generation, schedule.step
-        self._call = self._call + 1 if now == self._now else 0
-        self._now = now
         if self._managers and self._managers[0]._context in (None, self._given):
-            self._given = CacheContext(f"call {self._call}")
+            self._given = CacheContext(f"call {call}")
             for manager in self._managers:
                 manager.set_context(self._given)

@@ -149,16 +149,18 @@ def refuse_compiled(denoiser: torch.nn.Module) -> None:
 
 
 def refuse_cache(denoiser: torch.nn.Module) -> None:
-    """Raises UserError for a denoiser with one of diffusers' caches (``enable_cache``).
+    """Raises UserError for a denoiser with one of diffusers' caches (``enable_cache``), or with cache-dit's.
 
     They too run something else than the blocks, and count blocks and steps on their own: in either order, one of the
     two hooks does not see what the other left out.
     """
-    if getattr(unwrap(denoiser), "is_cache_enabled", False):
-        raise UserError(
-            f"{type(unwrap(denoiser)).__name__} has a cache of diffusers (enable_cache), and the candidate leaves "
-            "layers out: call disable_cache() before, or apply a candidate that runs every layer at every step"
-        )
+    engines = {"is_cache_enabled": "diffusers (enable_cache)", "_is_cached": "cache-dit (cache_dit.enable_cache)"}
+    for attribute, engine in engines.items():
+        if getattr(unwrap(denoiser), attribute, False):
+            raise UserError(
+                f"{type(unwrap(denoiser)).__name__} has a cache of {engine}, and the candidate leaves "
+                "layers out: call disable_cache() before, or apply a candidate that runs every layer at every step"
+            )
 
 
 def refuse_group_offload(denoiser: torch.nn.Module) -> None:

@@ -1,10 +1,9 @@
 """AutoDiffusion's evolutionary search (Li et al., ICCV 2023, algorithm 1), stateless over what SQL holds.
 
 As in the authors' script a generation's parents are the best of all candidates measured before it. What differs: the
-baselines are among them; crossover works on sorted sequences and keeps every step; layer sets and the number of steps
-mutate too, but not along with times; a child over the budget is repaired, not drawn again; no candidate is proposed
-twice. With common noise both find equally good times, within the noise. With several values the parents are those of
-non-dominated sorting.
+baselines are among them; crossover works on sorted sequences and keeps every step; layer sets mutate too; a child over
+the budget is repaired, not drawn again; no candidate is proposed twice. With common noise both find equally good
+candidates, within the noise. With several values the parents are those of non-dominated sorting.
 """
 
 from __future__ import annotations

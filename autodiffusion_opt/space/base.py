@@ -82,7 +82,7 @@ class Evolvable(Space, Protocol):
         ...
 
     def mutate(self, candidate: Candidate, rng: np.random.Generator, probability: float) -> Candidate:
-        """``candidate`` with each of its steps changed with ``probability``, in all or in some respects."""
+        """``candidate`` with each of its steps changed with ``probability``."""
         ...
 
     def crossover(self, first: Candidate, second: Candidate, rng: np.random.Generator) -> Candidate:

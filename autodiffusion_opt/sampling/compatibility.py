@@ -15,7 +15,7 @@ from typing import Any
 
 from autodiffusion_opt.config import combine
 from autodiffusion_opt.errors import UserError, unknown_text
-from autodiffusion_opt.sampling.schedule import accepted, tells_log_sigma
+from autodiffusion_opt.sampling.schedule import accepted, is_log_linear
 
 # Where pipelines keep the network that is called at each step.
 DENOISERS = ("unet", "transformer")
@@ -140,7 +140,7 @@ def _noise(scheduler: Any) -> str:
     config = scheduler.config
     if "FlowMatch" in type(scheduler).__name__ or config.get("use_flow_sigmas"):
         return "flow matching"
-    if type(scheduler).__name__ in accepted() and tells_log_sigma(
+    if type(scheduler).__name__ in accepted() and is_log_linear(
         scheduler
     ):  # Euler's continuous times are EDM's with σ_data = 1
         return f"EDM with sigma_data={config.get('sigma_data', 1.0):g} and {config.prediction_type} prediction"

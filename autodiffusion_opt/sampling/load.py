@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import importlib.util
 import inspect
 import io
 import json
@@ -25,6 +26,8 @@ from autodiffusion_opt.sampling.config import PipelineConfig
 from autodiffusion_opt.sampling.schedule import accepted, check_scheduler
 from autodiffusion_opt.zoo import EMBEDDED
 
+# Classes that diffusers makes where torchsde is installed.
+NEED_TORCHSDE = ("CosineDPMSolverMultistepScheduler", "DPMSolverSDEScheduler")
 # Short names of schedulers, for tables.
 SHORT_NAMES = {
     "ddim": "DDIMScheduler",
@@ -267,5 +270,7 @@ def scheduler_class(name: str) -> type:
     full = SHORT_NAMES.get(name.lower(), name)
     if full not in accepted():
         raise unknown("scheduler", name, [*SHORT_NAMES, *accepted()])
+    if full in NEED_TORCHSDE and importlib.util.find_spec("torchsde") is None:
+        raise UserError(f"{full} needs torchsde: pip install 'autodiffusion-opt[sde]'")
     scheduler: type = getattr(importlib.import_module("diffusers"), full)
     return scheduler

@@ -26,7 +26,7 @@ from autodiffusion_opt.progress import Progress, silent
 from autodiffusion_opt.sampling.apply import install, watch_samples, with_scheduler
 from autodiffusion_opt.sampling.fingerprint import fingerprint_components
 from autodiffusion_opt.sampling.generate import ImageSampler
-from autodiffusion_opt.sampling.schedule import schedule_on, sigmas_of, stops_early, tells_log_sigma, untouched
+from autodiffusion_opt.sampling.schedule import is_log_linear, schedule_on, sigmas_of, stops_early, untouched
 from autodiffusion_opt.space.baselines import shifted
 from autodiffusion_opt.space.local_errors import Floats, LocalErrors
 from autodiffusion_opt.space.model_info import ModelInfo
@@ -198,7 +198,7 @@ def _first_order(scheduler: Any) -> Any:
         )
     config = scheduler.config
     is_flow = sigmas_of(scheduler) is None
-    if not is_flow and (tells_log_sigma(scheduler) or not hasattr(scheduler, "alphas_cumprod")):
+    if not is_flow and (is_log_linear(scheduler) or not hasattr(scheduler, "alphas_cumprod")):
         raise UserError(
             "dynamic programming needs a model of flow matching or of ᾱ at its training times; one for "
             f"{type(scheduler).__name__} as it is configured has neither: leave dp out of start_from"

@@ -19,8 +19,9 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent.parent))  # run as a file
 
+from peers.scheduler_cases import CASES
 from peers.scheduler_runs import curved, difference, formula, mixture, sample_with, start
-from peers.schedulers import CASES, Case, Paper
+from peers.schedulers import Case, Paper
 
 from autodiffusion_opt.sampling import schedule as schedules
 

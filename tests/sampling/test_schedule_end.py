@@ -9,8 +9,9 @@ import diffusers
 import pytest
 import torch
 from peers import as_computed, dpm_solvers, solvers
+from peers.scheduler_cases import CASES, dpm
 from peers.scheduler_runs import Stepper, called, curved, difference, formula, sample_with, set_own_times, start
-from peers.schedulers import CASES, DISTILLED, Case, dpm
+from peers.schedulers import DISTILLED, Case
 
 from autodiffusion_opt.errors import UserError
 from autodiffusion_opt.sampling import schedule as schedules

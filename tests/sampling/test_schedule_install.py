@@ -24,6 +24,7 @@ from autodiffusion_opt.sampling.schedule.solver_steps import ADAMS_BASHFORTH, un
 pytestmark = [
     pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning"),
     pytest.mark.filterwarnings("ignore:__array_wrap__ must:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:Should have t:UserWarning"),  # torchsde's, of σ that diffusers rounds
 ]
 TIMES = (950, 700, 690, 210, 40)
 # The times of the denoiser calls and the steps that they belong to, for solvers with two calls in some step: the second
@@ -34,14 +35,17 @@ LOG_SIGMAS = np.log(1 / ALPHA_BAR - 1) / 2
 HALFWAY = np.interp([LOG_SIGMAS[list(pair)].mean() for pair in pairwise(TIMES)], LOG_SIGMAS, np.arange(1000)).tolist()
 HEUN_CALLED = [950, 700, 700, 690, 690, 210, 210, 40, 40]
 QUARTER_LOG_SIGMAS = [math.log(0.002 * (80 / 0.002) ** (time / 999)) / 4 for time in TIMES]
+HALFWAY_CALLED = [950, HALFWAY[0], 700, HALFWAY[1], 690, HALFWAY[2], 210, HALFWAY[3], 40]
 CALLED = {
+    "CosineDPMSolverMultistepScheduler": [2 / math.pi * math.atan(0.3 * (500 / 0.3) ** (time / 999)) for time in TIMES],
+    "DPMSolverSDEScheduler": HALFWAY_CALLED,
     "EDMDPMSolverMultistepScheduler": QUARTER_LOG_SIGMAS,
     "EDMEulerScheduler": QUARTER_LOG_SIGMAS,
     "DDPMWuerstchenScheduler": [*(time / 999 for time in TIMES), 0.0],
     "HeunDiscreteScheduler": HEUN_CALLED,
     "FlowMatchHeunDiscreteScheduler": HEUN_CALLED,
     "KDPM2AncestralDiscreteScheduler": HEUN_CALLED,
-    "KDPM2DiscreteScheduler": [950, HALFWAY[0], 700, HALFWAY[1], 690, HALFWAY[2], 210, HALFWAY[3], 40],
+    "KDPM2DiscreteScheduler": HALFWAY_CALLED,
     "PNDMScheduler": [950, 700, 700, 690, 210, 40],
     "SCMScheduler": [*(math.atan2(time, 1000 - time) for time in TIMES), 0.0],
 }
@@ -54,6 +58,8 @@ def has_times(scheduler: Any, name: str) -> None:
 
 
 def make(name: str, **config: Any) -> Any:
+    if name in ("CosineDPMSolverMultistepScheduler", "DPMSolverSDEScheduler"):
+        pytest.importorskip("torchsde")
     config = {"skip_prk_steps": True, **config} if name == "PNDMScheduler" else config
     return getattr(diffusers, name)(**config)
 
@@ -115,7 +121,10 @@ def test_pipelines_see_what_they_always_saw(name: str, tmp_path: Path) -> None:
     assert all(getattr(type(scheduler), name) == getattr(type(untouched), name) for name in names)
     assert scheduler.config == untouched.config
     for method in ("step", "set_timesteps"):
-        assert inspect.signature(getattr(scheduler, method)) == inspect.signature(getattr(untouched, method))
+        now, before = (inspect.signature(getattr(made, method)) for made in (scheduler, untouched))
+        added = now.parameters.keys() - before.parameters.keys()  # so that a pipeline hands the generators on
+        assert added == ({"generator"} if (name, method) == ("DPMSolverSDEScheduler", "step") else set())
+        assert [now.parameters[key] for key in before.parameters] == list(before.parameters.values())
     for folder, saved in (("with", scheduler), ("without", untouched)):
         saved.save_pretrained(tmp_path / folder)
     file = "scheduler_config.json"
@@ -142,7 +151,20 @@ def test_the_times_are_those_given(name: str) -> None:
     assert scheduler.num_inference_steps == 5  # also where there are more calls
     assert schedule.times == (950.0, 700.0, 690.0, 210.0, 40.0)
     has_times(scheduler, name)
-    whole = name.startswith(("CogVideoX", "DDIM", "DDPMS", "DEIS", "DPM", "LCM", "PNDM", "SASolver", "TCD", "UniPC"))
+    integer = (
+        "CogVideoX",
+        "DDIM",
+        "DDPMS",
+        "DEIS",
+        "DPMSolverM",
+        "DPMSolverSi",
+        "LCM",
+        "PNDM",
+        "SASolver",
+        "TCD",
+        "Uni",
+    )
+    whole = name.startswith(integer)
     assert scheduler.timesteps.dtype == (torch.int64 if whole else torch.float32)
     if schedules.takes_continuous(scheduler):
         schedules.install_schedule(scheduler, (900.5, 3))

@@ -73,13 +73,6 @@ def test_refused_by_name_with_the_reason(name: str, config: dict[str, Any], said
     assert same_state(before, vars(scheduler))
 
 
-@pytest.mark.parametrize("name", ["CosineDPMSolverMultistepScheduler", "DPMSolverSDEScheduler"])
-def test_a_scheduler_whose_noise_is_of_the_batch_is_refused_with_the_reason(name: str) -> None:
-    scheduler = object.__new__(getattr(diffusers, name))  # both need torchsde to be made
-    with pytest.raises(UserError, match=f"{name} draws the noise of a whole batch from one Brownian path"):
-        schedules.check_scheduler(scheduler)
-
-
 @pytest.mark.parametrize(
     ("name", "times", "said"),
     [

@@ -19,7 +19,8 @@ from click.testing import CliRunner
 from marks import slow_but
 from peers import pipelines
 from peers.samples import load
-from peers.schedulers import CASES, Case
+from peers.scheduler_cases import CASES
+from peers.schedulers import Case
 from PIL import Image
 
 import autodiffusion_opt as ado

@@ -17,7 +17,7 @@ the sampler is in the times), ``solver_steps`` (steps of our own), ``objections`
 """
 
 from autodiffusion_opt.sampling.schedule.install import InstalledSchedule, install_schedule
-from autodiffusion_opt.sampling.schedule.noise import tells_log_sigma, train_steps
+from autodiffusion_opt.sampling.schedule.noise import is_log_linear, train_steps
 from autodiffusion_opt.sampling.schedule.queries import (
     accepted,
     alpha_bar_at,
@@ -47,6 +47,7 @@ __all__ = [
     "ends_at_zero",
     "first_step",
     "install_schedule",
+    "is_log_linear",
     "layout_of",
     "own_times",
     "schedule_on",
@@ -54,7 +55,6 @@ __all__ = [
     "sigmas_of",
     "stops_early",
     "takes_continuous",
-    "tells_log_sigma",
     "time_range",
     "train_steps",
     "untouched",

@@ -106,18 +106,25 @@ def install_schedule(
     if spec.noise_of_first:
         scheduler.__class__ = _with_noise_of_first(schedule.kind)
     for name, method in {"set_timesteps": _set_timesteps, **spec.methods, "step": _step}.items():
-        _patch(scheduler, name, method)
+        _patch(scheduler, name, method, ("generator",) if name == "step" and spec.adds_generator else ())
     schedule.apply()
     return schedule
 
 
-def _patch(scheduler: Any, name: str, method: Callable[..., Any]) -> None:
-    """Hides a method by ``method(scheduler, schedule, ...)``, in the object alone, with the hidden one's signature."""
+def _patch(scheduler: Any, name: str, method: Callable[..., Any], more: tuple[str, ...]) -> None:
+    """Hides a method by ``method(scheduler, schedule, ...)``, in the object alone, with the hidden one's signature.
+
+    ``more``: names of keyword arguments that it takes as well, None by default.
+    """
 
     @functools.wraps(getattr(type(scheduler), name))
     def patched(self: Any, *args: Any, **kwargs: Any) -> Any:
         return method(self, vars(self)[KEY], *args, **kwargs)
 
+    if more:
+        signature = inspect.signature(getattr(type(scheduler), name))
+        added = [inspect.Parameter(key, inspect.Parameter.KEYWORD_ONLY, default=None) for key in more]
+        vars(patched)["__signature__"] = signature.replace(parameters=[*signature.parameters.values(), *added])
     vars(scheduler)[name] = types.MethodType(patched, scheduler)
 
 
@@ -165,7 +172,7 @@ def _step(scheduler: Any, schedule: InstalledSchedule, *args: Any, **kwargs: Any
     make: Callable[..., Any] = schedule.spec.methods.get("step", _diffusers_step)
     result = make(scheduler, schedule, *args, **kwargs)
     if schedule.watch is not None:
-        given = inspect.signature(type(scheduler).step).bind(scheduler, *args, **kwargs).arguments
+        given = inspect.signature(scheduler.step).bind(*args, **kwargs).arguments
         schedule.watch(given["sample"], result[0])
     schedule.position += 1  # here and not at the next time handed over: DDIMPipeline calls the denoiser before that
     return result

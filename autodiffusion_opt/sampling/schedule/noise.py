@@ -5,9 +5,9 @@ integer times 0 .. T-1 and σ_t = √((1-ᾱ_t)/ᾱ_t). Between two integers eit
 log-SNR, as in DPM-Solver, https://arxiv.org/abs/2206.00927, appendix), or σ itself where diffusers' own
 default times already lie between integers and are read so (Euler, LMS, Heun).
 Flow matching: x_t = (1-σ) x_0 + σ ε with σ = t/T, and t in (0, T].
-Models that are told ln(σ)/4 in place of a time (EDM, https://arxiv.org/abs/2206.00364, table 1; Stable Video
-Diffusion): x = x_0 + σ ε, and log σ is linear in time, from the least σ of diffusers' own schedule at 0 to the
-greatest at T-1.
+Models that are told a function of σ in place of a time (EDM, ln(σ)/4, https://arxiv.org/abs/2206.00364, table 1;
+Stable Video Diffusion; Stable Audio, 2 atan(σ)/π): x = x_0 + σ ε, and log σ is linear in time, from the least σ of
+diffusers' own schedule at 0 to the greatest at T-1.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ LEAST_ALPHA_BAR = 2.0**-24
 OWN_SIGMAS = ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas", "use_lu_lambdas")
 
 
-def tells_log_sigma(scheduler: Any) -> bool:
-    """Whether an accepted scheduler tells the model ln(σ)/4 in place of a time.
+def is_log_linear(scheduler: Any) -> bool:
+    """Whether an accepted scheduler tells the model a function of σ in place of a time, so that log σ is our clock.
 
-    EDM does, and Euler with continuous times where v is predicted.
+    EDM's and the cosine DPM-Solver do, and Euler with continuous times where v is predicted.
     """
     config = scheduler.config
     continuous_v = config.get("timestep_type") == "continuous" and config.get("prediction_type") == "v_prediction"
@@ -47,7 +47,7 @@ def train_steps(scheduler: Any) -> int:
 
 def training_sigmas(scheduler: Any) -> Floats:
     """σ at the training times 0 .. T-1, ascending; shape (T,). Computed in ᾱ's dtype, as diffusers does."""
-    if tells_log_sigma(scheduler):
+    if is_log_linear(scheduler):
         return np.geomspace(*_own_range(scheduler), train_steps(scheduler))
     return _sigmas_of_alpha_bars(scheduler)
 
@@ -56,7 +56,7 @@ def sigmas_at(scheduler: Any, times: Sequence[float], between: Between) -> Float
     """σ at any times in [0, T-1]; shape (len(times),). At an integer time exactly the training σ."""
     sigmas, grid = training_sigmas(scheduler), np.arange(train_steps(scheduler))
     linear = np.interp(times, grid, sigmas)
-    if between == "linear" and not tells_log_sigma(scheduler):
+    if between == "linear" and not is_log_linear(scheduler):
         return linear
     asked = np.asarray(times, dtype=np.float64)
     return np.where(asked == np.round(asked), linear, np.exp(np.interp(asked, grid, np.log(sigmas))))
@@ -65,7 +65,7 @@ def sigmas_at(scheduler: Any, times: Sequence[float], between: Between) -> Float
 def times_of(scheduler: Any, sigmas: Floats, between: Between) -> Floats:
     """The inverse of :func:`sigmas_at`, cut to the training range."""
     grid, training = np.arange(train_steps(scheduler)), training_sigmas(scheduler)
-    if between == "linear" and not tells_log_sigma(scheduler):
+    if between == "linear" and not is_log_linear(scheduler):
         return np.interp(sigmas, training, grid)
     return np.interp(np.log(sigmas), np.log(training), grid)
 
@@ -85,7 +85,7 @@ def first_sigma(scheduler: Any) -> float:
 
 
 def _own_range(scheduler: Any) -> tuple[float, float]:
-    """The least and the greatest σ of diffusers' own schedules for a model that is told ln(σ)/4."""
+    """The least and the greatest σ of diffusers' own schedules for a model that is told a function of σ."""
     config = scheduler.config
     if not hasattr(scheduler, "alphas_cumprod"):
         return float(config.sigma_min), float(config.sigma_max)

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from autodiffusion_opt.sampling.schedule.noise import tells_log_sigma
+from autodiffusion_opt.sampling.schedule.noise import is_log_linear
 
-ONE_PATH = (
-    "draws the noise of a whole batch from one Brownian path, so that an image would depend on its batch: "
-    "use EulerAncestralDiscreteScheduler, or DPMSolverMultistepScheduler with algorithm_type='sde-dpmsolver++'"
-)
-# Classes that are known and cannot be accepted, and why.
-REFUSED = {"CosineDPMSolverMultistepScheduler": ONE_PATH, "DPMSolverSDEScheduler": ONE_PATH}
+
+def cosine_dpm_objection(scheduler: Any) -> str | None:
+    if scheduler.config.solver_order > 2:
+        return f"has no solver_order={scheduler.config.solver_order}: use 1 or 2"
+    return prediction_objection(scheduler)
 
 
 def pndm_objection(scheduler: Any) -> str | None:
@@ -21,7 +20,7 @@ def pndm_objection(scheduler: Any) -> str | None:
 
 
 def continuous_v_objection(scheduler: Any) -> str | None:
-    if not tells_log_sigma(scheduler) or scheduler.config.final_sigmas_type == "zero":
+    if not is_log_linear(scheduler) or scheduler.config.final_sigmas_type == "zero":
         return None
     return "with timestep_type='continuous' needs final_sigmas_type='zero': it would end at the least σ of its betas"
 

@@ -19,8 +19,8 @@ from autodiffusion_opt.sampling.schedule.noise import (
     OWN_SIGMAS,
     Floats,
     alpha_bars_at,
+    is_log_linear,
     sigmas_at,
-    tells_log_sigma,
     times_of,
     train_steps,
     training_sigmas,
@@ -132,7 +132,7 @@ def own_times(scheduler: Any) -> tuple[float, ...]:
     spec = spec_of(scheduler)
     if is_flow(scheduler, spec) and not spec.flow:  # diffusers cuts these timesteps to integers, not their sigmas
         called = (scheduler.sigmas[:-1].double() * scheduler.config.num_train_timesteps).tolist()
-    elif tells_log_sigma(scheduler) or any(scheduler.config.get(key) for key in OWN_SIGMAS):
+    elif is_log_linear(scheduler) or any(scheduler.config.get(key) for key in OWN_SIGMAS):
         # diffusers rounds the times of own noise levels, some to one
         sigmas = scheduler.sigmas[: len(scheduler.timesteps)].double().numpy()
         called = times_of(scheduler, sigmas, spec.between).tolist()

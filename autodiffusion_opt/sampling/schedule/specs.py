@@ -11,27 +11,41 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import torch
 
 from autodiffusion_opt.errors import UserError, unknown
+from autodiffusion_opt.sampling.schedule.brownian import brownian_step
 from autodiffusion_opt.sampling.schedule.noise import (
     Between,
     Floats,
     first_sigma,
+    is_log_linear,
     sigmas_at,
-    tells_log_sigma,
     times_of,
     train_steps,
 )
 from autodiffusion_opt.sampling.schedule.objections import (
-    REFUSED,
     continuous_v_objection,
+    cosine_dpm_objection,
     deis_objection,
     dpm_objection,
     pndm_objection,
     prediction_objection,
     scale_wise_objection,
     unipc_objection,
+)
+from autodiffusion_opt.sampling.schedule.resets import (
+    reset_cosine_dpm,
+    reset_custom,
+    reset_derivatives,
+    reset_dpm_sde,
+    reset_heun,
+    reset_kdpm2,
+    reset_kdpm2_ancestral,
+    reset_multistep,
+    reset_plms,
+    reset_sa,
+    reset_singlestep,
+    reset_unipc,
 )
 from autodiffusion_opt.sampling.schedule.solver_steps import (
     add_noise,
@@ -62,7 +76,8 @@ class SchedulerSpec:
     Attributes:
         integer: diffusers keeps its ``timesteps`` as int64.
         continuous: the times may lie between integers; not where a model is distilled at integer times.
-        stops_early: an end time may be given; not where a model is distilled to end in the image.
+        stops_early: an end time may be given; not where a model is distilled to end in the image, nor where only a
+            step to σ = 0 is made with one call.
         between: how σ is read between two integer times.
         last_sigma: σ after the last step, from the scheduler; None for a scheduler that works on ᾱ.
         layout: how often the denoiser is called in each step (``heun``: 2N-1 calls, ``plms``: N+1).
@@ -73,6 +88,8 @@ class SchedulerSpec:
         tells_end: ``timesteps`` ends with where the last step ends, at which the denoiser is not called.
         noise_of_first: ``init_noise_sigma`` is that of the model's greatest σ; to be that of the first time.
         reset: sets what the scheduler remembers between steps to how it is before the first.
+        adds_generator: its ``step`` takes a generator, which diffusers' does not: from a pipeline that hands on what a
+            step takes.
         methods: methods replaced by ours, ``f(scheduler, schedule, ...)``; without ``step``, diffusers' own.
         objection: why a scheduler of this class, as it is configured, cannot be accepted; None if it can.
     """
@@ -90,6 +107,7 @@ class SchedulerSpec:
     tells_end: bool = False
     noise_of_first: bool = False
     reset: Callable[[Any, ScheduleState], None] = lambda scheduler, schedule: None
+    adds_generator: bool = False
     methods: dict[str, Callable[..., Any]] = field(default_factory=dict)
     objection: Callable[[Any], str | None] = lambda scheduler: None
 
@@ -106,87 +124,14 @@ def _configured_last(scheduler: Any) -> float:
     return 0.0 if kind == "zero" else first_sigma(scheduler)
 
 
-def _reset_multistep(scheduler: Any, schedule: ScheduleState) -> None:
-    scheduler.model_outputs = [None] * scheduler.config.solver_order
-    scheduler.lower_order_nums = 0
-
-
-def _reset_unipc(scheduler: Any, schedule: ScheduleState) -> None:
-    _reset_multistep(scheduler, schedule)
-    scheduler.timestep_list = [None] * scheduler.config.solver_order
-    scheduler.last_sample = None
-
-
-def _reset_sa(scheduler: Any, schedule: ScheduleState) -> None:
-    kept = max(scheduler.config.predictor_order, scheduler.config.corrector_order - 1)
-    past: dict[str, Any] = {name: [None] * kept for name in ("model_outputs", "timestep_list")}
-    vars(scheduler).update(**past, lower_order_nums=0, last_sample=None)
-
-
-def _reset_singlestep(scheduler: Any, schedule: ScheduleState) -> None:
-    scheduler.model_outputs = [None] * scheduler.config.solver_order
-    scheduler.sample = None
-    to_zero = float(scheduler.sigmas[-1]) == 0
-    scheduler.order_list = singlestep_orders(scheduler.config, len(schedule.sampled), to_zero)
-
-
-def singlestep_orders(config: Any, count: int, to_zero: bool) -> list[int]:
-    """The order of each step: 1, 2, .., k, 1, 2, .., k, ..; the last is 1 if it would be k or goes to σ = 0.
-
-    https://arxiv.org/abs/2206.00927, section 3.3: a block of k calls is one step of order k.
-    """
-    order = config.solver_order
-    orders = [index % order + 1 for index in range(count)]
-    whole = not config.lower_order_final and count % order == 0
-    if to_zero or (orders[-1] == order and not whole):
-        orders[-1] = 1
-    return orders
-
-
-def _reset_derivatives(scheduler: Any, schedule: ScheduleState) -> None:
-    scheduler.derivatives = []
-
-
-def _reset_heun(scheduler: Any, schedule: ScheduleState) -> None:
-    scheduler.prev_derivative = None
-    scheduler.dt = None  # None: the next call is the first of its step
-
-
-def _reset_kdpm2(scheduler: Any, schedule: ScheduleState) -> None:
-    """σ of the middle of each step where diffusers' step reads it: that of step k at 2k+1 and 2k+2."""
-    sigmas, middles = scheduler.sigmas, (scheduler.sigmas[::2] * scheduler.sigmas[1::2]) ** 0.5
-    middles[-1] = sigmas[-1]  # the last step is Euler's, of one call
-    interpolated = torch.cat([sigmas[:1], middles.repeat_interleave(2)])[: len(sigmas)]
-    vars(scheduler).update(sigmas_interpol=interpolated, sample=None)  # None: the next call is the first of its step
-
-
-def _reset_kdpm2_ancestral(scheduler: Any, schedule: ScheduleState) -> None:
-    """σ_down = σ'²/σ of each step from σ to σ', σ_up and the middle √(σ σ_down) = σ'; those of step k at 2k."""
-    starts, ends = scheduler.sigmas[::2], scheduler.sigmas[1::2]
-    down = ends**2 / starts
-    up = (ends**2 - down**2) ** 0.5
-    of_steps = {"sigmas_down": down, "sigmas_up": up, "sigmas_interpol": ends}
-    of_calls = {name: levels.repeat_interleave(2) for name, levels in of_steps.items()}
-    vars(scheduler).update(**of_calls, sample=None)
-
-
-def _reset_plms(scheduler: Any, schedule: ScheduleState) -> None:
-    scheduler.prk_timesteps = np.array([])
-    scheduler.plms_timesteps = np.array(called_times(schedule.sampled, "plms"))
-    scheduler._timesteps = np.array(schedule.sampled[::-1])
-    scheduler.ets = []  # slopes of up to four calls, oldest first
-    scheduler.counter = 0
-    scheduler.cur_model_output = 0
-    scheduler.cur_sample = None
-
-
-def _reset_custom(scheduler: Any, schedule: ScheduleState) -> None:
-    scheduler.custom_timesteps = True  # else diffusers looks up the previous time as t - T // N
-
-
 def _quarter_log_sigmas(scheduler: Any, times: Floats) -> Floats:
     """c_noise = ln(σ)/4; https://arxiv.org/abs/2206.00364, table 1."""
-    return np.log(sigmas_at(scheduler, times.tolist(), "log")) / 4 if tells_log_sigma(scheduler) else times
+    return np.log(sigmas_at(scheduler, times.tolist(), "log")) / 4 if is_log_linear(scheduler) else times
+
+
+def _angle_shares(scheduler: Any, times: Floats) -> Floats:
+    """2 atan(σ)/π, as Stable Audio's model is told."""
+    return np.arctan(sigmas_at(scheduler, times.tolist(), "log")) * 2 / np.pi
 
 
 def _inverted(scheduler: Any, times: Floats) -> Floats:
@@ -230,22 +175,43 @@ _ON_ALPHA_BARS: dict[str, Callable[..., Any]] = {
 SPECS: dict[str, SchedulerSpec] = {
     "CogVideoXDDIMScheduler": SchedulerSpec(methods={"step": cogvideox_ddim_step, **_ON_ALPHA_BARS}),
     "CogVideoXDPMScheduler": SchedulerSpec(methods={"step": cogvideox_dpm_step, **_ON_ALPHA_BARS}),
+    "CosineDPMSolverMultistepScheduler": SchedulerSpec(
+        integer=False,
+        last_sigma=_configured_last,
+        told=_angle_shares,
+        noise_of_first=True,
+        reset=reset_cosine_dpm,
+        methods={"step": brownian_step},
+        objection=cosine_dpm_objection,
+    ),
     "DDIMScheduler": SchedulerSpec(methods={"step": ddim_step, **_ON_ALPHA_BARS}),
     "DDPMWuerstchenScheduler": SchedulerSpec(integer=False, told=_shares, times_told=_times_of_shares, tells_end=True),
-    "DDPMScheduler": SchedulerSpec(reset=_reset_custom, methods={"step": ddpm_step, **_ON_ALPHA_BARS}),
-    "DEISMultistepScheduler": SchedulerSpec(last_sigma=first_sigma, reset=_reset_multistep, objection=deis_objection),
+    "DDPMScheduler": SchedulerSpec(reset=reset_custom, methods={"step": ddpm_step, **_ON_ALPHA_BARS}),
+    "DEISMultistepScheduler": SchedulerSpec(last_sigma=first_sigma, reset=reset_multistep, objection=deis_objection),
     "DPMSolverMultistepScheduler": SchedulerSpec(
-        last_sigma=_configured_last, reset=_reset_multistep, objection=dpm_objection
+        last_sigma=_configured_last, reset=reset_multistep, objection=dpm_objection
+    ),
+    "DPMSolverSDEScheduler": SchedulerSpec(
+        integer=False,
+        stops_early=False,
+        between="linear",
+        last_sigma=_zero,
+        layout="heun",
+        middle=_geometric_mean,
+        reset=reset_dpm_sde,
+        adds_generator=True,
+        methods={"step": brownian_step},
+        objection=prediction_objection,
     ),
     "DPMSolverSinglestepScheduler": SchedulerSpec(
-        last_sigma=_configured_last, reset=_reset_singlestep, objection=dpm_objection
+        last_sigma=_configured_last, reset=reset_singlestep, objection=dpm_objection
     ),
     "EDMDPMSolverMultistepScheduler": SchedulerSpec(
         integer=False,
         last_sigma=_configured_last,
         told=_quarter_log_sigmas,
         noise_of_first=True,
-        reset=_reset_multistep,
+        reset=reset_multistep,
         objection=prediction_objection,
     ),
     "EDMEulerScheduler": SchedulerSpec(
@@ -275,10 +241,10 @@ SPECS: dict[str, SchedulerSpec] = {
         integer=False, stops_early=False, last_sigma=_zero, flow=True, objection=scale_wise_objection
     ),
     "FlowMatchHeunDiscreteScheduler": SchedulerSpec(
-        integer=False, last_sigma=_zero, flow=True, layout="heun", reset=_reset_heun
+        integer=False, last_sigma=_zero, flow=True, layout="heun", reset=reset_heun
     ),
     "HeunDiscreteScheduler": SchedulerSpec(
-        integer=False, between="linear", last_sigma=_zero, layout="heun", reset=_reset_heun
+        integer=False, between="linear", last_sigma=_zero, layout="heun", reset=reset_heun
     ),
     "KDPM2AncestralDiscreteScheduler": SchedulerSpec(
         integer=False,
@@ -286,7 +252,7 @@ SPECS: dict[str, SchedulerSpec] = {
         last_sigma=_zero,
         layout="heun",
         middle=lambda starts, ends: ends,
-        reset=_reset_kdpm2_ancestral,
+        reset=reset_kdpm2_ancestral,
         objection=prediction_objection,
     ),
     "KDPM2DiscreteScheduler": SchedulerSpec(
@@ -295,19 +261,19 @@ SPECS: dict[str, SchedulerSpec] = {
         last_sigma=_zero,
         layout="heun",
         middle=_geometric_mean,
-        reset=_reset_kdpm2,
+        reset=reset_kdpm2,
         objection=prediction_objection,
     ),
-    "LCMScheduler": SchedulerSpec(continuous=False, stops_early=False, reset=_reset_custom),
-    "LMSDiscreteScheduler": SchedulerSpec(integer=False, between="linear", last_sigma=_zero, reset=_reset_derivatives),
+    "LCMScheduler": SchedulerSpec(continuous=False, stops_early=False, reset=reset_custom),
+    "LMSDiscreteScheduler": SchedulerSpec(integer=False, between="linear", last_sigma=_zero, reset=reset_derivatives),
     "PNDMScheduler": SchedulerSpec(
         layout="plms",
-        reset=_reset_plms,
+        reset=reset_plms,
         methods={"step": pndm_step, "add_noise": add_noise},
         objection=pndm_objection,
     ),
     "SASolverScheduler": SchedulerSpec(
-        last_sigma=first_sigma, reset=_reset_sa, methods={"add_noise": add_noise}, objection=deis_objection
+        last_sigma=first_sigma, reset=reset_sa, methods={"add_noise": add_noise}, objection=deis_objection
     ),
     "SCMScheduler": SchedulerSpec(
         integer=False,
@@ -317,18 +283,14 @@ SPECS: dict[str, SchedulerSpec] = {
         times_told=_times_of_angles,
         tells_end=True,
     ),
-    "TCDScheduler": SchedulerSpec(continuous=False, stops_early=False, reset=_reset_custom),
-    "UniPCMultistepScheduler": SchedulerSpec(
-        last_sigma=_configured_last, reset=_reset_unipc, objection=unipc_objection
-    ),
+    "TCDScheduler": SchedulerSpec(continuous=False, stops_early=False, reset=reset_custom),
+    "UniPCMultistepScheduler": SchedulerSpec(last_sigma=_configured_last, reset=reset_unipc, objection=unipc_objection),
 }
 
 
 def spec_of(scheduler: Any) -> SchedulerSpec:
     """The scheduler's spec. Raises UserError for a class, or a configuration of it, that is not accepted."""
     name = type(scheduler).__name__
-    if name in REFUSED:
-        raise UserError(f"{name} {REFUSED[name]}")
     if name not in SPECS:
         raise unknown("the scheduler", name, SPECS)
     objection = SPECS[name].objection(scheduler)

@@ -5,14 +5,14 @@ networks, with layers so dear that none should be removed, and so cheap that man
 candidate is above the best known one after some numbers of trials, in percent, the median over seeds. The authors'
 candidates beyond the budget are measured as in their script, but are not counted as found.
 
-``together`` is evolution whose mutations change times and layers together. The last line is one JSON object.
+``apart`` is evolution whose mutations change times or layers, not both. The last line is one JSON object.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import fields
 from typing import Any
 
@@ -25,12 +25,13 @@ from original_search import Ended, Times, original_search
 from autodiffusion_opt import Candidate
 from autodiffusion_opt.optimizer.evolution import EvolutionConfig
 from autodiffusion_opt.space import Evolvable, Joint
+from autodiffusion_opt.space.joint import STEP_CHANGE
 from autodiffusion_opt.trials.history import Observation, Observations
 
 TWENTY = {"population": 20, "parents": 6, "mutations": 10, "crossovers": 6}
 OPTIONS: dict[str, dict[str, Any]] = {
     "evolution": {},
-    "together": {},
+    "apart": {},
     "no random ones": {"mutations": 31, "crossovers": 19},
     "P = 20": TWENTY,
     "small moves": {"small_moves": 0.5},
@@ -41,13 +42,24 @@ SHARES = {"the authors', 10 % of layers": 0.1, "the authors', 50 % of layers": 0
 AUTHORS = "the authors'"
 
 
-class Together(Joint):
-    """A joint space whose mutations change times and layers together."""
+class Apart(Joint):
+    """A joint space whose mutations change times, or layers and the number of steps; not both, once layers may go."""
 
     def mutate(self, candidate: Candidate, rng: np.random.Generator, probability: float) -> Candidate:
-        """Each step's time, each step's layers, and the number of steps."""
-        drafts = self._with_other_times([(step.time, step.removed) for step in candidate.steps], rng, probability)
-        return self._child(self._with_other_layers(drafts, rng, probability), {}, rng)
+        """Either of the two, with equal chance."""
+        if self.max_removed == 0:
+            return super().mutate(candidate, rng, probability)
+        choice, most = self.layer_choice, self.max_removed
+        if rng.random() < 0.5:
+            times = self.grid.mutate(candidate.times, rng, probability)
+            return self._child(list(zip(times, candidate.removed, strict=True)), {}, rng)
+        drafts = [
+            (time, choice.changed(time, gone, most, rng) if rng.random() < probability else gone)
+            for time, gone in zip(candidate.times, candidate.removed, strict=True)
+        ]
+        if rng.random() < STEP_CHANGE * probability:
+            drafts = self._inserted(drafts, rng) if rng.random() < 0.5 else self._deleted(drafts, rng)
+        return self._child(drafts, {}, rng)
 
 
 def evolution(toy: Toy, space: Evolvable, options: Mapping[str, Any], seed: int, trials: int) -> list[float]:
@@ -88,21 +100,22 @@ def authors(toy: Toy, share: float | None, seed: int, trials: int) -> list[float
     return np.minimum.accumulate(values).tolist()
 
 
-def joint_searches(toy: Toy, seed: int, trials: int) -> dict[str, list[float]]:
+def joint_searches(toy: Toy, seed: int, trials: int, names: Collection[str]) -> dict[str, list[float]]:
     """By name, the best value after each trial."""
     joint = toy.joint
-    spaces = {"together": Together(**{field.name: getattr(joint, field.name) for field in fields(joint)})}
-    made = {name: authors(toy, share, seed, trials) for name, share in SHARES.items()}
+    spaces = {"apart": Apart(**{field.name: getattr(joint, field.name) for field in fields(joint)})}
+    made = {name: authors(toy, share, seed, trials) for name, share in SHARES.items() if name in names}
+    options = {name: OPTIONS[name] for name in OPTIONS if name in names}
     return made | {
-        name: evolution(toy, spaces.get(name, joint), options, seed, trials) for name, options in OPTIONS.items()
+        name: evolution(toy, spaces.get(name, joint), table, seed, trials) for name, table in options.items()
     }
 
 
-def time_searches(toy: Toy, seed: int, trials: int) -> dict[str, list[float]]:
+def time_searches(toy: Toy, seed: int, trials: int, names: Collection[str]) -> dict[str, list[float]]:
     """The same for the times of whole steps."""
-    made = {AUTHORS: authors(toy, None, seed, trials)}
-    options = {name: options for name, options in OPTIONS.items() if name != "together"}
-    return made | {name: evolution(toy, toy.times, options, seed, trials) for name, options in options.items()}
+    made = {AUTHORS: authors(toy, None, seed, trials)} if AUTHORS in names else {}
+    options = {name: OPTIONS[name] for name in OPTIONS if name in names and name != "apart"}
+    return made | {name: evolution(toy, toy.times, table, seed, trials) for name, table in options.items()}
 
 
 def excess(searches: list[dict[str, list[float]]], best: float, at: list[int]) -> dict[str, list[float]]:
@@ -120,17 +133,19 @@ def main() -> None:
     """Search, print."""
     arguments = parser(__doc__)
     arguments.add_argument("--seeds", type=int, default=20)
+    names = [AUTHORS, *SHARES, *OPTIONS]
+    arguments.add_argument("--searches", nargs="+", choices=names, default=names, help="(default: all)", metavar="NAME")
     options = arguments.parse_args()
     seeds, at = (3, [150, 300]) if options.quick else (options.seeds, [150, 300, 500])
     above: dict[str, dict[str, list[float]]] = {}
     for name, toy in TOYS.items():
         say(name)
         least = min(map(toy.best, range(toy.whole, toy.joint.steps_max + 1)))
-        above[name] = excess([joint_searches(toy, seed, at[-1]) for seed in range(seeds)], least, at)
+        above[name] = excess([joint_searches(toy, seed, at[-1], options.searches) for seed in range(seeds)], least, at)
     for toy in {toy.whole: toy for toy in TOYS.values()}.values():
         name = f"{toy.whole} steps, times alone"
         say(name)
-        searches = [time_searches(toy, seed, at[-1]) for seed in range(seeds)]
+        searches = [time_searches(toy, seed, at[-1], options.searches) for seed in range(seeds)]
         above[name] = excess(searches, toy.best(toy.whole), at)
     for name, rows in above.items():
         print(f"{name + ': percent above the best after':<56}" + "".join(f"{trials:>8}" for trials in at))

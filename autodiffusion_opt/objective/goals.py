@@ -9,8 +9,9 @@ from typing import Any, Literal
 from autodiffusion_opt.space import cost
 
 Direction = Literal["minimize", "maximize"]
-# Wall time of sampling an image, which the machine decides; the other costs follow from the candidate.
-SECONDS = "seconds"
+# Wall time of sampling an image, which the machine decides; the other costs follow from the candidate, but for FLOPs
+# with an engine's cache.
+SECONDS, FLOPS = "seconds", "flops"
 # The names of costs: all are the better the smaller, and bounds on them may be shares of the pipeline's own.
 COSTS = (*cost.COSTS, SECONDS)
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Protocol
 from autodiffusion_opt.candidate import Candidate
 from autodiffusion_opt.errors import EvaluationError
 from autodiffusion_opt.objective.base import PREVIEW_IMAGES, Score, rungs_of
-from autodiffusion_opt.objective.goals import SECONDS, Bound, Direction
+from autodiffusion_opt.objective.goals import FLOPS, SECONDS, Bound, Direction
 from autodiffusion_opt.progress import Progress, silent
 from autodiffusion_opt.space import cost
 from autodiffusion_opt.space.model_info import ModelInfo
@@ -115,6 +115,8 @@ class ImageObjective:
         rungs = self.rungs if images is None else (images,)
         seed = self.seed if seed is None else seed
         costs = {name: self.cost(name, candidate) for name in self.costs}
+        is_counted = candidate.engine is not None and self.info.flops > 0
+        counted = costs.get(FLOPS, self.cost(FLOPS, candidate)) if is_counted else None
         measurement, done, clock = self.start(seed, rungs[-1], progress), 0, Clock()
         broken: list[int] = []
         preview: list[torch.Tensor] = []
@@ -149,14 +151,20 @@ class ImageObjective:
             )
             numbers = measurement.of_images()
             of_images = () if numbers is None else tuple(numbers.tolist())
+            score = score if counted is None else replace(score, flops=round(counted))
             yield replace(score, of_images=of_images, preview=torch.cat(preview))
         if broken:
             warnings.warn(f"{len(broken)} of {rungs[-1]} images are not finite with {candidate}", stacklevel=2)
 
     def cost(self, name: str, candidate: Candidate) -> float:
-        """A cost of a candidate, for one image; the wall time is measured, on the machine that this runs on."""
+        """A cost of a candidate, for one image; the wall time is measured, on the machine that this runs on, and so
+        are the FLOPs with an engine's cache."""
         if name == SECONDS:
             from autodiffusion_opt.sampling.timing import seconds_an_image
 
             return seconds_an_image(self.sampler, candidate)
+        if name == FLOPS and candidate.engine is not None:
+            from autodiffusion_opt.sampling.counted import networks_run
+
+            return networks_run(self.sampler, candidate, self.seed) * self.info.flops
         return float(cost.COSTS[name](self.info, candidate))

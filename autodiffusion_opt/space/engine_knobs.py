@@ -155,6 +155,11 @@ class Knobs:
                 )
         return values
 
+    def greatest(self) -> Engine:
+        """The engine with every number at its greatest: where a pipeline can have it, it can have all."""
+        settings: dict[str, Any] = {knob.name: knob.settle(knob.high) for knob in self.numbers}
+        return self.kind(**settings, **({SKIPPED: (1,)} if self.has_mask else {}))
+
     def defaults(self) -> dict[str, float]:
         """The package's, or the nearest in the ranges."""
         return {knob.name: knob.settle(knob.default) for knob in self.numbers}

@@ -159,33 +159,17 @@ class Joint:
         return self._affordable(steps, self.scalars.random(rng))
 
     def mutate(self, candidate: Candidate, rng: np.random.Generator, probability: float) -> Candidate:
-        """Each step's time changed with ``probability``; or each step's layers, and a step more or fewer with twice.
-
-        Either of the two, with equal chance: where layers cost quality, a child that had both would hardly ever show
-        that its times are better. Where no layer may be removed, both: times and the number of steps.
-        """
-        is_of_times = bool(rng.integers(2))
-        drafts: list[Draft] = [(step.time, step.removed) for step in candidate.steps]
-        if is_of_times or self.max_removed == 0:
-            drafts = self._with_other_times(drafts, rng, probability)
-        if not is_of_times or self.max_removed == 0:
-            drafts = self._with_other_layers(drafts, rng, probability)
+        """Each step's time, and each step's layers, changed with ``probability``; a step more or fewer, with twice."""
+        drafts = [self._mutated(step, rng, probability) for step in candidate.steps]
+        if rng.random() < STEP_CHANGE * probability:
+            drafts = self._inserted(drafts, rng) if rng.random() < 0.5 else self._deleted(drafts, rng)
         return self._child(drafts, self.scalars.mutate(candidate, rng, probability), rng)
 
-    def _with_other_times(self, drafts: list[Draft], rng: np.random.Generator, probability: float) -> list[Draft]:
-        times = self.grid.mutate([time for time, _ in drafts], rng, probability)
-        return [(time, removed) for time, (_, removed) in zip(times, drafts, strict=True)]
-
-    def _with_other_layers(self, drafts: list[Draft], rng: np.random.Generator, probability: float) -> list[Draft]:
-        """Also with a step more or fewer: more steps are what removed layers pay for."""
-        choice, most = self.layer_choice, self.max_removed
-        drafts = [
-            (time, choice.changed(time, removed, most, rng) if rng.random() < probability else removed)
-            for time, removed in drafts
-        ]
-        if rng.random() < STEP_CHANGE * probability:
-            return self._inserted(drafts, rng) if rng.random() < 0.5 else self._deleted(drafts, rng)
-        return drafts
+    def _mutated(self, step: Step, rng: np.random.Generator, probability: float) -> Draft:
+        time = self.grid.mutate([step.time], rng, probability)[0]
+        if rng.random() < probability:
+            return time, self.layer_choice.changed(time, step.removed, self.max_removed, rng)
+        return time, step.removed
 
     def _inserted(self, drafts: list[Draft], rng: np.random.Generator) -> list[Draft]:
         """A step at a uniform time that removes what the step nearest to it removes."""

@@ -17,7 +17,7 @@ from autodiffusion_opt.objective.image_objective import ImageObjective
 from autodiffusion_opt.objective.metrics import ImagesConfig
 from autodiffusion_opt.progress import Progress, silent
 from autodiffusion_opt.sampling.config import ConditionsConfig, PipelineConfig
-from autodiffusion_opt.space import OWN, Compared, ModelInfo, Space, SpaceConfig
+from autodiffusion_opt.space import OWN, Compared, EngineSettings, ModelInfo, Space, SpaceConfig
 from autodiffusion_opt.space.baselines import compared_with
 from autodiffusion_opt.space.model_info import THIRDS
 from autodiffusion_opt.study.config import StudyConfig
@@ -186,6 +186,10 @@ def load_space(
         info = replace(info, ranking=tuple(map(tuple, _ranking(config, sampler, ranking, progress))))
     with _told_of(config, "space"):
         space = config.space.space(info) if isinstance(config.space, SpaceConfig) else config.space
+        if isinstance(space, EngineSettings):
+            from autodiffusion_opt.sampling.engines.install import check_engine
+
+            check_engine(sampler.pipeline, space.knobs.greatest())
     return LoadedSpace(info, space, sampler)
 
 

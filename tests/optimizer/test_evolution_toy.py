@@ -27,12 +27,12 @@ def median(values: list[list[float]]) -> float:
     return float(np.median([curve[-1] for curve in values]))
 
 
-@pytest.mark.parametrize("layers", ["dear", "cheap"])
-def test_evolution_finds_as_much_as_its_authors_search_in_as_many_trials(script: Any, layers: str) -> None:
-    toy, seeds, trials = script.TOYS[f"4 steps, {layers} layers"], range(5), 250
+def test_where_layers_are_cheap_evolution_finds_more_than_its_authors_search_in_as_many_trials(script: Any) -> None:
+    """Their mutations never add a step, which is what removed layers pay for."""
+    toy, seeds, trials = script.TOYS["4 steps, cheap layers"], range(5), 300
     ours = median([script.evolution(toy, toy.joint, {}, seed, trials) for seed in seeds])
     for share in (0.1, 0.5):
-        assert ours <= median([script.authors(toy, share, seed, trials) for seed in seeds])
+        assert ours < 0.97 * median([script.authors(toy, share, seed, trials) for seed in seeds])
 
 
 @pytest.mark.parametrize("name", ["4 steps, dear layers", "10 steps, cheap layers"])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import operator
 import time
 from collections import Counter
 
@@ -71,26 +70,18 @@ def test_the_budget_is_reached_and_never_exceeded(operation: str, layers: str, i
     assert max(reached) == 37
 
 
-def test_a_mutation_changes_each_steps_time_or_each_steps_layers_with_the_probability() -> None:
+def test_each_steps_time_and_layers_change_with_their_probability() -> None:
     space = joint(n_max=100, steps_min=4, steps_max=4)
-    rng, probability, turns = np.random.default_rng(0), 0.2, 4000
+    rng, probability, turns = np.random.default_rng(0), 0.2, 2000
     parent = Candidate.from_time_steps([900, 700, 400, 100], [(1, 2), (3, 4), (5, 6), (7, 8)])
     times = layers = 0
     for _ in range(turns):
         child = space.mutate(parent, rng, probability)
         times += len(set(child.times) - set(parent.times))
-        layers += sum(map(operator.ne, child.removed, parent.removed)) if child.times == parent.times else 0
-        assert child.times == parent.times or set(child.removed) == set(parent.removed)
-    assert abs(times / (4 * turns) - 0.2 / 2) < 0.01
-    assert abs(layers / (4 * turns) - 0.2 / 2) < 0.01
-
-
-def test_where_no_layer_may_be_removed_times_and_the_number_of_steps_change_together() -> None:
-    space, rng = joint(n_max=100, steps_min=2).with_layer_share(0), np.random.default_rng(0)
-    parent = Candidate.from_time_steps([900, 700, 400, 100])
-    children = [space.mutate(parent, rng, 0.25) for _ in range(400)]
-    kept = [len(set(child.times) & set(parent.times)) for child in children if len(child.steps) > 4]
-    assert 0 < sum(number < 4 for number in kept) < len(kept)
+        kept = dict(zip(parent.times, parent.removed, strict=True))
+        layers += sum(kept[step.time] != step.removed for step in child.steps if step.time in kept)
+    assert abs(times / (4 * turns) - 0.2) < 0.02
+    assert abs(layers / (4 * turns) - 0.8 * 0.2) < 0.02
 
 
 @pytest.mark.parametrize("probability", [0.05, 0.2])
@@ -99,8 +90,8 @@ def test_the_number_of_steps_changes_twice_as_often_as_each_step_up_and_down_ali
     parent = Candidate.from_time_steps([900, 700, 400, 100])
     numbers = lengths([space.mutate(parent, rng, probability) for _ in range(turns)])
     assert set(numbers) == {3, 4, 5}
-    assert abs(numbers[3] / turns - probability / 2) < 0.02
-    assert abs(numbers[5] / turns - probability / 2) < 0.02
+    assert abs(numbers[3] / turns - probability) < 0.02
+    assert abs(numbers[5] / turns - probability) < 0.02
 
 
 def test_the_number_of_steps_stays_within_its_ends() -> None:
@@ -113,7 +104,7 @@ def test_the_number_of_steps_stays_within_its_ends() -> None:
 def test_a_new_step_removes_what_the_step_nearest_to_it_removes() -> None:
     space, rng = joint(n_max=100, steps_min=3), np.random.default_rng(0)
     parent = Candidate.from_time_steps([900, 500, 100], [(1, 2), (4,), (7, 8, 9)])
-    children = [space.mutate(parent, rng, 0.05) for _ in range(2000)]
+    children = [space.mutate(parent, rng, 0.05) for _ in range(1000)]
     longer = [child for child in children if set(child.steps) > set(parent.steps)]
     assert len(longer) > 20
     for child in longer:

@@ -48,7 +48,7 @@ INFO = ModelInfo(
     branch_layers=((0, 9), (0, 1, 8, 9)),
 )
 # Spaces of each nature: parameters that are times; times and numbers of layers; which steps of a schedule are run;
-# times and kinds of steps; and of those with layers, parameters that do not say it all.
+# times and kinds of steps; settings of an engine's cache; and of those with layers, parameters that do not say it all.
 SPACES: Mapping[str, Mapping[str, Any]] = {
     "time steps": {"kind": "time-steps", "steps": 3},
     "joint ranked": {"kind": "joint", "n_max": 40, "steps_min": 3, "steps_max": 5, "layers": "ranked"},
@@ -56,6 +56,8 @@ SPACES: Mapping[str, Mapping[str, Any]] = {
     "segments": {"kind": "segments", "steps": 24, "segments": 4},
     "cached steps": {"kind": "cached-steps", "max_flops": 3.6, "steps_min": 5, "steps_max": 5},
     "cached any": {"kind": "cached-steps", "max_flops": 3.6, "steps_min": 5, "steps_max": 5, "layers": "any"},
+    "engine": {"kind": "engine", "engine": "taylorseer-cache", "steps": [4, 6]},
+    "engine mask": {"kind": "engine", "engine": "mag-cache", "steps": 5},
 }
 # Of the candidates that are not baselines, the share that may be another's repeat: some optimizers make small steps on
 # whole numbers.

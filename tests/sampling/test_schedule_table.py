@@ -13,7 +13,6 @@ from peers.scheduler_table import COLUMNS, FLOAT32, HEADER, ROUNDING, Row
 from autodiffusion_opt.sampling.schedule import accepted
 
 pytestmark = pytest.mark.slow  # all schedulers against their formulas: some 15 s
-pytestmark = pytest.mark.slow  # all schedulers against their formulas: some 15 s
 PAGE = Path(__file__).parent.parent.parent / "docs" / "schedulers.md"
 
 

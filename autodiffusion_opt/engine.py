@@ -159,8 +159,8 @@ class CacheDiT(Engine):
         _check_integer(self.in_a_row, "in_a_row", 1)
 
     def computed(self, steps: int) -> tuple[bool, ...] | None:
-        """None: unknown before it is run."""
-        return None
+        """All, where the warm-up has no fewer; else None: unknown before it is run."""
+        return (True,) * steps if self.warm_up >= steps else None
 
     def blocks_left_out(self, blocks: int) -> range:
         """All but the front and the back ones."""

@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as some
 
 from autodiffusion_opt import Candidate, Step, UserError
+from autodiffusion_opt.engine import CacheDiT, CacheDiTMask
 
 times = some.lists(
     some.floats(0, 1000, allow_nan=False).map(lambda time: round(time, 6)), min_size=1, max_size=8, unique=True
@@ -187,3 +188,10 @@ def test_a_file_is_read_and_an_unreadable_file_is_named(tmp_path: Path) -> None:
     for wrong in (path, tmp_path / "none.json", tmp_path):
         with pytest.raises(UserError, match=str(wrong)):
             Candidate.load(wrong)
+
+
+def test_a_cache_whose_warm_up_has_all_steps_is_known_to_leave_nothing_out() -> None:
+    assert CacheDiT(1, 0, 0.5, 4, 1).computed(4) == (True,) * 4
+    assert CacheDiT(1, 0, 0.5, 3, 1).computed(4) is None
+    assert CacheDiTMask(2, 1, (3, 1)).computed(4) == (True, False, True, False)
+    assert list(CacheDiTMask(2, 1, (1,)).blocks_left_out(6)) == [2, 3, 4]

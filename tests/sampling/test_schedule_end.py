@@ -21,6 +21,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning"),
     pytest.mark.filterwarnings("ignore:__array_wrap__ must:DeprecationWarning"),
     pytest.mark.filterwarnings("ignore:.*algorithm_type.*is deprecated:FutureWarning"),
+    pytest.mark.filterwarnings("ignore:Should have t:UserWarning"),  # torchsde's, of σ that diffusers rounds
 ]
 FORMS = {"image": "dpmsolver++", "noise": "dpmsolver"}
 LEAST: dict[str, Any] = {"final_sigmas_type": "sigma_min"}

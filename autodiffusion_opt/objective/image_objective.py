@@ -151,7 +151,8 @@ class ImageObjective:
             )
             numbers = measurement.of_images()
             of_images = () if numbers is None else tuple(numbers.tolist())
-            score = score if counted is None else replace(score, flops=round(counted))
+            if candidate.engine is not None:
+                score = replace(score, flops=None if counted is None else round(counted), layer_runs=None)
             yield replace(score, of_images=of_images, preview=torch.cat(preview))
         if broken:
             warnings.warn(f"{len(broken)} of {rungs[-1]} images are not finite with {candidate}", stacklevel=2)

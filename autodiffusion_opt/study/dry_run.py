@@ -288,11 +288,15 @@ def _timed(config: StudyConfig, sampler: ImageSampler, candidate: Candidate) -> 
 
 
 def _costs(info: ModelInfo, candidates: Sequence[Candidate]) -> dict[str, Any]:
-    """The range of each cost over candidates; None where it is not counted."""
+    """The range of each cost over candidates; None where it is not counted.
+
+    Of one with an engine's cache only the calls are known before it is run.
+    """
+    known = [candidate for candidate in candidates if candidate.engine is None]
 
     def span(of: Callable[[ModelInfo, Candidate], float], is_counted: bool = True) -> Range | None:
-        values = [of(info, candidate) for candidate in candidates]
-        return (min(values), max(values)) if is_counted else None
+        values = [of(info, candidate) for candidate in (candidates if of is cost.nfe else known)]
+        return (min(values), max(values)) if is_counted and values else None
 
     return {
         "nfe": span(cost.nfe),

@@ -33,7 +33,7 @@ from autodiffusion_opt.optimizer.layer_moves import REPEATED, layer_moves
 from autodiffusion_opt.optimizer.stage import BEGINNING, RESTRUCTURED, Stage
 from autodiffusion_opt.space import Compared, Layered, Space, Walkable
 from autodiffusion_opt.space.baselines import UNIFORM
-from autodiffusion_opt.trials.attributes import STAGE, candidate_of
+from autodiffusion_opt.trials.attributes import EXCESS, STAGE, candidate_of, excess_of
 from autodiffusion_opt.trials.history import Observation, Past, best_first
 
 
@@ -246,6 +246,7 @@ def _rank(observation: Observation) -> tuple[float, ...] | None:
 class WorseThanBest(BasePruner):
     """Stops a candidate that after a rung is worse than the best candidate was after equally many images.
 
+    One that is nearer to its bounds than that goes on: its value may be worse.
     A descent that began with another number of steps has a best of its own: what it goes from is measured in full.
 
     Attributes:
@@ -274,7 +275,7 @@ class WorseThanBest(BasePruner):
         if any(RESTRUCTURED in earlier.user_attrs[STAGE] for earlier in same):
             measured = same
         ranked = best_first(measured, (study.direction,))
-        if not ranked:
+        if not ranked or trial.user_attrs.get(EXCESS, 0.0) < excess_of(ranked[0]):
             return False
         limit = ranked[0].intermediate_values[images]
         worse_by = trial.intermediate_values[images] - limit

@@ -23,6 +23,7 @@ from autodiffusion_opt.trials.attributes import (
     CANDIDATE,
     ERROR,
     EVALUATION_FAILED,
+    EXCESS,
     FIXED_PARAMETERS,
     FLAT,
     OF_IMAGES,
@@ -158,8 +159,12 @@ def _measure(
             trial.report(score.values[names[0]], score.images)
             if isinstance(trial.study.pruner, AtEachImage):
                 trial.set_user_attr(OF_IMAGES, [float(f"{number:.7g}") for number in score.of_images])
-            if may_stop and score.images < rungs[-1] and trial.should_prune():
-                return score, True
+            if may_stop and score.images < rungs[-1]:
+                if problem.bounds:
+                    beyond = [bound.excess(score.values) for bound in problem.bounds]
+                    trial.set_user_attr(EXCESS, sum(number for number in beyond if number > 0))
+                if trial.should_prune():
+                    return score, True
         clock.start()
     clock.stop("measuring")
     assert score is not None  # an objective yields at least one

@@ -27,6 +27,7 @@ WORKER = "worker"  # host, process and start of the process that runs it
 REUSED_FROM = "reused_from"  # the number of the trial whose values were taken over
 SCORE = "score"  # named values, images, seconds, NFE, layer runs, FLOPs, and the two keys below
 OF_IMAGES = "of_images"  # a number for each image, where a pruner compares them
+EXCESS = "excess"  # while it runs, of a study with bounds: by how much its last rung's values are beyond them
 ERROR = "error"  # why it failed
 EVALUATION_FAILED = "evaluation_failed"  # true: measuring raised an error, which is tried again once
 
@@ -43,7 +44,6 @@ ARTIFACT = "artifacts:"
 DEFINITION = "definition"  # what must not change under the study's name
 FINGERPRINT = "fingerprint"  # in the definition: of the model, the conditions, the reference
 RANKING = "ranking"  # of layers, measured once
-SPENT = "spent"  # what warm starts cost: a list of name, images, NFE of each, seconds
 VERSIONS = "versions"  # of Python and the libraries when the study began
 MODEL = "model"  # numbers of the model for plots: train_steps, layers, and times with their log-SNR
 VERIFIED = "verified"  # what `verify` measured last, on fresh noise: a table of images, repeats, rows, sentences, when

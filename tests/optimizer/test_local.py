@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, ClassVar
 
 import numpy as np
 import optuna
@@ -13,6 +14,8 @@ from optuna.trial import TrialState, create_trial
 
 import autodiffusion_opt as ado
 from autodiffusion_opt.candidate import Candidate, Step
+from autodiffusion_opt.objective import Score
+from autodiffusion_opt.objective.goals import Bound
 from autodiffusion_opt.optimizer.base import Proposal
 from autodiffusion_opt.optimizer.local import LocalSearch, WorseThanBest
 from autodiffusion_opt.optimizer.stage import Stage
@@ -255,6 +258,34 @@ def test_a_candidate_is_stopped_that_is_worse_than_the_best_was_after_as_many_im
     assert not pruner.prune(study, at_rungs({100: sign * 7.0}, TrialState.RUNNING))
     assert not pruner.prune(study, at_rungs({100: sign * 8.0}, TrialState.RUNNING))
     assert not pruner.prune(study, at_rungs({50: sign * 99.0}, TrialState.RUNNING))
+
+
+class FewerStepsAreWorse:
+    """In two rungs; at most three steps are allowed."""
+
+    identity = "fewer-steps-are-worse"
+    rungs = (1, 2)
+    directions: ClassVar[dict[str, str]] = {"loss": "minimize"}
+    bounds = (Bound("steps", 3, "at_most"),)
+
+    def measure(self, candidate: Candidate, **_: Any) -> Iterator[Score]:
+        count = len(candidate.steps)
+        for rung in self.rungs:
+            yield Score({"loss": 10.0 - count, "steps": count}, images=rung, seconds=0.0)
+
+
+def test_a_candidate_that_is_nearer_to_the_bounds_than_the_best_is_measured_in_full(tmp_path: Path) -> None:
+    study = ado.Study(
+        "bounded",
+        space={"kind": "engine", "engine": "taylorseer-cache", "steps": [3, 5]},
+        objective=FewerStepsAreWorse(),
+        optimizer="local",
+        trials=60,
+        storage=f"sqlite:///{tmp_path}/study.db",
+        model_info=ado.ModelInfo(1000),
+    )
+    study.run(progress=False)
+    assert len(study.best().candidate.steps) == 3
 
 
 def test_a_candidate_may_be_worse_by_the_tolerance_and_has_the_best_of_its_own_number_of_steps() -> None:

@@ -1,0 +1,189 @@
+"""A cache's settings searched, against its default and a sweep by hand, at equal cost: ``benchmarks/engine.py``.
+
+diffusers' first-block cache on the embedded DiT (Fréchet distance to real images) and on a small Flux of random weights
+(distance of each image from the teacher's, whose weights are as random). A candidate may cost ``--networks`` whole
+networks, as they are counted while it samples:
+
+- ``fewer steps``: even steps, no cache;
+- ``default``: even steps, the package's threshold, as many steps as cost no more;
+- ``sweep``: the same at six thresholds, the best of them;
+- ``study``: a study of ``kind = "engine"``: threshold, number of steps and times, ``local``.
+
+Winners are measured again on fresh noise. The last line is one JSON object; ``over_default`` and ``over_sweep`` are the
+value of the study's winner over theirs.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from typing import Any
+
+import diffusers
+import torch
+from common import machine, parser, say
+
+from autodiffusion_opt import Candidate, Step, Study
+from autodiffusion_opt.engine import FirstBlockCache
+from autodiffusion_opt.sampling.counted import networks_run
+from autodiffusion_opt.space.baselines import leading, shifted
+from autodiffusion_opt.space.engine_settings import EngineSettings
+from autodiffusion_opt.study.problem import Problem
+from autodiffusion_opt.study.verify import rescore
+
+MODELS = ("digits-dit", "flux")
+FEWER, DEFAULT, SWEEP, STUDY = "fewer steps", "default", "sweep", "study"
+THRESHOLD = 0.05  # diffusers' default
+THRESHOLDS = (0.02, 0.04, 0.08, 0.16, 0.32, 0.64)
+SEED = 0
+
+
+class Flux(diffusers.FluxPipeline):  # type: ignore[misc]
+    """A Flux that is told nothing: it has no text encoders."""
+
+    def encode_prompt(self, prompt: Any, *_: Any, **__: Any) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Embeddings of no text: (N, 1, 8), (N, 8), (1, 3)."""
+        count = len(prompt) if isinstance(prompt, list) else 1
+        return torch.zeros(count, 1, 8), torch.zeros(count, 8), torch.zeros(1, 3)
+
+
+def flux() -> Flux:
+    """Four blocks of two streams and four of one, 64 tokens."""
+    torch.manual_seed(SEED)
+    transformer = diffusers.FluxTransformer2DModel(
+        patch_size=1,
+        in_channels=16,
+        num_layers=4,
+        num_single_layers=4,
+        attention_head_dim=16,
+        num_attention_heads=2,
+        joint_attention_dim=8,
+        pooled_projection_dim=8,
+        axes_dims_rope=(4, 4, 8),
+    )
+    decoder = diffusers.AutoencoderKL(
+        latent_channels=4,
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        block_out_channels=(4, 4),
+        shift_factor=0.0,
+        norm_num_groups=2,
+    )
+    scheduler = diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0)
+    pipeline = Flux(scheduler, decoder, None, None, None, None, transformer)
+    pipeline.default_sample_size = 16  # latents; packed by two in each direction
+    return pipeline
+
+
+def study(model: str, networks: int, trials: int, rungs: list[int], folder: str) -> Study:
+    """The study of a model; twice as many steps as whole networks are its most."""
+    space = {"kind": "engine", "engine": FirstBlockCache.kind, "steps": [networks, 2 * networks]}
+    objective: dict[str, Any] = {"images": rungs, "at_most": {"flops": 0.5}}
+    pipeline: Any
+    if model == "flux":
+        pipeline = flux()
+        objective |= {
+            "kind": "paired",
+            "features": "pixels",
+            "teacher_steps": 20,
+            "conditions": {"kind": "prompts", "prompts": ["any"]},
+        }
+    else:
+        like = Study.load("dit-4").config
+        pipeline = like.pipeline.model_dump(mode="json") if like.pipeline is not None else model
+        objective = like.objective.model_dump(mode="json") | objective
+    return Study(
+        f"engine-{model}",
+        pipeline=pipeline,
+        space=space,
+        objective=objective,
+        optimizer="local",
+        trials=trials,
+        seed=SEED,
+        storage=f"sqlite:///{folder}/{model}.db",
+    )
+
+
+def even(problem: Problem, steps: int, threshold: float | None) -> Candidate:
+    """Even steps, with a first-block cache or none."""
+    assert isinstance(problem.space, EngineSettings)
+    times = problem.space.grid.settle(shifted(problem.info, leading(problem.info, steps)))
+    engine = None if threshold is None else FirstBlockCache(threshold)
+    return Candidate(tuple(map(Step, times)), engine=engine)
+
+
+def most_steps(problem: Problem, networks: int, threshold: float) -> Candidate:
+    """As many even steps as the budget allows at a threshold."""
+    assert problem.sampler is not None
+    counts = range(2 * networks, networks, -1)
+    listed = (even(problem, count, threshold) for count in counts)
+    allowed = (each for each in listed if networks_run(problem.sampler, each, SEED) <= networks + 1e-9)
+    return next(allowed, even(problem, networks, threshold))
+
+
+def value(problem: Problem, candidate: Candidate) -> float:
+    """On the search's images."""
+    *_, score = problem.objective.measure(candidate)
+    return next(iter(score.values.values()))
+
+
+def compared(model: str, networks: int, trials: int, rungs: list[int], images: int) -> dict[str, dict[str, Any]]:
+    """Each way's winner, re-scored."""
+    with tempfile.TemporaryDirectory() as folder:
+        search = study(model, networks, trials, rungs, folder)
+        problem = search.problem
+        say(f"{model}: thresholds by hand")
+        swept = [most_steps(problem, networks, threshold) for threshold in THRESHOLDS]
+        ways = {
+            FEWER: even(problem, networks, None),
+            DEFAULT: most_steps(problem, networks, THRESHOLD),
+            SWEEP: min(swept, key=lambda candidate: value(problem, candidate)),
+        }
+        say(f"{model}: {trials} trials")
+        search.run(progress=False)
+        ways[STUDY] = search.best().candidate
+        assert problem.sampler is not None
+        scored = rescore(problem, ways, images=images, repeats=3)
+        return {
+            way: {
+                "networks": round(networks_run(problem.sampler, candidate, SEED), 3),
+                "mean": round(scored[way].mean, 4),
+                "std": round(scored[way].std, 4),
+                "candidate": str(candidate),
+            }
+            for way, candidate in ways.items()
+        }
+
+
+def main() -> None:
+    """Search, re-score, print."""
+    arguments = parser(__doc__)
+    arguments.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
+    arguments.add_argument("--networks", type=int, default=4)
+    arguments.add_argument("--trials", type=int, default=80)
+    arguments.add_argument("--images", type=int, default=2000, help="of each of the three re-scorings")
+    options = arguments.parse_args()
+    torch.set_num_threads(options.threads)
+    trials, images, rungs = options.trials, options.images, {"digits-dit": [100, 500], "flux": [16, 64]}
+    models, networks = options.models, options.networks
+    if options.quick:
+        trials, images, models, networks, rungs["flux"] = 30, 16, ["flux"], 3, [8, 16]
+    rows = {
+        model: compared(model, networks, trials, rungs[model], images if model != "flux" else min(images, 256))
+        for model in models
+    }
+    print(f"{'model':<12}{'way':<13}{'networks':>9}{'mean':>10}{'std':>9}  candidate")
+    for model, ways in rows.items():
+        for way, row in ways.items():
+            print(
+                f"{model:<12}{way:<13}{row['networks']:>9.2f}{row['mean']:>10.4g}{row['std']:>9.2g}  {row['candidate']}"
+            )
+    over = {
+        f"over_{way}": {model: round(ways[STUDY]["mean"] / ways[way]["mean"], 4) for model, ways in rows.items()}
+        for way in (DEFAULT, SWEEP)
+    }
+    print(json.dumps({"rows": rows, **over, "machine": machine()}))
+
+
+if __name__ == "__main__":
+    main()

@@ -40,7 +40,8 @@ CACHED, JOINT = "times, cached", "times, layers, cached"
 SEARCHED = (SEGMENTS, TIMES, CACHED, JOINT)
 WAYS = (UNIFORM, CACHING, *SEARCHED)
 BUDGETS = (4, 6, 8, 10, 20, 40)
-TEACHER = 100  # uniform steps
+# Uniform steps that all is compared with.
+TEACHER, SHORTER = 100, 20
 WITHIN = 1.05
 STUDIES = {"digits": "digits-4", "digits-dit": "dit-4"}
 FIRST = "first.json"  # the best of the first half of the times' trials
@@ -145,11 +146,17 @@ def row(
     }
 
 
-def teacher(model: str, setting: Setting, folder: str) -> dict[str, Any]:
-    """The line of the teacher."""
-    problem = study(model, TIMES, TEACHER, 0, setting, folder).problem
+def teacher(model: str, steps: int, setting: Setting, folder: str) -> dict[str, Any]:
+    """The line of so many uniform steps."""
+    problem = study(model, TIMES, steps, 0, setting, folder).problem
     scored = rescore(problem, {UNIFORM: problem.baselines["own"]}, images=setting.images, repeats=3)
-    return row(model, TEACHER, 0, UNIFORM, problem, scored[UNIFORM], setting)
+    return row(model, steps, 0, UNIFORM, problem, scored[UNIFORM], setting)
+
+
+def keep(rows: Sequence[Mapping[str, Any]], path: Path | None) -> None:
+    """Write what there is, where a file is asked for."""
+    if path is not None:
+        path.write_text(json.dumps({"rows": rows, "machine": machine()}, indent=1) + "\n")
 
 
 def over_times(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, dict[str, list[float]]]]:
@@ -173,9 +180,9 @@ def smallest(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, int | Non
             if each["model"] == model:
                 values.setdefault((each["networks"], each["way"]), []).append(each["mean"])
         medians = {key: median(means) for key, means in values.items()}
-        for steps in (TEACHER, 20):
+        for steps in (TEACHER, SHORTER):
             limit = WITHIN * medians.get((steps, UNIFORM), -math.inf)
-            within = [networks for (networks, _), value in medians.items() if value <= limit and networks < TEACHER]
+            within = [networks for (networks, _), value in medians.items() if value <= limit and networks < steps]
             least.setdefault(model, {})[str(steps)] = min(within, default=None)
     return least
 
@@ -202,25 +209,23 @@ def main() -> None:
         rows = json.loads(options.results.read_text())["rows"]
     done = {(each["model"], each["networks"], each["seed"], each["way"]) for each in rows}
     print(f"{'model':<12}{'networks':>9}{'seed':>5}  {'way':<23}{'cost':>7}{'mean':>9}{'std':>7}  candidate")
-    for model in [] if options.quick else models:
-        if (model, TEACHER, 0, UNIFORM) not in done:
+    for model, steps in ((m, k) for m in ([] if options.quick else models) for k in (TEACHER, SHORTER)):
+        if (model, steps, 0, UNIFORM) not in done:
             with tempfile.TemporaryDirectory() as folder:
-                rows.append(teacher(model, setting, folder))
+                rows.append(teacher(model, steps, setting, folder))
+            keep(rows, options.results)
     for cell in ((m, n, s) for m in models for n in budgets for s in range(seeds)):
         missing = {way for way in SEARCHED if (*cell, way) not in done}
         if missing & {CACHED, JOINT}:  # which go on from the first half of it
             missing.add(TIMES)
         if not missing:
             continue
-        rows = [
-            each
-            for each in rows
-            if (each["model"], each["networks"], each["seed"]) != cell or each["way"] not in missing
-        ]
         with tempfile.TemporaryDirectory() as folder:
             problem, best = searched(*cell, setting, folder, [way for way in SEARCHED if way in missing])
             scored = rescore(problem, chosen(problem, best, setting), images=setting.images, repeats=3)
         made = [row(*cell, way, problem, scored[way], setting) for way in WAYS if way in scored]
+        again = [(*cell, each["way"]) for each in made]
+        rows = [each for each in rows if (each["model"], each["networks"], each["seed"], each["way"]) not in again]
         rows += made
         for each in made:
             print(
@@ -228,8 +233,7 @@ def main() -> None:
                 f"{each['mean']:>9.2f}{each['std']:>7.2f}  {scored[each['way']].candidate}",
                 flush=True,
             )
-        if options.results is not None:
-            options.results.write_text(json.dumps({"rows": rows, "machine": machine()}, indent=1) + "\n")
+        keep(rows, options.results)
     figures = {"over_times": over_times(rows), "smallest": smallest(rows)}
     print(json.dumps({"rows": rows, **figures, "machine": machine()}))
 

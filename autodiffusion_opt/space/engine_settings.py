@@ -129,11 +129,13 @@ class EngineSettings:
 
     def baselines(self) -> dict[str, Candidate]:
         """The usual schedules of the greatest number of steps, the engine at its defaults; ``leading`` alone where the
-        times are given."""
-        count = self.steps[1]
+        times are given. And the first of them at the least number, which keeps to bounds of the cost if any does."""
+        least, count = self.steps
         named = named_times(self.info, count)
+        fewest = named_times(self.info, least)[UNIFORM]
         if self.spacing is not None:
-            named = {UNIFORM: self._given(count)}
+            named, fewest = {UNIFORM: self._given(count)}, self._given(least)
+        named |= {"fewest steps": fewest} if least < count else {}
         return {name: self._made(Draft(times, self.knobs.defaults()), {}) for name, times in named.items()}
 
     def presets(self) -> dict[str, Candidate]:

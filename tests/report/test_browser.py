@@ -12,6 +12,7 @@ from pathlib import Path
 import optuna
 import pytest
 from browser import needs_browser, open_page
+from optuna_dashboard import _importance
 
 import autodiffusion_opt as ado
 from autodiffusion_opt.report.dashboard import server
@@ -44,6 +45,8 @@ def hostile(ran: tuple[Path, str]) -> str:
 @contextmanager
 def serving(url: str) -> Iterator[str]:
     """The address of a dashboard that runs."""
+    # Of the process, by a study's number and how many trials it has: another test's study may have the same.
+    _importance.param_importance_cache.clear()
     with server(url, "127.0.0.1", 0) as listening:
         thread = threading.Thread(target=listening.serve_forever)
         thread.start()

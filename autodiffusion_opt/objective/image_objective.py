@@ -115,8 +115,9 @@ class ImageObjective:
         rungs = self.rungs if images is None else (images,)
         seed = self.seed if seed is None else seed
         costs = {name: self.cost(name, candidate) for name in self.costs}
-        is_counted = candidate.engine is not None and self.info.flops > 0
-        counted = costs.get(FLOPS, self.cost(FLOPS, candidate)) if is_counted else None
+        counted = costs.get(FLOPS)
+        if counted is None and candidate.engine is not None and self.info.flops:
+            counted = self.cost(FLOPS, candidate)
         measurement, done, clock = self.start(seed, rungs[-1], progress), 0, Clock()
         broken: list[int] = []
         preview: list[torch.Tensor] = []

@@ -6,7 +6,7 @@ optimizer, and what a cache really computed is measured (``sampling/counted.py``
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -123,8 +123,8 @@ class EngineSettings:
         if isinstance(engine, self.knobs.kind):
             numbers = {knob.name: knob.settle(getattr(engine, knob.name)) for knob in self.knobs.numbers}
             skipped = tuple(index for index in getattr(engine, SKIPPED, ()) if index < count)
-        elif engine is None and self._may_be_idle(len(candidate.steps)):
-            numbers = self.knobs.values(None, count) if self._may_be_idle(count) else numbers
+        elif engine is None and self._may_be_idle(count):
+            numbers = self.knobs.values(None, count)
         return self._made(Draft(times, numbers, skipped), vars(candidate))
 
     def baselines(self) -> dict[str, Candidate]:
@@ -173,19 +173,11 @@ class EngineSettings:
         count = len(parents[int(rng.integers(2))].times)
         parents = [self._resized(parent, count) for parent in parents]
 
-        def either(of: Callable[[Draft], Any]) -> Any:
-            return of(parents[int(rng.integers(2))])
-
-        times = tuple(either(lambda parent, i=index: parent.times[i]) for index in range(count))  # type: ignore[misc]
-        numbers = {
-            knob.name: either(lambda parent, name=knob.name: parent.numbers[name])  # type: ignore[misc]
-            for knob in self.knobs.numbers
-        }
-        skipped = [
-            index
-            for index in range(1, count if self.knobs.has_mask else 1)
-            if either(lambda parent, i=index: i in parent.skipped)  # type: ignore[misc]
-        ]
+        sides = rng.integers(2, size=(3, count + len(self.knobs.numbers)))
+        times = tuple(parents[side].times[index] for index, side in enumerate(sides[0, :count]))
+        names = [knob.name for knob in self.knobs.numbers]
+        numbers = {name: parents[side].numbers[name] for name, side in zip(names, sides[1], strict=False)}
+        skipped = [index for index in range(1, count) if index in parents[sides[2, index]].skipped]
         return self._made(Draft(times, numbers, tuple(skipped)), self.scalars.crossover(first, second, rng))
 
     def coordinates(self, candidate: Candidate) -> tuple[float, ...]:

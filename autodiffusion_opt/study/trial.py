@@ -161,8 +161,7 @@ def _measure(
                 trial.set_user_attr(OF_IMAGES, [float(f"{number:.7g}") for number in score.of_images])
             if may_stop and score.images < rungs[-1]:
                 if problem.bounds:
-                    beyond = [bound.excess(score.values) for bound in problem.bounds]
-                    trial.set_user_attr(EXCESS, sum(number for number in beyond if number > 0))
+                    trial.set_user_attr(EXCESS, sum(max(bound.excess(score.values), 0) for bound in problem.bounds))
                 if trial.should_prune():
                     return score, True
         clock.start()

@@ -9,6 +9,7 @@ from peers.engine_pipelines import flux
 
 from autodiffusion_opt import Candidate, Study
 from autodiffusion_opt.engine import Engine, FirstBlockCache, MagCache, TaylorSeerCache
+from autodiffusion_opt.sampling import counted
 from autodiffusion_opt.sampling.counted import networks_run
 
 pytestmark = pytest.mark.filterwarnings("ignore:.FluxPosEmbed. is deprecated:FutureWarning")  # diffusers' own, in 0.42
@@ -41,3 +42,16 @@ def test_a_trials_flops_are_those_that_ran_and_its_layer_runs_are_not_known() ->
     assert score.flops == round(networks_run(problem.sampler, candidate, 0) * problem.info.flops)
     assert score.layer_runs is None
     assert score.values["flops"] == pytest.approx(score.flops, abs=1)
+
+
+@pytest.mark.parametrize("overrides", [[], ["objective.at_most.flops=0.5"]], ids=["counted", "bounded"])
+def test_a_candidate_is_counted_once_however_many_rungs_it_has(
+    overrides: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counts = []
+    monkeypatch.setattr(counted, "networks_run", lambda *_: counts.append(1) or 2.0)
+    study = Study.load("dit-engine", overrides=["objective='digits-dit-fid-rungs'", *overrides])
+    candidate = replace(study.problem.baselines["own"], engine=MagCache((1, 3)))
+    rungs = list(replace(study.problem.objective, images=(20, 40)).measure(candidate))
+    assert [score.flops for score in rungs] == [2 * study.problem.info.flops] * 2
+    assert len(counts) == 1

@@ -86,29 +86,10 @@ class Knob:
     def limited(self, setting: float | tuple[float, float]) -> Knob:
         """The knob fixed at a number, or with a range of its own. Raises UserError for what it cannot be."""
         low, high = setting if isinstance(setting, tuple) else (setting, setting)
-        if not low <= high or low < self.least or (self.is_whole and (low % 1 or high % 1)):
-            kind = "integers" if self.is_whole else "numbers"
-            raise UserError(
-                f"{self.name} must be one of the {kind} from {self.least:g} up, or a range [low, high] of them; "
-                f"got {setting}"
-            )
+        if low > high or (self.is_whole and (low % 1 or high % 1)):
+            kind = "an integer" if self.is_whole else "a number"
+            raise UserError(f"{self.name} must be {kind} or a range [low, high] with low <= high; got {setting}")
         return Knob(self.name, low, high, self.default, self.is_whole)
-
-    @property
-    def least(self) -> float:
-        """The least value that the engine takes."""
-        return LEAST[self.name]
-
-
-LEAST: Mapping[str, float] = {
-    "threshold": 10.0**-DECIMALS,
-    "interval": 2,
-    "warm_up": 1,
-    "order": 0,
-    "front": 1,
-    "back": 0,
-    "in_a_row": 1,
-}
 
 
 @dataclass(frozen=True)
@@ -128,12 +109,19 @@ class Knobs:
     def limited(self, settings: Mapping[str, float | tuple[float, float]]) -> Knobs:
         """With the ranges of a table. Raises UserError for one that cannot be."""
         numbers = [knob.limited(settings[knob.name]) if knob.name in settings else knob for knob in self.numbers]
-        return Knobs(self.kind, tuple(numbers), self.has_mask)
+        limited = Knobs(self.kind, tuple(numbers), self.has_mask)
+        for values in ({knob.name: knob.low for knob in numbers}, {knob.name: knob.high for knob in numbers}):
+            limited.at(values)  # the engine knows its limits
+        return limited
+
+    def at(self, values: Mapping[str, float], skipped: tuple[int, ...] = ()) -> Engine:
+        """The engine at these values, the nearest in their ranges."""
+        settings: dict[str, Any] = {knob.name: knob.settle(values[knob.name]) for knob in self.numbers}
+        return self.kind(**settings, **({SKIPPED: skipped} if self.has_mask else {}))
 
     def engine(self, values: Mapping[str, float], skipped: tuple[int, ...], steps: int) -> Engine | None:
         """The engine at these values; None where it would run every block at each of so many steps."""
-        settings: dict[str, Any] = {knob.name: values[knob.name] for knob in self.numbers}
-        made = self.kind(**settings, **({SKIPPED: skipped} if self.has_mask else {}))
+        made = self.at(values, skipped)
         return None if all(made.computed(steps) or (False,)) else made
 
     def values(self, engine: Engine | None, steps: int) -> dict[str, float]:
@@ -157,8 +145,7 @@ class Knobs:
 
     def greatest(self) -> Engine:
         """The engine with every number at its greatest: where a pipeline can have it, it can have all."""
-        settings: dict[str, Any] = {knob.name: knob.settle(knob.high) for knob in self.numbers}
-        return self.kind(**settings, **({SKIPPED: (1,)} if self.has_mask else {}))
+        return self.at({knob.name: knob.high for knob in self.numbers})
 
     def defaults(self) -> dict[str, float]:
         """The package's, or the nearest in the ranges."""

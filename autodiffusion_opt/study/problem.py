@@ -189,10 +189,7 @@ def load_space(
         if isinstance(space, EngineSettings):
             from autodiffusion_opt.sampling.engines.install import check_engine
 
-            try:
-                check_engine(sampler.pipeline, space.knobs.greatest())
-            except UserError as error:
-                raise UserError(f"engine: {error}; the space's settings say what is searched") from None
+            check_engine(sampler.pipeline, space.knobs.greatest())
     return LoadedSpace(info, space, sampler)
 
 

@@ -40,7 +40,7 @@ def test_a_table_that_cannot_be_is_refused_and_says_what_may_be(table: dict[str,
 
 def test_an_engine_that_the_model_is_too_small_for_is_refused_before_any_trial() -> None:
     table = "{kind='engine', engine='cache-dit-mask', steps=6, settings={front=[1, 9]}}"
-    with pytest.raises(UserError, match=r"at most the 6 blocks .* settings say what is searched"):
+    with pytest.raises(UserError, match=r"at most the 6 blocks .* got 9 front and 2 back"):
         _ = Study.load("dit-engine", overrides=[f"space={table}"]).problem
 
 

@@ -154,12 +154,15 @@ def refuse_cache(denoiser: torch.nn.Module) -> None:
     They too run something else than the blocks, and count blocks and steps on their own: in either order, one of the
     two hooks does not see what the other left out.
     """
-    engines = {"is_cache_enabled": "diffusers (enable_cache)", "_is_cached": "cache-dit (cache_dit.enable_cache)"}
-    for attribute, engine in engines.items():
+    engines = {
+        "is_cache_enabled": ("diffusers (enable_cache)", "disable_cache()"),
+        "_is_cached": ("cache-dit (cache_dit.enable_cache)", "cache_dit.disable_cache(pipeline)"),
+    }
+    for attribute, (engine, remedy) in engines.items():
         if getattr(unwrap(denoiser), attribute, False):
             raise UserError(
                 f"{type(unwrap(denoiser)).__name__} has a cache of {engine}, and the candidate leaves "
-                "layers out: call disable_cache() before, or apply a candidate that runs every layer at every step"
+                f"layers out: call {remedy} before, or apply a candidate that runs every layer at every step"
             )
 
 

@@ -44,6 +44,7 @@ BUDGETS = (4, 6, 8, 10, 20, 40)
 TEACHER, SHORTER = 100, 20
 WITHIN = 1.05
 STUDIES = {"digits": "digits-4", "digits-dit": "dit-4"}
+Rows = list[dict[str, Any]]
 FIRST = "first.json"  # the best of the first half of the times' trials
 EXTRA = 0.2  # of a network, for partial steps beside K whole ones
 
@@ -127,8 +128,38 @@ def chosen(problem: Problem, best: Mapping[str, list[Candidate]], setting: Setti
     return {way: min(listed, key=value) for way, listed in best.items() if listed}
 
 
+def lines(
+    model: str,
+    networks: int,
+    seed: int,
+    problem: Problem,
+    winners: Mapping[str, Candidate],
+    rows: Rows,
+    setting: Setting,
+) -> Rows:
+    """The lines of a cell; a candidate that a row of its model measured on as many images is not measured again."""
+    same = [each for each in rows if each["model"] == model and each["images"] == setting.images]
+    measured = {json.dumps(each["candidate"]): each for each in same}
+    held = {way: measured.get(json.dumps(candidate.to_dict()["steps"])) for way, candidate in winners.items()}
+    new = {way: candidate for way, candidate in winners.items() if held[way] is None}
+    scored = rescore(problem, new, images=setting.images, repeats=3)
+    values = {way: {"mean": scored[way].mean, "std": scored[way].std} for way in scored}
+    return [
+        row(model, networks, seed, way, problem, winners[way], values.get(way) or held[way], setting)  # type: ignore[arg-type]
+        for way in WAYS
+        if way in winners
+    ]
+
+
 def row(
-    model: str, networks: int, seed: int, way: str, problem: Problem, scored: Any, setting: Setting
+    model: str,
+    networks: int,
+    seed: int,
+    way: str,
+    problem: Problem,
+    candidate: Candidate,
+    value: Mapping[str, float],
+    setting: Setting,
 ) -> dict[str, Any]:
     """A line of the table."""
     return {
@@ -136,21 +167,21 @@ def row(
         "networks": networks,
         "seed": seed,
         "way": way,
-        "cost": round(cost.networks(problem.info, scored.candidate), 3),
-        "mean": round(scored.mean, 4),
-        "std": round(scored.std, 4),
+        "cost": round(cost.networks(problem.info, candidate), 3),
+        "mean": round(value["mean"], 4),
+        "std": round(value["std"], 4),
         "trials": setting.trials,
         "rungs": list(setting.rungs),
         "images": setting.images,
-        "candidate": scored.candidate.to_dict()["steps"],
+        "candidate": candidate.to_dict()["steps"],
     }
 
 
 def teacher(model: str, steps: int, setting: Setting, folder: str) -> dict[str, Any]:
     """The line of so many uniform steps."""
     problem = study(model, TIMES, steps, 0, setting, folder).problem
-    scored = rescore(problem, {UNIFORM: problem.baselines["own"]}, images=setting.images, repeats=3)
-    return row(model, steps, 0, UNIFORM, problem, scored[UNIFORM], setting)
+    (line,) = lines(model, steps, 0, problem, {UNIFORM: problem.baselines["own"]}, [], setting)
+    return line
 
 
 def keep(rows: Sequence[Mapping[str, Any]], path: Path | None) -> None:
@@ -204,7 +235,7 @@ def main() -> None:
     if options.quick:
         setting = replace(setting, trials=12, rungs=(50, 100), top=1, again=100, images=200)
         budgets, models, seeds = [4], ["digits"], 1
-    rows: list[dict[str, Any]] = []
+    rows: Rows = []
     if options.results is not None and options.results.exists():
         rows = json.loads(options.results.read_text())["rows"]
     done = {(each["model"], each["networks"], each["seed"], each["way"]) for each in rows}
@@ -222,15 +253,14 @@ def main() -> None:
             continue
         with tempfile.TemporaryDirectory() as folder:
             problem, best = searched(*cell, setting, folder, [way for way in SEARCHED if way in missing])
-            scored = rescore(problem, chosen(problem, best, setting), images=setting.images, repeats=3)
-        made = [row(*cell, way, problem, scored[way], setting) for way in WAYS if way in scored]
+            made = lines(*cell, problem, chosen(problem, best, setting), rows, setting)
         again = [(*cell, each["way"]) for each in made]
         rows = [each for each in rows if (each["model"], each["networks"], each["seed"], each["way"]) not in again]
         rows += made
         for each in made:
             print(
                 f"{each['model']:<12}{each['networks']:>9}{each['seed']:>5}  {each['way']:<23}{each['cost']:>7.2f}"
-                f"{each['mean']:>9.2f}{each['std']:>7.2f}  {scored[each['way']].candidate}",
+                f"{each['mean']:>9.2f}{each['std']:>7.2f}  {json.dumps(each['candidate'])}",
                 flush=True,
             )
         keep(rows, options.results)

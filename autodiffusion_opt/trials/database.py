@@ -28,7 +28,7 @@ DEFAULT_URL = "sqlite:///studies/studies.db"
 VARIABLE = "AUTODIFFUSION_STORAGE"
 # Optuna's gRPC proxy.
 PROXY = "grpc"
-KINDS = ("sqlite", "postgresql", "mysql+pymysql", PROXY)
+KINDS = ("sqlite", "postgresql", "mysql+pymysql", "mariadb+pymysql", PROXY)
 # What opening a database raises beside SQLAlchemy's own errors: of drivers, of arguments after ``?``, of paths.
 UNOPENED = (ImportError, RuntimeError, ValueError, TypeError, AttributeError, KeyError, OSError)
 DRIVERS = (
@@ -201,8 +201,14 @@ def may_pass(error: BaseException, url: str) -> bool:
     return not url.startswith("sqlite") or "locked" in first_line(error)
 
 
-def what_to_do(error: BaseException, url: str) -> str:
-    """A sentence on a database that cannot be written or read."""
+def what_to_do(error: BaseException, url: str, otherwise: str = ": {}") -> str:
+    """A sentence on a database that cannot be opened, written or read.
+
+    Args:
+        error: that it gave.
+        url: of the database.
+        otherwise: what is said after its URL of an error that is not known here; ``{}`` is what the database says.
+    """
     text, where = first_line(error), f"storage {without_password(url)}"
     if "disk is full" in text:
         return f"{where} cannot be written: its disk is full. Make room and run the study again: it goes on"
@@ -210,4 +216,4 @@ def what_to_do(error: BaseException, url: str) -> str:
         return f"{where} can only be read. Make it writable and run the study again: it goes on"
     if "malformed" in text or "not a database" in text:
         return f"{where} is damaged: {text}. Put back a copy, or name another with --storage"
-    return f"{where}: {text}"
+    return where + otherwise.replace("{}", text)

@@ -14,7 +14,6 @@ import sqlalchemy
 from autodiffusion_opt import signals
 from autodiffusion_opt.errors import UserError
 from autodiffusion_opt.trials import database
-from autodiffusion_opt.trials.database import without_password
 from autodiffusion_opt.trials.proxy import ProxyStorage
 from autodiffusion_opt.trials.sql import SqlStorage
 from autodiffusion_opt.trials.storage import Storage
@@ -105,7 +104,5 @@ def open_storage(url: str, *, create: bool = True, patience: float = 0.0) -> Sto
             is_waited_for = database.may_pass(error, url) and time.monotonic() < begun + patience
             if not (is_waited_for or (is_race and attempt < 20)):
                 hint = f". {database.DRIVERS}" if "DB access module" in str(error) else ""
-                raise UserError(
-                    f"storage {without_password(url)} cannot be opened: {database.first_line(error)}{hint}"
-                ) from None
+                raise UserError(database.what_to_do(error, url, f" cannot be opened: {{}}{hint}")) from None
         time.sleep(random.random() * (1.0 if is_waited_for else 0.2))

@@ -28,6 +28,7 @@ from optuna.storages import BaseStorage, RDBStorage
 from optuna.storages._rdb import models
 from optuna.storages._rdb.storage import _create_scoped_session
 from optuna.trial import FrozenTrial, TrialState
+from sqlalchemy.dialects import mysql
 
 from autodiffusion_opt.errors import UserError
 from autodiffusion_opt.trials import database
@@ -36,6 +37,11 @@ from autodiffusion_opt.trials.reading import SYSTEM_ATTRIBUTES, USER_ATTRIBUTES,
 from autodiffusion_opt.trials.storage import Storage, patient
 from autodiffusion_opt.trials.workers import GRACE_SECONDS, HEARTBEAT_SECONDS, this_worker
 from autodiffusion_opt.trials.writing import Attribute, Finish, Parameter, Write, write
+
+# A TEXT of MySQL holds 65,535 bytes: less than many prompts in a definition, or a number for each of 10,000 images.
+for _column in (column for table in models.BaseModel.metadata.tables.values() for column in table.columns):
+    if isinstance(_column.type, sqlalchemy.Text):
+        _column.type = _column.type.with_variant(mysql.LONGTEXT(), "mysql", "mariadb")
 
 
 class SqlStorage(Storage, RDBStorage):
@@ -69,11 +75,26 @@ class SqlStorage(Storage, RDBStorage):
             return
         now = database.identity(self._file)
         if now != self._identity:
+            self._merge_opened()
             what = "was deleted" if now is None else "was replaced by another"
             raise UserError(
                 f"storage {self.url} {what} while it was open. Put the file back and run the study again, or start "
                 "another"
             )
+
+    def _merge_opened(self) -> None:
+        """Put the write-ahead log into the file that was opened, wherever that is now.
+
+        SQLite finds a log by its name: it would take it for that of a file that is put in the place of the one that
+        was opened, which damages that file ("Unlinking or renaming a database file while in use", in
+        sqlite.org/howtocorrupt.html).
+        """
+        pool: Any = self.engine.pool
+        if pool.checkedin():  # a connection that is opened from now on is of the other file
+            connection = self.engine.raw_connection()
+            with contextlib.closing(connection), contextlib.suppress(sqlite3.Error):
+                connection.cursor().execute("PRAGMA busy_timeout=1000")
+                connection.cursor().execute("PRAGMA wal_checkpoint(TRUNCATE)")
 
     def _let_go(self) -> None:
         self.engine.dispose()  # of connections to a server that was stopped

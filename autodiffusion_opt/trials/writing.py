@@ -135,16 +135,24 @@ def _finish(session: Any, finish: Finish) -> None:
 
 def _put(session: Any, table: Table, keys: tuple[str, ...], rows: list[dict[str, Any]]) -> None:
     """Insert rows, each of which takes the place of that with the same keys."""
-    if not rows:
-        return
-    columns = [name for name in rows[0] if name not in keys]
-    dialect = session.get_bind().dialect.name
+    if rows:
+        columns = [name for name in rows[0] if name not in keys]
+        session.execute(insert_or_replace(table, keys, columns, session.get_bind().dialect.name), rows)
+
+
+def insert_or_replace(table: Table, keys: Sequence[str], columns: Sequence[str], dialect: str) -> Any:
+    """A statement that inserts a row, or sets its columns where a row with its keys is there.
+
+    Args:
+        table: of the rows.
+        keys: whose values no two rows share.
+        columns: the others that are set.
+        dialect: the name of the database's kind, as SQLAlchemy has it.
+    """
     statement: Any
-    if dialect == "mysql":
+    if dialect in ("mysql", "mariadb"):
         statement = mysql.insert(table)
-        statement = statement.on_duplicate_key_update({name: statement.inserted[name] for name in columns})
-    else:
-        statement = (postgresql if dialect == "postgresql" else sqlite).insert(table)
-        new = {name: statement.excluded[name] for name in columns}
-        statement = statement.on_conflict_do_update(index_elements=list(keys), set_=new)
-    session.execute(statement, rows)
+        return statement.on_duplicate_key_update({name: statement.inserted[name] for name in columns})
+    statement = (postgresql if dialect == "postgresql" else sqlite).insert(table)
+    new = {name: statement.excluded[name] for name in columns}
+    return statement.on_conflict_do_update(index_elements=list(keys), set_=new)

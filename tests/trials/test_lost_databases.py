@@ -232,6 +232,26 @@ def test_a_file_that_is_deleted_or_replaced_is_not_written_to(
     assert not file.exists()
 
 
+def test_the_log_of_a_file_that_was_replaced_does_not_damage_the_other(
+    study: optuna.Study, storage: SqlStorage, file: Path, tmp_path: Path
+) -> None:
+    other = open_storage(f"sqlite:///{tmp_path}/other.db")
+    create_study(other, "of the other file", {"value": MINIMIZE})
+    other.close()
+    for number in range(50):
+        storage.set_study_user_attr(study._study_id, f"key {number}", "x" * 500)
+    moved = file.rename(tmp_path / "moved.db")
+    (tmp_path / "other.db").rename(file)
+    with pytest.raises(UserError, match="was replaced by another while it was open"):
+        storage.start(study._study_id, None)
+    storage.close()
+    reopened = open_storage(f"sqlite:///{file}")
+    assert [each.study_name for each in reopened.get_all_studies()] == ["of the other file"]
+    shutil.copy(moved, tmp_path / "alone.db")
+    [kept] = open_storage(f"sqlite:///{tmp_path}/alone.db").get_all_studies()
+    assert len(kept.user_attrs) == 50
+
+
 def test_a_damaged_file_is_refused_before_a_study_is_run(study: optuna.Study, storage: SqlStorage, file: Path) -> None:
     for number in range(300):
         storage.set_study_user_attr(study._study_id, f"key {number}", "x" * 500)

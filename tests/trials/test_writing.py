@@ -7,6 +7,7 @@ from datetime import datetime, timedelta
 
 import optuna
 import pytest
+import sqlalchemy
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.storages import BaseStorage, RDBStorage
 from optuna.study import StudyDirection
@@ -14,7 +15,9 @@ from optuna.trial import FrozenTrial, TrialState
 
 from autodiffusion_opt.trials.attributes import CANDIDATE
 from autodiffusion_opt.trials.opening import open_storage
+from autodiffusion_opt.trials.reading import USER_ATTRIBUTES
 from autodiffusion_opt.trials.sql import SqlStorage
+from autodiffusion_opt.trials.writing import insert_or_replace
 
 DISTRIBUTIONS: dict[str, BaseDistribution] = {
     "x": FloatDistribution(0.0, 1.0),
@@ -119,3 +122,33 @@ def test_trials_that_are_not_there_or_have_finished_are_refused(storage: SqlStor
         with pytest.raises(optuna.exceptions.UpdateFinishedTrialError):
             refused()
     assert storage.get_trial(trial_id).state == TrialState.FAIL
+
+
+@pytest.mark.parametrize(
+    ("url", "expected"),
+    [
+        ("sqlite:///x", "DO UPDATE SET value_json = excluded.value_json"),
+        ("postgresql+psycopg://me@host/x", "DO UPDATE SET value_json = excluded.value_json"),
+        ("mysql+pymysql://me@host/x", "ON DUPLICATE KEY UPDATE"),
+        ("mariadb+pymysql://me@host/x", "ON DUPLICATE KEY UPDATE"),
+    ],
+)
+def test_each_kind_of_database_is_written_in_its_own_words(url: str, expected: str) -> None:
+    dialect = sqlalchemy.make_url(url).get_dialect()()
+    statement = insert_or_replace(USER_ATTRIBUTES, ("trial_id", "key"), ("value_json",), dialect.name)
+    assert expected in str(statement.compile(dialect=dialect))
+
+
+@pytest.mark.parametrize("kind", ["mysql", "mariadb"])
+def test_mysql_has_room_for_more_than_64_kilobytes(kind: str) -> None:
+    dialect = sqlalchemy.make_url(f"{kind}+pymysql://me@host/x").get_dialect()()
+    assert "value_json LONGTEXT" in str(sqlalchemy.schema.CreateTable(USER_ATTRIBUTES).compile(dialect=dialect))
+
+
+def test_an_attribute_may_be_long(storage: SqlStorage) -> None:
+    study_id = storage.create_new_study([StudyDirection.MINIMIZE], "s")
+    trial_id = storage.create_new_trial(study_id)
+    storage.set_study_user_attr(study_id, "key", "é" * 100_000)
+    storage.set_trial_user_attr(trial_id, "key", ["x" * 1000] * 200)
+    assert storage.get_study_user_attrs(study_id) == {"key": "é" * 100_000}
+    assert storage.get_trial(trial_id).user_attrs == {"key": ["x" * 1000] * 200}

@@ -12,7 +12,7 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from autodiffusion_opt.candidate import Candidate
-from autodiffusion_opt.errors import named_reason_of
+from autodiffusion_opt.errors import UserError, named_reason_of
 from autodiffusion_opt.trials import workers
 from autodiffusion_opt.trials.attributes import (
     BASELINE,
@@ -26,6 +26,7 @@ from autodiffusion_opt.trials.attributes import (
     WORKER_DIED,
     candidate_of,
 )
+from autodiffusion_opt.trials.database import without_password
 from autodiffusion_opt.trials.history import History
 from autodiffusion_opt.trials.storage import Storage
 from autodiffusion_opt.trials.studies import fail
@@ -113,6 +114,7 @@ class Claims:
         self._history = history
         self._study = history.study
         self._storage = storage_of(history.study)
+        self._name = history.study.study_name
         self._encode = encode
 
     def enqueue(
@@ -196,13 +198,29 @@ class Claims:
         """Whatever ends the block: :meth:`release`, with the error as the reason.
 
         Where the database is gone too, that is not written; then this worker's trials are those of a dead worker.
+
+        Raises:
+            UserError: where somebody deleted the study meanwhile.
         """
         try:
             yield
         except BaseException as error:
             with suppress(Exception):
                 self.release(named_reason_of(error)[:500], wanted)
+            if isinstance(error, KeyError) and self._is_deleted():
+                raise UserError(
+                    f"the study {self._name!r} was deleted from storage {without_password(self._storage.url)} while "
+                    "it was run: run it again to begin anew"
+                ) from None
             raise
+
+    def _is_deleted(self) -> bool:
+        """Whether the study is not in the database any more."""
+        try:
+            self._storage.get_study_name_from_id(self._study._study_id)
+        except KeyError:
+            return True
+        return False
 
     def others_at_work(self, wanted: int) -> int:
         """How many of the ``wanted`` positions other workers are measuring, as far as can be told."""

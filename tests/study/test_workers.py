@@ -6,14 +6,17 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import optuna
 import pytest
 from optuna.trial import FrozenTrial, TrialState
 
-from autodiffusion_opt import Callback, Candidate, Study
+from autodiffusion_opt import Callback, Candidate, CandidateMetric, Study, UserError, testing
 from autodiffusion_opt.trials.attributes import REUSED_FROM, WORKER, candidate_of
 from autodiffusion_opt.trials.claims import Claims
 from autodiffusion_opt.trials.history import History
+from autodiffusion_opt.trials.opening import open_storage
 from autodiffusion_opt.trials.studies import find_study
 from autodiffusion_opt.trials.workers import this_worker
 
@@ -96,3 +99,32 @@ def test_a_worker_that_dies_while_another_runs_is_replaced_in_the_same_run(study
 
     assert len(study.run(progress=Die())) == 14
     assert history_of(study).settled == set(range(14))
+
+
+@pytest.mark.parametrize("when", ["measuring", "between trials"])
+def test_a_study_that_is_deleted_while_it_runs_is_told(when: str, url: str) -> None:
+    """By the dashboard's button, or by ``rm`` between two trials of a worker."""
+
+    def delete() -> None:
+        optuna.delete_study(study_name="s", storage=open_storage(url))
+
+    def measured(candidate: Candidate) -> float:
+        if when == "measuring":
+            delete()
+        return testing.cost(candidate)
+
+    class Deletes(Callback):
+        def finished(self, *_: Any) -> None:
+            delete()
+
+    study = Study(
+        "s",
+        space={"kind": "time-steps", "steps": 4},
+        objective=CandidateMetric(measured, identity="cost"),
+        optimizer="random",
+        trials=20,
+        storage=url,
+        model_info=testing.INFO,
+    )
+    with pytest.raises(UserError, match=r"the study 's' was deleted from storage .+ while it was run"):
+        study.run(progress=Deletes() if when == "between trials" else False)

@@ -44,9 +44,21 @@ CANDIDATE = {
         },
     },
 }
+ENGINES: list[dict[str, Any]] = [
+    {"kind": "mag-cache", "skipped": [2, 4]},
+    {"kind": "first-block-cache", "threshold": 0.1},
+    {"kind": "taylorseer-cache", "interval": 2, "warm_up": 1, "order": 1},
+    {"kind": "cache-dit-mask", "front": 1, "back": 0, "skipped": [1]},
+]
 # Tables that the study's own are replaced by now and then.
 PARTS: dict[str, list[Any]] = {
-    "space": [{"kind": "joint", "n_max": 60, "steps_max": 5, "layers": "ranked"}, "four-steps", {"kind": "segments"}],
+    "space": [
+        {"kind": "joint", "n_max": 60, "steps_max": 5, "layers": "ranked"},
+        "four-steps",
+        {"kind": "segments", "steps": 40, "segments": [2, 10], "uniform": True, "max_flops": 10.0},
+        {"kind": "cached-steps", "steps_max": 14, "max_flops": 8.2, "layers": "any"},
+        {"kind": "engine", "engine": "taylorseer-cache", "steps": [4, 12]},
+    ],
     "optimizer": [{"kind": "optuna:tpe"}, {"kind": "nevergrad:DE"}, "local", {"kind": "optuna:grid", "points": 3}],
     "objective": [{"kind": "kid", "images": [5, 10], "features": "digits", "reference": "digits"}, "digits-fid"],
     "pipeline": ["digits", {"model": "digits", "call": {"eta": 0.5}, "scheduler_settings": {"steps_offset": 1}}],
@@ -112,7 +124,8 @@ def study_files(check: Check, study_text: str, folder: Path, seeds: range) -> No
 def candidate_files(check: Check, seeds: range) -> None:
     for seed in seeds:
         random = Random(SEED + seed)
-        text = json.dumps(fuzzing.mutated(CANDIDATE, random, random.choice([0, 1, 1, 2, 5]))).encode()
+        valid = CANDIDATE if random.random() < 0.7 else {**CANDIDATE, "engine": random.choice(ENGINES)}
+        text = json.dumps(fuzzing.mutated(valid, random, random.choice([0, 1, 1, 2, 5]))).encode()
         Path("fuzz.json").write_bytes(fuzzing.damaged(text, random) if random.random() < 0.15 else text)
         words = ("verify", "fuzz.json", "--images", 2, "--repeats", 1)
         check(*words) if seed % 2 else check("sample", "fuzz.json", "-n", 1)

@@ -6,6 +6,7 @@ import atexit
 import contextlib
 import random
 import time
+import warnings
 import weakref
 from pathlib import Path
 
@@ -93,6 +94,7 @@ def open_storage(url: str, *, create: bool = True, patience: float = 0.0) -> Sto
         database.prepare_file(url, Path(str(parsed.database)), create)
     begun = time.monotonic()
     attempt = 0
+    is_told = False
     while True:
         attempt += 1
         try:
@@ -105,4 +107,11 @@ def open_storage(url: str, *, create: bool = True, patience: float = 0.0) -> Sto
             if not (is_waited_for or (is_race and attempt < 20)):
                 hint = f". {database.DRIVERS}" if "DB access module" in str(error) else ""
                 raise UserError(database.what_to_do(error, url, f" cannot be opened: {{}}{hint}")) from None
+            if is_waited_for and not is_told:
+                warnings.warn(
+                    f"storage {database.without_password(url)} cannot be opened: {database.first_line(error)}. Waiting "
+                    f"for it, up to {patience:.0f} s",
+                    stacklevel=2,
+                )
+                is_told = True
         time.sleep(random.random() * (1.0 if is_waited_for else 0.2))

@@ -71,7 +71,10 @@ class Storage(BaseStorage):
                         gone = f"storage {database.without_password(self.url)} is gone: {database.first_line(error)}"
                         _warn(f"{gone}. Waiting for it, up to {self.patience:.0f} s")
                 if now + pause > lost + self.patience:
-                    raise UserError(f"{database.what_to_do(error, self.url)}; waited {now - lost:.0f} s") from error
+                    raise UserError(
+                        f"{database.what_to_do(error, self.url)}; waited {now - lost:.0f} s. Run the study again when "
+                        "it can be reached: it goes on"
+                    ) from error
             self._let_go()
             time.sleep(pause * (0.5 + random.random() / 2))  # not all workers at once
             pause = min(2 * pause, LAST_PAUSE)

@@ -15,7 +15,7 @@ import sqlalchemy
 from optuna.trial import TrialState
 
 from autodiffusion_opt import UserError
-from autodiffusion_opt.trials import database, sql
+from autodiffusion_opt.trials import database, opening, sql
 from autodiffusion_opt.trials import storage as storage_room
 from autodiffusion_opt.trials.attributes import SCORE, WORKER
 from autodiffusion_opt.trials.opening import close_all, open_storage
@@ -165,6 +165,24 @@ def test_patience_ends(study: optuna.Study, storage: SqlStorage, fail_at: Callab
     storage.patience = 0.05
     with pytest.warns(UserWarning, match="up to 0 s"), pytest.raises(UserError, match="database is locked; waited 0 s"):
         storage.start(study._study_id, None)
+
+
+def test_a_database_that_is_waited_for_at_the_start_is_told_of_once(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    attempts: list[int] = []
+
+    def refused(url: str) -> SqlStorage:
+        attempts.append(1)
+        if len(attempts) < 4:
+            raise lost("database is locked")
+        return SqlStorage(url)
+
+    monkeypatch.setattr(opening, "SqlStorage", refused)
+    monkeypatch.setattr("time.sleep", lambda seconds: None)
+    with pytest.warns(UserWarning, match="cannot be opened: database is locked. Waiting for it, up to 60 s") as told:
+        open_storage(f"sqlite:///{file}", patience=60.0)
+    assert (len(told), len(attempts)) == (1, 4)
 
 
 def test_a_heartbeat_that_cannot_be_written_is_left_out(

@@ -264,8 +264,10 @@ def _parsed(text: str) -> object:
         return json.loads(text)
     except RecursionError:
         raise UserError("a candidate must be JSON; this text is nested too deeply") from None
-    except ValueError as error:  # json.JSONDecodeError; or an integer of more than 4,300 digits
+    except json.JSONDecodeError as error:
         raise UserError(f"a candidate must be JSON; {reason_of(error)}") from None
+    except ValueError:  # of sys.get_int_max_str_digits()
+        raise UserError("a candidate's integers must have at most 4,300 digits; got a longer one") from None
 
 
 def _step_from(entry: object) -> Step:

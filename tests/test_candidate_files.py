@@ -34,7 +34,7 @@ WRONG = {
     "nested objects": ('{"steps":' * 100_000, "nested too deeply"),
     "nested source": ('{"steps": [900], "source": ' + "[" * 100_000 + "]" * 100_000 + "}", "nested too deeply"),
     "long integer": (f"[{'9' * 5000}]", "integers must have at most 4,300 digits"),
-    "long layer": (f'{{"steps": [{{"time": 1, "removed": [{"9" * 5000}]}}]}}', "integers must have at most 4,300 digits"),
+    "long layer": (f'{{"steps": [{{"time": 1, "removed": [{"9" * 5000}]}}]}}', "at most 4,300 digits"),
     "long format": (f'{{{TIMES}, "format": {"9" * 4000}}}', "format must be 1"),
     "many steps": (f"[{', '.join(map(str, range(300_000)))}]", "at most 10,000; got 300,000"),
     "many mistakes": (f"[{'-1, ' * 9_000}-1]", "and 8991 more mistakes"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import io
 import json
 import math
@@ -59,7 +60,7 @@ def mutated(value: Any, random: Random, times: int) -> Any:
     for _ in range(times):
         places = paths_of(value)
         if not places:
-            return random.choice(VALUES)
+            return copy.deepcopy(random.choice(VALUES))
         *outer, key = random.choice(places)
         table = value
         for part in outer:
@@ -70,11 +71,11 @@ def mutated(value: Any, random: Random, times: int) -> Any:
         elif action == 1 and isinstance(table, dict):
             table[mistyped(str(key), random)] = table.pop(key)
         elif action == 2 and isinstance(table, dict):
-            table[mistyped(str(key), random)] = table[key]
+            table[mistyped(str(key), random)] = copy.deepcopy(table[key])
         elif action == 3 and isinstance(table[key], str):
             table[key] = mistyped(table[key], random)
         else:
-            table[key] = random.choice(VALUES)
+            table[key] = copy.deepcopy(random.choice(VALUES))  # which may be changed in its turn
     return value
 
 

@@ -9,14 +9,16 @@ networks, as they are counted while it samples:
 - ``sweep``: the same at six thresholds, the best of them;
 - ``study``: a study of ``kind = "engine"``: threshold, number of steps and times, ``local``.
 
-Winners are measured again on fresh noise. The last line is one JSON object; ``over_default`` and ``over_sweep`` are the
-value of the study's winner over theirs.
+A seed is that of the Flux's weights, of the noise and of the search. Winners are measured again on fresh noise. The
+last line is one JSON object; ``over_default`` and ``over_sweep`` are the value of the study's winner over theirs, of
+each seed.
 """
 
 from __future__ import annotations
 
 import json
 import tempfile
+from itertools import product
 from typing import Any
 
 import diffusers
@@ -35,7 +37,6 @@ MODELS = ("digits-dit", "flux")
 FEWER, DEFAULT, SWEEP, STUDY = "fewer steps", "default", "sweep", "study"
 THRESHOLD = 0.05  # diffusers' default
 THRESHOLDS = (0.02, 0.04, 0.08, 0.16, 0.32, 0.64)
-SEED = 0
 
 
 class Flux(diffusers.FluxPipeline):  # type: ignore[misc]
@@ -47,9 +48,9 @@ class Flux(diffusers.FluxPipeline):  # type: ignore[misc]
         return torch.zeros(count, 1, 8), torch.zeros(count, 8), torch.zeros(1, 3)
 
 
-def flux() -> Flux:
+def flux(seed: int) -> Flux:
     """Four blocks of two streams and four of one, 64 tokens."""
-    torch.manual_seed(SEED)
+    torch.manual_seed(seed)
     transformer = diffusers.FluxTransformer2DModel(
         patch_size=1,
         in_channels=16,
@@ -75,13 +76,13 @@ def flux() -> Flux:
     return pipeline
 
 
-def study(model: str, networks: int, trials: int, rungs: list[int], folder: str) -> Study:
+def study(model: str, networks: int, trials: int, rungs: list[int], seed: int, folder: str) -> Study:
     """The study of a model; twice as many steps as whole networks are its most."""
     space = {"kind": "engine", "engine": FirstBlockCache.kind, "steps": [networks, 2 * networks]}
-    objective: dict[str, Any] = {"images": rungs, "at_most": {"flops": 0.5}}
+    objective: dict[str, Any] = {"images": rungs, "at_most": {"flops": 0.5}, "seed": seed}
     pipeline: Any
     if model == "flux":
-        pipeline = flux()
+        pipeline = flux(seed)
         objective |= {
             "kind": "paired",
             "features": "pixels",
@@ -99,7 +100,7 @@ def study(model: str, networks: int, trials: int, rungs: list[int], folder: str)
         objective=objective,
         optimizer="local",
         trials=trials,
-        seed=SEED,
+        seed=seed,
         storage=f"sqlite:///{folder}/{model}.db",
     )
 
@@ -115,9 +116,10 @@ def even(problem: Problem, steps: int, threshold: float | None) -> Candidate:
 def most_steps(problem: Problem, networks: int, threshold: float) -> Candidate:
     """As many even steps as the budget allows at a threshold."""
     assert problem.sampler is not None
+    seed = problem.objective.seed  # type: ignore[attr-defined]
     counts = range(2 * networks, networks, -1)
     listed = (even(problem, count, threshold) for count in counts)
-    allowed = (each for each in listed if networks_run(problem.sampler, each, SEED) <= networks + 1e-9)
+    allowed = (each for each in listed if networks_run(problem.sampler, each, seed) <= networks + 1e-9)
     return next(allowed, even(problem, networks, threshold))
 
 
@@ -127,26 +129,28 @@ def value(problem: Problem, candidate: Candidate) -> float:
     return next(iter(score.values.values()))
 
 
-def compared(model: str, networks: int, trials: int, rungs: list[int], images: int) -> dict[str, dict[str, Any]]:
+def compared(
+    model: str, networks: int, trials: int, rungs: list[int], images: int, seed: int
+) -> dict[str, dict[str, Any]]:
     """Each way's winner, re-scored."""
     with tempfile.TemporaryDirectory() as folder:
-        search = study(model, networks, trials, rungs, folder)
+        search = study(model, networks, trials, rungs, seed, folder)
         problem = search.problem
-        say(f"{model}: thresholds by hand")
+        say(f"{model}, seed {seed}: thresholds by hand")
         swept = [most_steps(problem, networks, threshold) for threshold in THRESHOLDS]
         ways = {
             FEWER: even(problem, networks, None),
             DEFAULT: most_steps(problem, networks, THRESHOLD),
             SWEEP: min(swept, key=lambda candidate: value(problem, candidate)),
         }
-        say(f"{model}: {trials} trials")
+        say(f"{model}, seed {seed}: {trials} trials")
         search.run(progress=False)
         ways[STUDY] = search.best().candidate
         assert problem.sampler is not None
         scored = rescore(problem, ways, images=images, repeats=3)
         return {
             way: {
-                "networks": round(networks_run(problem.sampler, candidate, SEED), 3),
+                "networks": round(networks_run(problem.sampler, candidate, seed), 3),
                 "mean": round(scored[way].mean, 4),
                 "std": round(scored[way].std, 4),
                 "candidate": str(candidate),
@@ -162,24 +166,27 @@ def main() -> None:
     arguments.add_argument("--networks", type=int, default=4)
     arguments.add_argument("--trials", type=int, default=80)
     arguments.add_argument("--images", type=int, default=2000, help="of each of the three re-scorings")
+    arguments.add_argument("--seeds", type=int, default=3, help="how many, from 0")
     options = arguments.parse_args()
     torch.set_num_threads(options.threads)
     trials, images, rungs = options.trials, options.images, {"digits-dit": [100, 500], "flux": [16, 64]}
-    models, networks = options.models, options.networks
+    models, networks, seeds = options.models, options.networks, options.seeds
     if options.quick:
-        trials, images, models, networks, rungs["flux"] = 30, 16, ["flux"], 3, [8, 16]
-    rows = {
-        model: compared(model, networks, trials, rungs[model], images if model != "flux" else min(images, 256))
-        for model in models
-    }
-    print(f"{'model':<12}{'way':<13}{'networks':>9}{'mean':>10}{'std':>9}  candidate")
-    for model, ways in rows.items():
+        trials, images, models, networks, seeds, rungs["flux"] = 30, 16, ["flux"], 3, 1, [8, 16]
+    print(f"{'model':<12}{'seed':>4}  {'way':<13}{'networks':>9}{'mean':>10}{'std':>9}  candidate")
+    rows: dict[str, list[dict[str, dict[str, Any]]]] = {model: [] for model in models}
+    for model, seed in product(models, range(seeds)):
+        fresh = images if model != "flux" else min(images, 256)
+        ways = compared(model, networks, trials, rungs[model], fresh, seed)
+        rows[model].append(ways)
         for way, row in ways.items():
-            print(
-                f"{model:<12}{way:<13}{row['networks']:>9.2f}{row['mean']:>10.4g}{row['std']:>9.2g}  {row['candidate']}"
-            )
+            numbers = f"{row['networks']:>9.2f}{row['mean']:>10.4g}{row['std']:>9.2g}"
+            print(f"{model:<12}{seed:>4}  {way:<13}{numbers}  {row['candidate']}", flush=True)
     over = {
-        f"over_{way}": {model: round(ways[STUDY]["mean"] / ways[way]["mean"], 4) for model, ways in rows.items()}
+        f"over_{way}": {
+            model: [round(ways[STUDY]["mean"] / ways[way]["mean"], 4) for ways in of_seeds]
+            for model, of_seeds in rows.items()
+        }
         for way in (DEFAULT, SWEEP)
     }
     print(json.dumps({"rows": rows, **over, "machine": machine()}))

@@ -31,7 +31,7 @@ from autodiffusion_opt.errors import UserError
 from autodiffusion_opt.optimizer.base import TRIES, CandidateSampler, OptimizerConfig, Proposal
 from autodiffusion_opt.optimizer.layer_moves import REPEATED, layer_moves
 from autodiffusion_opt.optimizer.stage import BEGINNING, RESTRUCTURED, Stage
-from autodiffusion_opt.space import Compared, Layered, Space, Walkable
+from autodiffusion_opt.space import Compared, Exchanging, Layered, Space, Walkable
 from autodiffusion_opt.space.baselines import UNIFORM
 from autodiffusion_opt.trials.attributes import EXCESS, STAGE, candidate_of, excess_of
 from autodiffusion_opt.trials.history import Observation, Past, best_first
@@ -164,10 +164,18 @@ class LocalSearch(CandidateSampler):
         return None
 
     def _sweep(self, candidate: Candidate, step: float, order: np.random.Generator) -> Iterator[tuple[Candidate, str]]:
-        """Each coordinate a step up and a step down, in any order, with the name of the move."""
+        """Each coordinate a step up and a step down, and at the first step the exchanges, in any order, with the name
+        of the move."""
         coordinates = self.walkable.coordinates(candidate)
         moves = [(index, sign) for index in range(len(coordinates)) for sign in (1, -1)]
-        for chosen in order.permutation(len(moves)):
+        exchanges: list[tuple[str, Candidate]] = []
+        if isinstance(self.walkable, Exchanging) and step == self.settings.step:
+            exchanges += self.walkable.exchanges(candidate).items()
+        for chosen in order.permutation(len(moves) + len(exchanges)):
+            if chosen >= len(moves):
+                name, exchanged = exchanges[int(chosen) - len(moves)]
+                yield exchanged, name
+                continue
             index, sign = moves[int(chosen)]
             moved = list(coordinates)
             moved[index] += sign * step

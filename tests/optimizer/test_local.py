@@ -75,6 +75,36 @@ def test_candidates_are_in_the_space_and_none_is_proposed_twice(name: str) -> No
     assert len({observation.candidate for observation in past}) == 120
 
 
+@pytest.mark.parametrize(
+    ("engine", "settings"),
+    [("mag-cache", {}), ("taylorseer-cache", {"interval": 9, "warm_up": [1, 8], "order": 0})],
+    ids=["mask", "warm-up"],
+)
+def test_one_descent_exchanges_steps_for_more_of_a_cache_where_the_cost_is_bounded(
+    engine: str, settings: dict[str, Any]
+) -> None:
+    table = {"kind": "engine", "engine": engine, "steps": [4, 8], "spacing": "trailing", "settings": settings}
+    space: Any = build_space(table, "here").space(INFO)
+    search = build_optimizer({"kind": "local"}, "here").sampler(space, 0)
+    assert isinstance(search, LocalSearch)
+
+    def computed(candidate: Candidate) -> int:
+        steps = len(candidate.steps)
+        return steps if candidate.engine is None else sum(candidate.engine.computed(steps) or ())
+
+    past: list[Observation] = []
+    proposal = Proposal(Candidate(space.baselines()["fewest steps"].steps), "no cache")
+    while (stage := Stage.parsed(proposal.stage)) is None or stage.step is not None:
+        candidate = proposal.candidate
+        # No step for free: a skipped one is worth 1, and to skip a computed one costs more.
+        loss = 20 / computed(candidate) - len(candidate.steps)
+        excess = max(0, computed(candidate) - 4)
+        past.append(Observation(len(past), candidate, (loss,), excess, stage=proposal.stage))
+        proposal = propose(search, past, len(past))
+    best = min(past, key=lambda each: (each.excess, each.losses or ()))
+    assert (len(best.candidate.steps), computed(best.candidate)) == (8, 4)
+
+
 @pytest.mark.parametrize("name", ["times", "continuous", "guidance"])
 def test_it_finds_the_bottom_of_a_valley(name: str) -> None:
     past = run(search_of(name), valley, 150)

@@ -130,15 +130,17 @@ class EngineSettings:
         return self._made(Draft(times, numbers, skipped), vars(candidate))
 
     def baselines(self) -> dict[str, Candidate]:
-        """The usual schedules of the greatest number of steps, the engine at its defaults; ``leading`` alone where the
-        times are given.
+        """``leading`` with the engine at its defaults, of the greatest number of steps; where that number is
+        fixed and the times are not, the other usual schedules too.
 
-        Then what a sweep by hand tries: ``cache 25 %`` to ``cache 100 %``, the first of the schedules with every
-        setting at this share of what it can leave out. And the first schedule at the least number of steps. Where the
-        measured cost is bounded, one of these is likely to keep to that.
+        Then what a sweep by hand tries: ``cache 25 %`` to ``cache 100 %``, the same times with every setting at this
+        share of what it can leave out. And ``fewest steps``, the same schedule of the least number. Where the measured
+        cost is bounded, one of these is likely to keep to that.
         """
         least, count = self.steps
         named = named_times(self.info, count) if self.spacing is None else {UNIFORM: self._given(count)}
+        if least < count:
+            named = {UNIFORM: named[UNIFORM]}
         drafts = {name: Draft(times, self.knobs.defaults()) for name, times in named.items()}
         for rung in RUNGS:
             drafts[f"cache {100 * rung:.0f} %"] = self._sparing(named[UNIFORM], rung)

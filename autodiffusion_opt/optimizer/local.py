@@ -33,7 +33,7 @@ from autodiffusion_opt.optimizer.layer_moves import REPEATED, layer_moves
 from autodiffusion_opt.optimizer.stage import BEGINNING, RESTRUCTURED, Stage
 from autodiffusion_opt.space import Compared, Exchanging, Layered, Space, Walkable
 from autodiffusion_opt.space.baselines import UNIFORM
-from autodiffusion_opt.trials.attributes import EXCESS, STAGE, candidate_of, excess_of
+from autodiffusion_opt.trials.attributes import COST_EXCESS, EXCESS, STAGE, candidate_of, excess_of
 from autodiffusion_opt.trials.history import Observation, Past, best_first
 
 
@@ -254,7 +254,8 @@ def _rank(observation: Observation) -> tuple[float, ...] | None:
 class WorseThanBest(BasePruner):
     """Stops a candidate that after a rung is worse than the best candidate was after equally many images.
 
-    One that is nearer to its bounds than that goes on: its value may be worse.
+    One that is nearer to its bounds than that goes on: its value may be worse. One that costs too much does not, where
+    that does not.
     A descent that began with another number of steps has a best of its own: what it goes from is measured in full.
 
     Attributes:
@@ -285,6 +286,8 @@ class WorseThanBest(BasePruner):
         ranked = best_first(measured, (study.direction,))
         if not ranked or trial.user_attrs.get(EXCESS, 0.0) < excess_of(ranked[0]):
             return False
+        if trial.user_attrs.get(COST_EXCESS, 0.0) > excess_of(ranked[0]):
+            return True  # seconds are not among these costs: they vary
         limit = ranked[0].intermediate_values[images]
         worse_by = trial.intermediate_values[images] - limit
         tolerance = self.tolerance if stage is None or stage.base is None else self.layer_tolerance

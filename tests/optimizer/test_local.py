@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, ClassVar
@@ -20,7 +21,7 @@ from autodiffusion_opt.optimizer.base import Proposal
 from autodiffusion_opt.optimizer.local import LocalSearch, WorseThanBest
 from autodiffusion_opt.optimizer.stage import Stage
 from autodiffusion_opt.study.config import build_optimizer, build_space
-from autodiffusion_opt.trials.attributes import STAGE
+from autodiffusion_opt.trials.attributes import CANDIDATE, STAGE, given_name
 from autodiffusion_opt.trials.history import Observation, Observations
 
 SIGMAS = tuple(np.geomspace(0.01, 80, 1000).tolist())
@@ -296,26 +297,36 @@ class FewerStepsAreWorse:
     identity = "fewer-steps-are-worse"
     rungs = (1, 2)
     directions: ClassVar[dict[str, str]] = {"loss": "minimize"}
-    bounds = (Bound("steps", 3, "at_most"),)
+
+    def __init__(self, cost: str) -> None:
+        self.cost = cost
+        self.bounds = (Bound(cost, 3, "at_most"),)
 
     def measure(self, candidate: Candidate, **_: Any) -> Iterator[Score]:
         count = len(candidate.steps)
         for rung in self.rungs:
-            yield Score({"loss": 10.0 - count, "steps": count}, images=rung, seconds=0.0)
+            yield Score({"loss": 10.0 - count, self.cost: count}, images=rung, seconds=0.0)
 
 
-def test_a_candidate_that_is_nearer_to_the_bounds_than_the_best_is_measured_in_full(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("cost", "is_stopped"), [("steps", False), ("nfe", True), ("seconds", False)])
+def test_a_better_candidate_that_costs_too_much_is_stopped_where_the_best_does_not(
+    cost: str, is_stopped: bool, tmp_path: Path
+) -> None:
     study = ado.Study(
         "bounded",
         space={"kind": "engine", "engine": "taylorseer-cache", "steps": [3, 5]},
-        objective=FewerStepsAreWorse(),
+        objective=FewerStepsAreWorse(cost),
         optimizer="local",
-        trials=60,
+        trials=30,
         storage=f"sqlite:///{tmp_path}/study.db",
         model_info=ado.ModelInfo(1000),
     )
     study.run(progress=False)
-    assert len(study.best().candidate.steps) == 3
+    proposed = [trial for trial in study.trials() if given_name(trial) is None]
+    beyond = [trial for trial in proposed if len(json.loads(trial.user_attrs[CANDIDATE])["steps"]) > 3]
+    assert beyond
+    assert {trial.state for trial in beyond} == {TrialState.PRUNED if is_stopped else TrialState.COMPLETE}
+    assert len(study.best().candidate.steps) == 3  # one nearer to the bound than the best is measured in full
 
 
 def test_a_candidate_may_be_worse_by_the_tolerance_and_has_the_best_of_its_own_number_of_steps() -> None:

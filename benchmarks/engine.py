@@ -1,13 +1,14 @@
 """A cache's settings searched, against its default and a sweep by hand, at equal cost: ``benchmarks/engine.py``.
 
-diffusers' first-block cache on the embedded DiT (Fréchet distance to real images) and on a small Flux of random weights
-(distance of each image from the teacher's, whose weights are as random). A candidate may cost ``--networks`` whole
-networks, as they are counted while it samples:
+A cache of diffusers (``--engine``: its first-block cache by threshold, TaylorSeer by interval, MagCache by the share of
+skipped steps) on the embedded DiT (Fréchet distance to real images) and on a small Flux of random weights (distance of
+each image from the teacher's, whose weights are as random). A candidate may cost ``--networks`` whole networks, as they
+are counted while it samples:
 
 - ``fewer steps``: even steps, no cache;
-- ``default``: even steps, the package's threshold, as many steps as cost no more;
-- ``sweep``: the same at six thresholds, the best of them;
-- ``study``: a study of ``kind = "engine"``: threshold, number of steps and times, ``local``.
+- ``default``: even steps, the package's settings, as many steps as cost no more; MagCache's are none;
+- ``sweep``: the same at six settings, the best of them;
+- ``study``: a study of ``kind = "engine"``: settings, number of steps and times, ``local``.
 
 A seed is that of the Flux's weights, of the noise and of the search. Winners are measured again on fresh noise. The
 last line is one JSON object; ``over_default`` and ``over_sweep`` are the value of the study's winner over theirs, of
@@ -18,6 +19,7 @@ from __future__ import annotations
 
 import json
 import tempfile
+from collections.abc import Callable
 from itertools import product
 from typing import Any
 
@@ -26,17 +28,25 @@ import torch
 from common import machine, parser, say
 
 from autodiffusion_opt import Candidate, Step, Study
-from autodiffusion_opt.engine import FirstBlockCache
+from autodiffusion_opt.engine import Engine, FirstBlockCache, MagCache, TaylorSeerCache
 from autodiffusion_opt.sampling.counted import networks_run
 from autodiffusion_opt.space.baselines import leading, shifted
+from autodiffusion_opt.space.engine_knobs import evenly_skipped
 from autodiffusion_opt.space.engine_settings import EngineSettings
 from autodiffusion_opt.study.problem import Problem
 from autodiffusion_opt.study.verify import rescore
 
 MODELS = ("digits-dit", "flux")
 FEWER, DEFAULT, SWEEP, STUDY = "fewer steps", "default", "sweep", "study"
-THRESHOLD = 0.05  # diffusers' default
-THRESHOLDS = (0.02, 0.04, 0.08, 0.16, 0.32, 0.64)
+# By engine, the default and six settings, for a number of steps.
+HAND: dict[str, Callable[[int], list[Engine | None]]] = {
+    FirstBlockCache.kind: lambda steps: [*map(FirstBlockCache, (0.05, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64))],
+    TaylorSeerCache.kind: lambda steps: [TaylorSeerCache(interval, 3, 1) for interval in (5, 2, 3, 4, 5, 6, 7)],
+    MagCache.kind: lambda steps: [
+        None,
+        *(MagCache(evenly_skipped(share, steps)) for share in (1 / 5, 1 / 4, 1 / 3, 1 / 2, 2 / 3, 3 / 4)),
+    ],
+}
 
 
 class Flux(diffusers.FluxPipeline):  # type: ignore[misc]
@@ -76,9 +86,9 @@ def flux(seed: int) -> Flux:
     return pipeline
 
 
-def study(model: str, networks: int, trials: int, rungs: list[int], seed: int, folder: str) -> Study:
+def study(model: str, engine: str, networks: int, trials: int, rungs: list[int], seed: int, folder: str) -> Study:
     """The study of a model; twice as many steps as whole networks are its most."""
-    space = {"kind": "engine", "engine": FirstBlockCache.kind, "steps": [networks, 2 * networks]}
+    space = {"kind": "engine", "engine": engine, "steps": [networks, 2 * networks]}
     objective: dict[str, Any] = {"images": rungs, "at_most": {"flops": 0.5}, "seed": seed}
     pipeline: Any
     if model == "flux":
@@ -105,22 +115,24 @@ def study(model: str, networks: int, trials: int, rungs: list[int], seed: int, f
     )
 
 
-def even(problem: Problem, steps: int, threshold: float | None) -> Candidate:
-    """Even steps, with a first-block cache or none."""
+def even(problem: Problem, steps: int, engine: Engine | None) -> Candidate:
+    """Even steps, with a cache or none."""
     assert isinstance(problem.space, EngineSettings)
     times = problem.space.grid.settle(shifted(problem.info, leading(problem.info, steps)))
-    engine = None if threshold is None else FirstBlockCache(threshold)
     return Candidate(tuple(map(Step, times)), engine=engine)
 
 
-def most_steps(problem: Problem, networks: int, threshold: float) -> Candidate:
-    """As many even steps as the budget allows at a threshold."""
+def by_hand(problem: Problem, engine: str, networks: int) -> list[Candidate]:
+    """Of the default and each setting, as many even steps as the budget allows."""
     assert problem.sampler is not None
     seed = problem.objective.seed  # type: ignore[attr-defined]
-    counts = range(2 * networks, networks, -1)
-    listed = (even(problem, count, threshold) for count in counts)
-    allowed = (each for each in listed if networks_run(problem.sampler, each, seed) <= networks + 1e-9)
-    return next(allowed, even(problem, networks, threshold))
+    allowed: dict[int, Candidate] = {}
+    for steps in range(networks, 2 * networks + 1):
+        for place, setting in enumerate(HAND[engine](steps)):
+            candidate = even(problem, steps, setting)
+            if networks_run(problem.sampler, candidate, seed) <= networks + 1e-9:
+                allowed[place] = candidate
+    return [allowed[place] for place in sorted(allowed)]
 
 
 def value(problem: Problem, candidate: Candidate) -> float:
@@ -130,17 +142,17 @@ def value(problem: Problem, candidate: Candidate) -> float:
 
 
 def compared(
-    model: str, networks: int, trials: int, rungs: list[int], images: int, seed: int
+    model: str, engine: str, networks: int, trials: int, rungs: list[int], images: int, seed: int
 ) -> dict[str, dict[str, Any]]:
     """Each way's winner, re-scored."""
     with tempfile.TemporaryDirectory() as folder:
-        search = study(model, networks, trials, rungs, seed, folder)
+        search = study(model, engine, networks, trials, rungs, seed, folder)
         problem = search.problem
-        say(f"{model}, seed {seed}: thresholds by hand")
-        swept = [most_steps(problem, networks, threshold) for threshold in THRESHOLDS]
+        say(f"{model}, seed {seed}: settings by hand")
+        default, *swept = by_hand(problem, engine, networks)
         ways = {
             FEWER: even(problem, networks, None),
-            DEFAULT: most_steps(problem, networks, THRESHOLD),
+            DEFAULT: default,
             SWEEP: min(swept, key=lambda candidate: value(problem, candidate)),
         }
         say(f"{model}, seed {seed}: {trials} trials")
@@ -163,6 +175,7 @@ def main() -> None:
     """Search, re-score, print."""
     arguments = parser(__doc__)
     arguments.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
+    arguments.add_argument("--engine", choices=list(HAND), default=FirstBlockCache.kind)
     arguments.add_argument("--networks", type=int, default=4)
     arguments.add_argument("--trials", type=int, default=80)
     arguments.add_argument("--images", type=int, default=2000, help="of each of the three re-scorings")
@@ -177,7 +190,7 @@ def main() -> None:
     rows: dict[str, list[dict[str, dict[str, Any]]]] = {model: [] for model in models}
     for model, seed in product(models, range(seeds)):
         fresh = images if model != "flux" else min(images, 256)
-        ways = compared(model, networks, trials, rungs[model], fresh, seed)
+        ways = compared(model, options.engine, networks, trials, rungs[model], fresh, seed)
         rows[model].append(ways)
         for way, row in ways.items():
             numbers = f"{row['networks']:>9.2f}{row['mean']:>10.4g}{row['std']:>9.2g}"
@@ -189,7 +202,7 @@ def main() -> None:
         }
         for way in (DEFAULT, SWEEP)
     }
-    print(json.dumps({"rows": rows, **over, "machine": machine()}))
+    print(json.dumps({"engine": options.engine, "rows": rows, **over, "machine": machine()}))
 
 
 if __name__ == "__main__":

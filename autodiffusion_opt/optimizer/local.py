@@ -5,7 +5,8 @@ each coordinate is tried a step up and a step down, in an order drawn at random;
 centre. Where none is better the step is halved (compass search; Kolda, Lewis and Torczon, 2003, section 1.3), and where
 the step is too small to matter another descent begins near the best candidate. In a space of layers
 (:class:`~autodiffusion_opt.space.Layered`) their changes come before the step is halved, and after these descents from
-other numbers of steps (the discrete neighbours of Audet and Dennis, 2001, section 2).
+other numbers of steps (the discrete neighbours of Audet and Dennis, 2001, section 2). Where one change alone costs too
+much (:class:`~autodiffusion_opt.space.Exchanging`), two at once are tried among the coordinates at the first step.
 
 All candidates share their noise, so the objective is smooth enough for this, and its start matters most: see
 :mod:`autodiffusion_opt.space.local_errors`. Where the objective has rungs of images, a candidate that is worse than the

@@ -146,8 +146,8 @@ class Layered(Walkable, Protocol):
 
 @runtime_checkable
 class Exchanging(Walkable, Protocol):
-    """A walkable space whose candidates have neighbours of about the same cost to which no coordinate leads, since two
-    things change at once: more of the one, less of the other."""
+    """A walkable space whose candidates have neighbours to which no step of one coordinate leads: of about the same
+    cost, since of two things there is more of the one and less of the other, or beyond what changes nothing."""
 
     def exchanges(self, candidate: Candidate) -> dict[str, Candidate]:
         """The neighbours, by what was done."""

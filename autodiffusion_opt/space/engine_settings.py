@@ -24,6 +24,8 @@ from autodiffusion_opt.space.time_grid import TimeGrid
 COUNT = "steps"
 # Of what each setting can leave out: the rungs of the ladder of baselines.
 RUNGS = (0.25, 0.5, 0.75, 1.0)
+# By how many steps of a search a threshold alone is moved at once, beside one.
+FAR = (-3, -2, 2, 3)
 
 
 @dataclass(frozen=True)
@@ -223,22 +225,28 @@ class EngineSettings:
     def exchanges(self, candidate: Candidate) -> dict[str, Candidate]:
         """A step more with a setting that leaves more out, a step fewer with one that leaves less out.
 
-        Of a cache that is told which steps it skips: a skipped step more or fewer, and of two steps in a row the other
-        one skipped, which cost the same.
+        A threshold alone is moved further than by one step too: what a cache decides changes in jumps, between which
+        equal images come of unequal thresholds. Of a cache that is told which steps it skips: a skipped step more or
+        fewer, and of two steps in a row the other one skipped, which cost the same.
         """
         draft, count = self._draft(candidate), len(candidate.steps)
+        saving = [knob for knob in self.knobs.numbers if knob.searched and knob.saves]
         drafts = {}
         for change, name in ((1, "a step more"), (-1, "a step fewer")):
             if not self.steps[0] <= count + change <= self.steps[1]:
                 continue
             resized = self._resized(draft, count + change)
-            for knob in self.knobs.numbers:
+            for knob in saving:
                 value = draft.numbers[knob.name]
                 value = min(value, count) if knob.name == WARM_UP else value  # a longer one is no other
                 changed = knob.at(knob.coordinate(value) + change * knob.saves * UNIT)
-                numbers = {**draft.numbers, knob.name: changed}
-                if knob.searched and knob.saves and changed != value:
+                if changed != value:
+                    numbers = {**draft.numbers, knob.name: changed}
                     drafts[f"{name}, {knob.name} {changed:g}"] = replace(resized, numbers=numbers)
+        for knob in saving:
+            for units in () if knob.is_whole else FAR:
+                changed = knob.at(knob.coordinate(draft.numbers[knob.name]) + units * UNIT)
+                drafts[f"{knob.name} {changed:g}"] = replace(draft, numbers={**draft.numbers, knob.name: changed})
         if self.knobs.has_mask:
             drafts |= self._mask_exchanges(draft, count)
         made = {name: self._made(changed, vars(candidate)) for name, changed in drafts.items()}

@@ -121,12 +121,14 @@ def test_an_exchange_is_in_the_space_and_takes_of_one_thing_what_it_gives_anothe
 ) -> None:
     space, rng = settings(engine=kind, spacing=spacing), np.random.default_rng(0)
     changes = []
-    for candidate in (space.random(rng) for _ in range(50)):
+    for candidate in (space.random(rng) for _ in range(12)):
         for name, exchanged in space.exchanges(candidate).items():
             space.check(exchanged)
             change = len(exchanged.steps) - len(candidate.steps)
             changes.append(change)
-            if "skipped" in name:
+            if name.startswith("threshold"):
+                assert (exchanged.times, change) == (candidate.times, 0)
+            elif "skipped" in name:
                 assert run_whole(exchanged) == run_whole(candidate), name
             else:
                 assert change in (-1, 1), name
@@ -162,6 +164,20 @@ def test_times_stay_where_a_skipped_step_comes_between_or_goes() -> None:
     between = DIGITS.log_snr(longer.times[:3])
     assert between[1] == pytest.approx((between[0] + between[2]) / 2, abs=0.02)
     assert exchanges["step 2 skipped for 3"] == Candidate(candidate.steps, engine=MagCache((1,)))
+
+
+def test_a_setting_that_is_fixed_is_exchanged_for_nothing() -> None:
+    space = settings(engine="cache-dit", settings={"threshold": 0.2, "front": 2, "in_a_row": 3})
+    candidate = space.random(np.random.default_rng(1))
+    names = {name.split(", ")[-1].split()[0] for name in space.exchanges(candidate)}
+    assert names == {"back", "warm_up"}
+
+
+def test_a_threshold_is_moved_beyond_where_it_decides_the_same() -> None:
+    space = settings(engine="first-block-cache", steps=4)
+    candidate = Candidate(space.baselines()["leading"].steps, engine=FirstBlockCache(1.0))
+    moved = {exchanged.engine for exchanged in space.exchanges(candidate).values()}
+    assert moved == {FirstBlockCache(0.398107), FirstBlockCache(0.251189)}
 
 
 def test_a_setting_that_is_fixed_or_saves_nothing_is_the_same_on_every_rung() -> None:

@@ -224,11 +224,9 @@ def model_results(model: str, effort: Effort, kept: Kept) -> dict[str, Any]:
         say(f"{model} {number + 1}/{effort.candidates}: {candidate} FID {results[-1]['fid']:.2f}")
     better = sorted(results, key=lambda result: result["fid"])[: effort.candidates // 2]
     of_half = all_tau(better, effort.counts)
-    uniform = build_space({"kind": "time-steps", "steps": effort.teacher_steps}, "teacher").space(problem.info)
-    timed = {"candidate": good, "teacher": uniform.baselines()[UNIFORM]}
     return {
         "equal_ranking": equal_ranking(of_half["common"], effort.counts),
-        "seconds_per_image": {name: seconds_per_image(own, each, effort.counts[-1]) for name, each in timed.items()},
+        "seconds_per_image": seconds_per_image(problem, effort),
         "tau": all_tau(results, effort.counts),
         "tau_better_half": of_half,
         "refused": metrics.refused,
@@ -262,12 +260,19 @@ def equal_ranking(taus: Mapping[str, Mapping[int, float | None]], counts: Sequen
     return {n: next((m for m in counts if relative.get(m, -2.0) >= tau), None) for n, tau in wanted.items()}
 
 
-def seconds_per_image(sampler: ImageSampler, candidate: Candidate, images: int) -> float:
-    """Wall time of sampling, after a batch that warms up."""
-    list(sampler.images(candidate, range(min(images, sampler.micro_batch)), COMMON_SEED))
-    begun = time.perf_counter()
-    list(sampler.images(candidate, range(images), COMMON_SEED))
-    return round((time.perf_counter() - begun) / images, 6)
+def seconds_per_image(problem: Problem, effort: Effort) -> dict[str, float]:
+    """Wall time of sampling after a first batch: of as many uniform steps as a candidate has, and of the teacher."""
+    sampler = problem.sampler
+    assert sampler is not None
+    teacher = build_space({"kind": "time-steps", "steps": effort.teacher_steps}, "teacher").space(problem.info)
+    images, seconds = effort.counts[-1], {}
+    for name, space in (("candidate", problem.space), ("teacher", teacher)):
+        steps = space.baselines()[UNIFORM]
+        list(sampler.images(steps, range(min(images, sampler.micro_batch)), COMMON_SEED))
+        begun = time.perf_counter()
+        list(sampler.images(steps, range(images), COMMON_SEED))
+        seconds[name] = round((time.perf_counter() - begun) / images, 6)
+    return seconds
 
 
 def print_table(model: str, result: Mapping[str, Any], counts: Sequence[int]) -> None:
@@ -290,10 +295,15 @@ def main() -> None:
     arguments.add_argument("--keep", type=Path, metavar="FILE", help="keeps what is measured, to go on from there")
     arguments.add_argument("--reference", type=int, help=f"images of the FID  [default: {Effort.reference}]")
     arguments.add_argument("--trials", type=int, help=f"of the search for a good candidate  [default: {Effort.trials}]")
+    arguments.add_argument("--seconds", action="store_true", help="measure seconds_per_image alone")
     options = arguments.parse_args()
     torch.set_num_threads(options.threads)
     given = {key: value for key in ("reference", "trials") if (value := getattr(options, key)) is not None}
     effort = replace(QUICK if options.quick else Effort(), **given)
+    if options.seconds:
+        taken = {model: seconds_per_image(Study.load(STUDIES[model]).problem, effort) for model in options.models}
+        print(json.dumps({"seconds_per_image": taken, "machine": machine()}))
+        return
     begun = time.perf_counter()
     with tempfile.TemporaryDirectory() as cache:
         os.environ["AUTODIFFUSION_CACHE"] = cache  # a teacher for every candidate: nothing to keep

@@ -103,7 +103,7 @@ class ImageMetric:
 
     def __post_init__(self) -> None:
         _need_identity("ImageMetric", self.function, self.identity)
-        _check_direction(self.direction)
+        _check_goals(self.direction, self.minimise, self.maximise)
         object.__setattr__(self, "images", tuple(self.images) if isinstance(self.images, list) else self.images)
         if not self.rungs or self.rungs[0] < 1:
             raise UserError(f"ImageMetric: images must be 1 or more, the number of images a trial; got {self.images}")
@@ -215,7 +215,7 @@ class CandidateMetric:
 
     def __post_init__(self) -> None:
         _need_identity("CandidateMetric", self.function, self.identity)
-        _check_direction(self.direction)
+        _check_goals(self.direction, self.minimise, self.maximise)
 
     def definition(self) -> dict[str, Any]:
         """What a resumed study compares, as JSON values."""
@@ -317,6 +317,9 @@ def _need_identity(what: str, function: object, identity: str) -> None:
         )
 
 
-def _check_direction(direction: str) -> None:
+def _check_goals(direction: str, minimise: Sequence[str], maximise: Sequence[str]) -> None:
     if direction not in ("minimize", "maximize"):
         raise UserError(f'direction must be "minimize" or "maximize"; got {direction!r}')
+    for key, names in (("minimise", minimise), ("maximise", maximise)):
+        if isinstance(names, str):  # a sequence too, of its letters
+            raise UserError(f"{key} must be a list of names; got {names!r}: write [{names!r}]")

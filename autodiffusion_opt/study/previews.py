@@ -99,8 +99,8 @@ def is_improving(values: tuple[float, ...], trials: Iterable[FrozenTrial], direc
     """Whether no complete trial is as good in every value: a new best, or a new point of the front."""
     losses = losses_of(values, directions)
     known = (values_of(trial) for trial in trials)
-    earlier = (losses_of(other, directions) for other in known if other is not None)
-    return not any(other == losses or dominates(other, losses) for other in earlier)
+    earlier = (losses_of(previous, directions) for previous in known if previous is not None)
+    return not any(previous == losses or dominates(previous, losses) for previous in earlier)
 
 
 def keep_preview(
@@ -119,7 +119,7 @@ def keep_preview(
         url: of the database.
         columns: of the picture; None: about as many as rows.
     """
-    if sum(preview_id(other) is not None for other in trials.values()) >= MOST:
+    if sum(preview_id(each) is not None for each in trials.values()) >= MOST:
         return
     folder = artifact_folder(url)
     try:

@@ -70,6 +70,14 @@ def test_a_direction_that_is_none_is_refused(kind: Any) -> None:
         kind(constant(1.0), identity="one", direction="up", **more)
 
 
+@pytest.mark.parametrize("kind", [ImageMetric, CandidateMetric])
+@pytest.mark.parametrize("key", ["minimise", "maximise"])
+def test_a_name_in_place_of_a_list_of_names_is_refused(kind: Any, key: str) -> None:
+    more = {"images": 2} if kind is ImageMetric else {}
+    with pytest.raises(UserError, match=rf"{key} must be a list of names; got 'first': write \['first'\]"):
+        kind(constant(1.0), identity="one", **{key: "first"}, **more)
+
+
 def test_wrong_conditions_of_an_image_metric_are_refused_as_in_a_file() -> None:
     with pytest.raises(UserError, match=r"ImageMetric: conditions: .*needs file"):
         ImageMetric(constant(1.0), images=2, identity="one", conditions={"kind": "prompts"})

@@ -77,9 +77,9 @@ def _engines(sampler: ImageSampler, candidate: Candidate) -> tuple[list[Engine |
         return [None], []
     engines: list[Engine | None] = []
     remarks: list[str] = []
-    for found, problem in (_mag(sampler, mask), _first_block(sampler, candidate), _taylor(sampler, mask)):
-        engines += found
-        remarks += problem
+    for caches, problems in (_mag(sampler, mask), _first_block(sampler, candidate), _taylor(sampler, mask)):
+        engines += caches
+        remarks += problems
     return engines, remarks
 
 

@@ -1,22 +1,26 @@
 """A cache's settings searched, against its default and a sweep by hand, at equal cost: ``benchmarks/engine.py``.
 
-diffusers' first-block cache on the embedded DiT (Fréchet distance to real images) and on a small Flux of random weights
-(distance of each image from the teacher's, whose weights are as random). A candidate may cost ``--networks`` whole
-networks, as they are counted while it samples:
+A cache of diffusers (``--engine``: its first-block cache by threshold, TaylorSeer by interval, MagCache by the share of
+skipped steps) on the embedded DiT (Fréchet distance to real images) and on a small Flux of random weights (distance of
+each image from the teacher's, whose weights are as random). A candidate may cost ``--networks`` whole networks, as they
+are counted while it samples:
 
 - ``fewer steps``: even steps, no cache;
-- ``default``: even steps, the package's threshold, as many steps as cost no more;
-- ``sweep``: the same at six thresholds, the best of them;
-- ``study``: a study of ``kind = "engine"``: threshold, number of steps and times, ``local``.
+- ``default``: even steps, the package's settings, as many steps as cost no more; MagCache's are none;
+- ``sweep``: the same at six settings, the best of them;
+- ``study``: a study of ``kind = "engine"``: settings, number of steps and times, ``local``.
 
-Winners are measured again on fresh noise. The last line is one JSON object; ``over_default`` and ``over_sweep`` are the
-value of the study's winner over theirs.
+A seed is that of the Flux's weights, of the noise and of the search. Winners are measured again on fresh noise. The
+last line is one JSON object; ``over_default`` and ``over_sweep`` are the value of the study's winner over theirs, of
+each seed.
 """
 
 from __future__ import annotations
 
 import json
 import tempfile
+from collections.abc import Callable
+from itertools import product
 from typing import Any
 
 import diffusers
@@ -24,18 +28,25 @@ import torch
 from common import machine, parser, say
 
 from autodiffusion_opt import Candidate, Step, Study
-from autodiffusion_opt.engine import FirstBlockCache
+from autodiffusion_opt.engine import Engine, FirstBlockCache, MagCache, TaylorSeerCache
 from autodiffusion_opt.sampling.counted import networks_run
 from autodiffusion_opt.space.baselines import leading, shifted
+from autodiffusion_opt.space.engine_knobs import evenly_skipped
 from autodiffusion_opt.space.engine_settings import EngineSettings
 from autodiffusion_opt.study.problem import Problem
 from autodiffusion_opt.study.verify import rescore
 
 MODELS = ("digits-dit", "flux")
 FEWER, DEFAULT, SWEEP, STUDY = "fewer steps", "default", "sweep", "study"
-THRESHOLD = 0.05  # diffusers' default
-THRESHOLDS = (0.02, 0.04, 0.08, 0.16, 0.32, 0.64)
-SEED = 0
+# By engine, the default and six settings, for a number of steps.
+HAND: dict[str, Callable[[int], list[Engine | None]]] = {
+    FirstBlockCache.kind: lambda steps: [*map(FirstBlockCache, (0.05, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64))],
+    TaylorSeerCache.kind: lambda steps: [TaylorSeerCache(interval, 3, 1) for interval in (5, 2, 3, 4, 5, 6, 7)],
+    MagCache.kind: lambda steps: [
+        None,
+        *(MagCache(evenly_skipped(share, steps)) for share in (1 / 5, 1 / 4, 1 / 3, 1 / 2, 2 / 3, 3 / 4)),
+    ],
+}
 
 
 class Flux(diffusers.FluxPipeline):  # type: ignore[misc]
@@ -47,9 +58,9 @@ class Flux(diffusers.FluxPipeline):  # type: ignore[misc]
         return torch.zeros(count, 1, 8), torch.zeros(count, 8), torch.zeros(1, 3)
 
 
-def flux() -> Flux:
+def flux(seed: int) -> Flux:
     """Four blocks of two streams and four of one, 64 tokens."""
-    torch.manual_seed(SEED)
+    torch.manual_seed(seed)
     transformer = diffusers.FluxTransformer2DModel(
         patch_size=1,
         in_channels=16,
@@ -75,13 +86,13 @@ def flux() -> Flux:
     return pipeline
 
 
-def study(model: str, networks: int, trials: int, rungs: list[int], folder: str) -> Study:
+def study(model: str, engine: str, networks: int, trials: int, rungs: list[int], seed: int, folder: str) -> Study:
     """The study of a model; twice as many steps as whole networks are its most."""
-    space = {"kind": "engine", "engine": FirstBlockCache.kind, "steps": [networks, 2 * networks]}
-    objective: dict[str, Any] = {"images": rungs, "at_most": {"flops": 0.5}}
+    space = {"kind": "engine", "engine": engine, "steps": [networks, 2 * networks]}
+    objective: dict[str, Any] = {"images": rungs, "at_most": {"flops": 0.5}, "seed": seed}
     pipeline: Any
     if model == "flux":
-        pipeline = flux()
+        pipeline = flux(seed)
         objective |= {
             "kind": "paired",
             "features": "pixels",
@@ -99,26 +110,29 @@ def study(model: str, networks: int, trials: int, rungs: list[int], folder: str)
         objective=objective,
         optimizer="local",
         trials=trials,
-        seed=SEED,
+        seed=seed,
         storage=f"sqlite:///{folder}/{model}.db",
     )
 
 
-def even(problem: Problem, steps: int, threshold: float | None) -> Candidate:
-    """Even steps, with a first-block cache or none."""
+def even(problem: Problem, steps: int, engine: Engine | None) -> Candidate:
+    """Even steps, with a cache or none."""
     assert isinstance(problem.space, EngineSettings)
     times = problem.space.grid.settle(shifted(problem.info, leading(problem.info, steps)))
-    engine = None if threshold is None else FirstBlockCache(threshold)
     return Candidate(tuple(map(Step, times)), engine=engine)
 
 
-def most_steps(problem: Problem, networks: int, threshold: float) -> Candidate:
-    """As many even steps as the budget allows at a threshold."""
+def by_hand(problem: Problem, engine: str, networks: int) -> list[Candidate]:
+    """Of the default and each setting, as many even steps as the budget allows."""
     assert problem.sampler is not None
-    counts = range(2 * networks, networks, -1)
-    listed = (even(problem, count, threshold) for count in counts)
-    allowed = (each for each in listed if networks_run(problem.sampler, each, SEED) <= networks + 1e-9)
-    return next(allowed, even(problem, networks, threshold))
+    seed = problem.objective.seed  # type: ignore[attr-defined]
+    allowed: dict[int, Candidate] = {}
+    for steps in range(networks, 2 * networks + 1):
+        for place, setting in enumerate(HAND[engine](steps)):
+            candidate = even(problem, steps, setting)
+            if networks_run(problem.sampler, candidate, seed) <= networks + 1e-9:
+                allowed[place] = candidate
+    return [allowed[place] for place in sorted(allowed)]
 
 
 def value(problem: Problem, candidate: Candidate) -> float:
@@ -127,26 +141,28 @@ def value(problem: Problem, candidate: Candidate) -> float:
     return next(iter(score.values.values()))
 
 
-def compared(model: str, networks: int, trials: int, rungs: list[int], images: int) -> dict[str, dict[str, Any]]:
+def compared(
+    model: str, engine: str, networks: int, trials: int, rungs: list[int], images: int, seed: int
+) -> dict[str, dict[str, Any]]:
     """Each way's winner, re-scored."""
     with tempfile.TemporaryDirectory() as folder:
-        search = study(model, networks, trials, rungs, folder)
+        search = study(model, engine, networks, trials, rungs, seed, folder)
         problem = search.problem
-        say(f"{model}: thresholds by hand")
-        swept = [most_steps(problem, networks, threshold) for threshold in THRESHOLDS]
+        say(f"{model}, seed {seed}: settings by hand")
+        default, *swept = by_hand(problem, engine, networks)
         ways = {
             FEWER: even(problem, networks, None),
-            DEFAULT: most_steps(problem, networks, THRESHOLD),
+            DEFAULT: default,
             SWEEP: min(swept, key=lambda candidate: value(problem, candidate)),
         }
-        say(f"{model}: {trials} trials")
+        say(f"{model}, seed {seed}: {trials} trials")
         search.run(progress=False)
         ways[STUDY] = search.best().candidate
         assert problem.sampler is not None
         scored = rescore(problem, ways, images=images, repeats=3)
         return {
             way: {
-                "networks": round(networks_run(problem.sampler, candidate, SEED), 3),
+                "networks": round(networks_run(problem.sampler, candidate, seed), 3),
                 "mean": round(scored[way].mean, 4),
                 "std": round(scored[way].std, 4),
                 "candidate": str(candidate),
@@ -159,30 +175,34 @@ def main() -> None:
     """Search, re-score, print."""
     arguments = parser(__doc__)
     arguments.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
+    arguments.add_argument("--engine", choices=list(HAND), default=FirstBlockCache.kind)
     arguments.add_argument("--networks", type=int, default=4)
     arguments.add_argument("--trials", type=int, default=80)
     arguments.add_argument("--images", type=int, default=2000, help="of each of the three re-scorings")
+    arguments.add_argument("--seeds", type=int, default=3, help="how many, from 0")
     options = arguments.parse_args()
     torch.set_num_threads(options.threads)
     trials, images, rungs = options.trials, options.images, {"digits-dit": [100, 500], "flux": [16, 64]}
-    models, networks = options.models, options.networks
+    models, networks, seeds = options.models, options.networks, options.seeds
     if options.quick:
-        trials, images, models, networks, rungs["flux"] = 30, 16, ["flux"], 3, [8, 16]
-    rows = {
-        model: compared(model, networks, trials, rungs[model], images if model != "flux" else min(images, 256))
-        for model in models
-    }
-    print(f"{'model':<12}{'way':<13}{'networks':>9}{'mean':>10}{'std':>9}  candidate")
-    for model, ways in rows.items():
+        trials, images, models, networks, seeds, rungs["flux"] = 30, 16, ["flux"], 3, 1, [8, 16]
+    print(f"{'model':<12}{'seed':>4}  {'way':<13}{'networks':>9}{'mean':>10}{'std':>9}  candidate")
+    rows: dict[str, list[dict[str, dict[str, Any]]]] = {model: [] for model in models}
+    for model, seed in product(models, range(seeds)):
+        fresh = images if model != "flux" else min(images, 256)
+        ways = compared(model, options.engine, networks, trials, rungs[model], fresh, seed)
+        rows[model].append(ways)
         for way, row in ways.items():
-            print(
-                f"{model:<12}{way:<13}{row['networks']:>9.2f}{row['mean']:>10.4g}{row['std']:>9.2g}  {row['candidate']}"
-            )
+            numbers = f"{row['networks']:>9.2f}{row['mean']:>10.4g}{row['std']:>9.2g}"
+            print(f"{model:<12}{seed:>4}  {way:<13}{numbers}  {row['candidate']}", flush=True)
     over = {
-        f"over_{way}": {model: round(ways[STUDY]["mean"] / ways[way]["mean"], 4) for model, ways in rows.items()}
+        f"over_{way}": {
+            model: [round(ways[STUDY]["mean"] / ways[way]["mean"], 4) for ways in of_seeds]
+            for model, of_seeds in rows.items()
+        }
         for way in (DEFAULT, SWEEP)
     }
-    print(json.dumps({"rows": rows, **over, "machine": machine()}))
+    print(json.dumps({"engine": options.engine, "rows": rows, **over, "machine": machine()}))
 
 
 if __name__ == "__main__":

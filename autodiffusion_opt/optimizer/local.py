@@ -5,7 +5,8 @@ each coordinate is tried a step up and a step down, in an order drawn at random;
 centre. Where none is better the step is halved (compass search; Kolda, Lewis and Torczon, 2003, section 1.3), and where
 the step is too small to matter another descent begins near the best candidate. In a space of layers
 (:class:`~autodiffusion_opt.space.Layered`) their changes come before the step is halved, and after these descents from
-other numbers of steps (the discrete neighbours of Audet and Dennis, 2001, section 2).
+other numbers of steps (the discrete neighbours of Audet and Dennis, 2001, section 2). Where one change alone costs too
+much (:class:`~autodiffusion_opt.space.Exchanging`), two at once are tried among the coordinates at the first step.
 
 All candidates share their noise, so the objective is smooth enough for this, and its start matters most: see
 :mod:`autodiffusion_opt.space.local_errors`. Where the objective has rungs of images, a candidate that is worse than the
@@ -31,9 +32,9 @@ from autodiffusion_opt.errors import UserError
 from autodiffusion_opt.optimizer.base import TRIES, CandidateSampler, OptimizerConfig, Proposal
 from autodiffusion_opt.optimizer.layer_moves import REPEATED, layer_moves
 from autodiffusion_opt.optimizer.stage import BEGINNING, RESTRUCTURED, Stage
-from autodiffusion_opt.space import Compared, Layered, Space, Walkable
+from autodiffusion_opt.space import Compared, Exchanging, Layered, Space, Walkable
 from autodiffusion_opt.space.baselines import UNIFORM
-from autodiffusion_opt.trials.attributes import EXCESS, STAGE, candidate_of, excess_of
+from autodiffusion_opt.trials.attributes import COST_EXCESS, EXCESS, STAGE, candidate_of, excess_of
 from autodiffusion_opt.trials.history import Observation, Past, best_first
 
 
@@ -164,10 +165,18 @@ class LocalSearch(CandidateSampler):
         return None
 
     def _sweep(self, candidate: Candidate, step: float, order: np.random.Generator) -> Iterator[tuple[Candidate, str]]:
-        """Each coordinate a step up and a step down, in any order, with the name of the move."""
+        """Each coordinate a step up and a step down, and at the first step the exchanges, in any order, with the name
+        of the move."""
         coordinates = self.walkable.coordinates(candidate)
         moves = [(index, sign) for index in range(len(coordinates)) for sign in (1, -1)]
-        for chosen in order.permutation(len(moves)):
+        exchanges: list[tuple[str, Candidate]] = []
+        if isinstance(self.walkable, Exchanging) and step == self.settings.step:
+            exchanges += self.walkable.exchanges(candidate).items()
+        for chosen in order.permutation(len(moves) + len(exchanges)):
+            if chosen >= len(moves):
+                name, exchanged = exchanges[int(chosen) - len(moves)]
+                yield exchanged, name
+                continue
             index, sign = moves[int(chosen)]
             moved = list(coordinates)
             moved[index] += sign * step
@@ -246,7 +255,8 @@ def _rank(observation: Observation) -> tuple[float, ...] | None:
 class WorseThanBest(BasePruner):
     """Stops a candidate that after a rung is worse than the best candidate was after equally many images.
 
-    One that is nearer to its bounds than that goes on: its value may be worse.
+    One that is nearer to its bounds than that goes on: its value may be worse. One that costs too much does not, where
+    that does not.
     A descent that began with another number of steps has a best of its own: what it goes from is measured in full.
 
     Attributes:
@@ -277,6 +287,8 @@ class WorseThanBest(BasePruner):
         ranked = best_first(measured, (study.direction,))
         if not ranked or trial.user_attrs.get(EXCESS, 0.0) < excess_of(ranked[0]):
             return False
+        if trial.user_attrs.get(COST_EXCESS, 0.0) > excess_of(ranked[0]):
+            return True  # seconds are not among these costs: they vary
         limit = ranked[0].intermediate_values[images]
         worse_by = trial.intermediate_values[images] - limit
         tolerance = self.tolerance if stage is None or stage.base is None else self.layer_tolerance

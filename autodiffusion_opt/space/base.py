@@ -144,6 +144,16 @@ class Layered(Walkable, Protocol):
         ...
 
 
+@runtime_checkable
+class Exchanging(Walkable, Protocol):
+    """A walkable space whose candidates have neighbours to which no step of one coordinate leads: of about the same
+    cost, since of two things there is more of the one and less of the other, or beyond what changes nothing."""
+
+    def exchanges(self, candidate: Candidate) -> dict[str, Candidate]:
+        """The neighbours, by what was done."""
+        ...
+
+
 def numbered_beyond(parameters: Iterable[str], count: int) -> set[str]:
     """The names of a letter and a number, as ``t7``, whose number is greater than ``count``."""
     return {name for name in parameters if name[1:].isdecimal() and int(name[1:]) > count}

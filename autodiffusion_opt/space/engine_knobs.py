@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import numpy as np
 from optuna.distributions import BaseDistribution, FloatDistribution, IntDistribution
@@ -19,6 +19,8 @@ from autodiffusion_opt.space.scalars import MUTATION_SHARE, UNITS
 UNIT = 0.4
 # The settings that are not numbers but steps: of each, but for the first, whether it is skipped.
 SKIPPED = "skipped"
+# How many first steps are computed whatever the other settings are.
+WARM_UP = "warm_up"
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,7 @@ class Knob:
         high: the greatest.
         default: the package's.
         is_whole: whether it is an integer; others are searched in their logarithm.
+        saves: 1: the greater it is the more is left out; -1: the smaller it is; 0: it decides nothing of that.
     """
 
     name: str
@@ -38,6 +41,7 @@ class Knob:
     high: float
     default: float
     is_whole: bool = True
+    saves: Literal[-1, 0, 1] = 0
 
     @property
     def searched(self) -> bool:
@@ -83,13 +87,21 @@ class Knob:
             return self.settle(coordinate / UNIT)
         return self.settle(self.low * (self.high / self.low) ** (coordinate / UNITS))
 
+    def sparing(self, share: float) -> float:
+        """The value at a share of the way from the least that is left out (0) to the most (1); else the default."""
+        if not self.searched or not self.saves:
+            return self.settle(self.default)
+        ends = self.coordinate(self.low), self.coordinate(self.high)
+        least, most = ends if self.saves > 0 else reversed(ends)
+        return self.at(least + share * (most - least))
+
     def limited(self, setting: float | tuple[float, float]) -> Knob:
         """The knob fixed at a number, or with a range of its own. Raises UserError for what it cannot be."""
         low, high = setting if isinstance(setting, tuple) else (setting, setting)
         if low > high or (self.is_whole and (low % 1 or high % 1)):
             kind = "an integer" if self.is_whole else "a number"
             raise UserError(f"{self.name} must be {kind} or a range [low, high] with low <= high; got {setting}")
-        return Knob(self.name, low, high, self.default, self.is_whole)
+        return replace(self, low=low, high=high)
 
 
 @dataclass(frozen=True)
@@ -128,7 +140,7 @@ class Knobs:
         """The numbers of an engine. Raises UserError for an engine that is not of this kind or beyond a range."""
         if engine is None:
             # Of several settings that run every block: the longest warm-up, and defaults.
-            values = {k.name: k.high if k.name == "warm_up" else k.settle(k.default) for k in self.numbers}
+            values = {k.name: k.high if k.name == WARM_UP else k.settle(k.default) for k in self.numbers}
             if self.engine(values, (), steps) is not None:
                 raise UserError(f"a candidate in this space must have the cache {self.kind.kind}; got none")
             return values
@@ -152,24 +164,37 @@ class Knobs:
         return {knob.name: knob.settle(knob.default) for knob in self.numbers}
 
 
+# Of a cache that is told which steps it skips: at most so many of them.
+MOST_SKIPPED = 0.75
+
+
+def evenly_skipped(share: float, steps: int) -> tuple[int, ...]:
+    """The indices of a share of the steps, ``MOST_SKIPPED`` at most, those that are run as even as can be."""
+    run = 1 - min(share, MOST_SKIPPED)
+    return tuple(index for index in range(1, steps) if int(index * run) == int((index - 1) * run))
+
+
 # Defaults: FirstBlockCacheConfig and TaylorSeerCacheConfig of diffusers 0.42, DBCacheConfig of cache-dit 1.5, whose
 # steps in a row are unlimited.
-_THRESHOLD = Knob("threshold", 0.01, 1.0, 0.05, is_whole=False)
-_FRONT, _BACK = Knob("front", 1, 4, 8), Knob("back", 0, 2, 0)
+_THRESHOLD = Knob("threshold", 0.01, 1.0, 0.05, is_whole=False, saves=1)
+_FRONT, _BACK = Knob("front", 1, 4, 8, saves=-1), Knob("back", 0, 2, 0, saves=-1)
 KNOBS: Mapping[str, Knobs] = {
     knobs.kind.kind: knobs
     for knobs in (
         Knobs(engines.FirstBlockCache, (_THRESHOLD,)),
         Knobs(engines.MagCache, has_mask=True),
-        Knobs(engines.TaylorSeerCache, (Knob("interval", 2, 6, 5), Knob("warm_up", 1, 6, 3), Knob("order", 0, 3, 1))),
+        Knobs(
+            engines.TaylorSeerCache,
+            (Knob("interval", 2, 6, 5, saves=1), Knob(WARM_UP, 1, 6, 3, saves=-1), Knob("order", 0, 3, 1)),
+        ),
         Knobs(
             engines.CacheDiT,
             (
                 _FRONT,
                 _BACK,
-                Knob("threshold", 0.01, 1.0, 0.08, is_whole=False),
-                Knob("warm_up", 1, 8, 8),
-                Knob("in_a_row", 1, 6, 6),
+                replace(_THRESHOLD, default=0.08),
+                Knob(WARM_UP, 1, 8, 8, saves=-1),
+                Knob("in_a_row", 1, 6, 6, saves=1),
             ),
         ),
         Knobs(engines.CacheDiTMask, (_FRONT, _BACK), has_mask=True),

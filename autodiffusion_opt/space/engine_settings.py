@@ -16,12 +16,16 @@ from optuna.distributions import BaseDistribution, IntDistribution
 from autodiffusion_opt.candidate import Candidate, Step
 from autodiffusion_opt.errors import UserError
 from autodiffusion_opt.space.baselines import UNIFORM, leading, named_times, shifted
-from autodiffusion_opt.space.engine_knobs import SKIPPED, UNIT, Knobs
+from autodiffusion_opt.space.engine_knobs import SKIPPED, UNIT, WARM_UP, Knobs, evenly_skipped
 from autodiffusion_opt.space.model_info import ModelInfo
 from autodiffusion_opt.space.scalars import Scalars
 from autodiffusion_opt.space.time_grid import TimeGrid
 
 COUNT = "steps"
+# Of what each setting can leave out: the rungs of the ladder of baselines.
+RUNGS = (0.25, 0.5, 0.75, 1.0)
+# By how many steps of a search a threshold alone is moved at once, beside one.
+FAR = (-3, -2, 2, 3)
 
 
 @dataclass(frozen=True)
@@ -128,15 +132,26 @@ class EngineSettings:
         return self._made(Draft(times, numbers, skipped), vars(candidate))
 
     def baselines(self) -> dict[str, Candidate]:
-        """The usual schedules of the greatest number of steps, the engine at its defaults; ``leading`` alone where the
-        times are given. And the first of them at the least number, which keeps to bounds of the cost if any does."""
+        """``leading`` with the engine at its defaults, of the greatest number of steps; where that number is
+        fixed and the times are not, the other usual schedules too.
+
+        Then what a sweep by hand tries: ``cache 25 %`` to ``cache 100 %``, the same times with every setting at this
+        share of what it can leave out. And ``fewest steps``, the same schedule of the least number. Where the measured
+        cost is bounded, one of these is likely to keep to that.
+        """
         least, count = self.steps
-        named = named_times(self.info, count)
-        fewest = named_times(self.info, least)[UNIFORM]
-        if self.spacing is not None:
-            named, fewest = {UNIFORM: self._given(count)}, self._given(least)
-        named |= {"fewest steps": fewest} if least < count else {}
-        return {name: self._made(Draft(times, self.knobs.defaults()), {}) for name, times in named.items()}
+        named = named_times(self.info, count) if self.spacing is None else {UNIFORM: self._given(count)}
+        if least < count:
+            named = {UNIFORM: named[UNIFORM]}
+        drafts = {name: Draft(times, self.knobs.defaults()) for name, times in named.items()}
+        for rung in RUNGS:
+            drafts[f"cache {100 * rung:.0f} %"] = self._sparing(named[UNIFORM], rung)
+        if least < count:
+            fewest = named_times(self.info, least)[UNIFORM] if self.spacing is None else self._given(least)
+            drafts["fewest steps"] = Draft(fewest, self.knobs.defaults())
+        made = {name: self._made(draft, {}) for name, draft in drafts.items()}
+        first = {candidate: name for name, candidate in reversed(made.items())}  # of equal ones
+        return {name: candidate for name, candidate in made.items() if first[candidate] == name}
 
     def presets(self) -> dict[str, Candidate]:
         """``no cache``: the uniform schedule of the greatest number of steps, every block run; ``defaults``: with the
@@ -207,6 +222,36 @@ class EngineSettings:
             draft = self._resized(draft, wanted)
         return self._made(draft, self.scalars.at(rest))
 
+    def exchanges(self, candidate: Candidate) -> dict[str, Candidate]:
+        """A step more with a setting that leaves more out, a step fewer with one that leaves less out.
+
+        A threshold alone is moved further than by one step too: what a cache decides changes in jumps, between which
+        equal images come of unequal thresholds. Of a cache that is told which steps it skips: a skipped step more or
+        fewer, and of two steps in a row the other one skipped, which cost the same.
+        """
+        draft, count = self._draft(candidate), len(candidate.steps)
+        saving = [knob for knob in self.knobs.numbers if knob.searched and knob.saves]
+        drafts = {}
+        for change, name in ((1, "a step more"), (-1, "a step fewer")):
+            if not self.steps[0] <= count + change <= self.steps[1]:
+                continue
+            resized = self._resized(draft, count + change)
+            for knob in saving:
+                value = draft.numbers[knob.name]
+                value = min(value, count) if knob.name == WARM_UP else value  # a longer one is no other
+                changed = knob.at(knob.coordinate(value) + change * knob.saves * UNIT)
+                if changed != value:
+                    numbers = {**draft.numbers, knob.name: changed}
+                    drafts[f"{name}, {knob.name} {changed:g}"] = replace(resized, numbers=numbers)
+        for knob in saving:
+            for units in () if knob.is_whole else FAR:
+                changed = knob.at(knob.coordinate(draft.numbers[knob.name]) + units * UNIT)
+                drafts[f"{knob.name} {changed:g}"] = replace(draft, numbers={**draft.numbers, knob.name: changed})
+        if self.knobs.has_mask:
+            drafts |= self._mask_exchanges(draft, count)
+        made = {name: self._made(changed, vars(candidate)) for name, changed in drafts.items()}
+        return {name: exchanged for name, exchanged in made.items() if exchanged != candidate}
+
     def with_layer_share(self, share: float) -> EngineSettings:
         """Itself: no layer may be removed here."""
         return self
@@ -223,6 +268,29 @@ class EngineSettings:
         assert self.spacing is not None
         return self.grid.settle(named_times(self.info, count)[self.spacing])
 
+    def _mask_exchanges(self, draft: Draft, count: int) -> dict[str, Draft]:
+        """As many steps run as before, others of them skipped, or one skipped step more or fewer."""
+        (low, high), drafts = self.steps, dict[str, Draft]()
+        for place in draft.skipped:
+            for beside in (place - 1, place + 1):
+                if 0 < beside < count and beside not in draft.skipped:
+                    skipped = sorted({*draft.skipped, beside} - {place})
+                    drafts[f"step {beside + 1} skipped for {place + 1}"] = replace(draft, skipped=tuple(skipped))
+        for place in draft.skipped if count > low else ():
+            times = self._unless_given((*draft.times[:place], *draft.times[place + 1 :]))
+            skipped = [index - (index > place) for index in draft.skipped if index != place]
+            drafts[f"without skipped step {place + 1}"] = Draft(times, draft.numbers, tuple(skipped))
+        for place in range(1, count) if count < high else ():
+            middle = self.info.log_snr(draft.times[place - 1 : place + 1]).mean(keepdims=True)
+            between = self.info.times_of_log_snr(middle)
+            times = self._unless_given((*draft.times[:place], *between, *draft.times[place:]))
+            skipped = sorted([place, *(index + (index >= place) for index in draft.skipped)])
+            drafts[f"skipped step more after step {place}"] = Draft(times, draft.numbers, tuple(skipped))
+        return drafts
+
+    def _unless_given(self, times: tuple[float, ...]) -> tuple[float, ...]:
+        return times if self.spacing is None else self._given(len(times))
+
     def _may_be_idle(self, count: int) -> bool:
         """Whether there are settings with which every block runs at so many steps."""
         try:
@@ -234,6 +302,11 @@ class EngineSettings:
     def _draft(self, candidate: Candidate) -> Draft:
         numbers = self.knobs.values(candidate.engine, len(candidate.steps))
         return Draft(candidate.times, numbers, getattr(candidate.engine, SKIPPED, ()))
+
+    def _sparing(self, times: tuple[float, ...], share: float) -> Draft:
+        """The settings at a share of what they can leave out."""
+        numbers = {knob.name: knob.sparing(share) for knob in self.knobs.numbers}
+        return Draft(times, numbers, evenly_skipped(share, len(times)) if self.knobs.has_mask else ())
 
     def _resized(self, draft: Draft, count: int) -> Draft:
         """With so many steps: each is skipped where the one at its share of the schedule was."""

@@ -15,12 +15,14 @@ from autodiffusion_opt.errors import EvaluationError
 from autodiffusion_opt.objective import Score
 from autodiffusion_opt.objective.image_objective import Clock
 from autodiffusion_opt.objective.pruners import AtEachImage
+from autodiffusion_opt.space import cost
 from autodiffusion_opt.study.callback import Callback
 from autodiffusion_opt.study.previews import is_improving, keep_preview
 from autodiffusion_opt.study.problem import Problem
 from autodiffusion_opt.study.provenance import provenance
 from autodiffusion_opt.trials.attributes import (
     CANDIDATE,
+    COST_EXCESS,
     ERROR,
     EVALUATION_FAILED,
     EXCESS,
@@ -161,7 +163,9 @@ def _measure(
                 trial.set_user_attr(OF_IMAGES, [float(f"{number:.7g}") for number in score.of_images])
             if may_stop and score.images < rungs[-1]:
                 if problem.bounds:
-                    trial.set_user_attr(EXCESS, sum(max(bound.excess(score.values), 0) for bound in problem.bounds))
+                    excess = [(bound.name, max(bound.excess(score.values), 0)) for bound in problem.bounds]
+                    trial.set_user_attr(EXCESS, sum(beyond for _, beyond in excess))
+                    trial.set_user_attr(COST_EXCESS, sum(beyond for name, beyond in excess if name in cost.COSTS))
                 if trial.should_prune():
                     return score, True
         clock.start()

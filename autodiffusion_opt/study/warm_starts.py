@@ -68,8 +68,7 @@ def warm_starts(
             continue
         if name == DYNAMIC_PROGRAMMING:
             is_asked_for = "start_from" in getattr(optimizer, "model_fields_set", ())
-            start = _dynamic_programming(config, problem, progress, is_asked_for=is_asked_for)
-            starts |= {} if start is None else {name: start}
+            starts |= _dynamic_programming(config, problem, progress, is_asked_for=is_asked_for)
         else:
             starts[name] = WarmStart(problem.space.nearest(_known(config, storage, name)))
     return starts
@@ -77,43 +76,46 @@ def warm_starts(
 
 def _dynamic_programming(
     config: StudyConfig, problem: Problem, progress: Progress, *, is_asked_for: bool
-) -> WarmStart | None:
-    """The times of least local errors, as many as the uniform baseline has; None where there are none by default."""
+) -> dict[str, WarmStart]:
+    """The times of least local errors, as many as the uniform baseline has, and as any that has another number; none
+    where there are none by default."""
     if problem.sampler is None:
         if is_asked_for:
             raise UserError(f"{config.path}: start_from: {DYNAMIC_PROGRAMMING} needs a pipeline to sample with")
-        return None
+        return {}
     from autodiffusion_opt.sampling.trajectory import local_errors
 
     began = time.perf_counter()
     try:
         points = trajectory_points(problem.space)
         measured = local_errors(problem.sampler, problem.info, points=points, progress=progress)
-        times = measured.errors.best_times(_steps(problem.space))
+        times = [measured.errors.best_times(steps) for steps in _numbers_of_steps(problem.space)]
     except UserError as error:
         if is_asked_for:
             raise UserError(f"{config.path}: start_from: {DYNAMIC_PROGRAMMING}: {error}") from None
         warnings.warn(f"there is no warm start {DYNAMIC_PROGRAMMING!r}: {error}", stacklevel=4)
-        return None
+        return {}
     spent = {
         "name": DYNAMIC_PROGRAMMING,
         "images": measured.images,
         "nfe": measured.nfe,
         "seconds": round(time.perf_counter() - began, 3),
     }
-    return WarmStart(problem.space.nearest(Candidate.from_time_steps(times)), spent)
+    first, *others = (problem.space.nearest(Candidate.from_time_steps(each)) for each in times)
+    more = {f"{DYNAMIC_PROGRAMMING} of {len(each.steps)} steps": WarmStart(each) for each in others}
+    return {DYNAMIC_PROGRAMMING: WarmStart(first, spent)} | more
 
 
 def trajectory_points(space: Space) -> int:
     """Points of the teacher's trajectory, enough for dynamic programming to choose a candidate's times from."""
     from autodiffusion_opt.sampling.trajectory import POINTS
 
-    return max(POINTS, 2 * _steps(space))
+    return max(POINTS, 2 * max(_numbers_of_steps(space)))
 
 
-def _steps(space: Space) -> int:
-    """As many as the uniform baseline has."""
-    return len(next(iter(space.baselines().values())).steps)
+def _numbers_of_steps(space: Space) -> list[int]:
+    """Those of the baselines, the uniform one's first."""
+    return list(dict.fromkeys(len(candidate.steps) for candidate in space.baselines().values()))
 
 
 def _known(config: StudyConfig, storage: Storage, name: str) -> Candidate:

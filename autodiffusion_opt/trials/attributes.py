@@ -28,6 +28,7 @@ REUSED_FROM = "reused_from"  # the number of the trial whose values were taken o
 SCORE = "score"  # named values, images, seconds, NFE, layer runs, FLOPs, and the two keys below
 OF_IMAGES = "of_images"  # a number for each image, where a pruner compares them
 EXCESS = "excess"  # while it runs, of a study with bounds: by how much its last rung's values are beyond them
+COST_EXCESS = "cost_excess"  # the same of costs alone, which are those of the candidate after any rung
 ERROR = "error"  # why it failed
 EVALUATION_FAILED = "evaluation_failed"  # true: measuring raised an error, which is tried again once
 

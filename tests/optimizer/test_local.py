@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, ClassVar
@@ -20,7 +21,7 @@ from autodiffusion_opt.optimizer.base import Proposal
 from autodiffusion_opt.optimizer.local import LocalSearch, WorseThanBest
 from autodiffusion_opt.optimizer.stage import Stage
 from autodiffusion_opt.study.config import build_optimizer, build_space
-from autodiffusion_opt.trials.attributes import STAGE
+from autodiffusion_opt.trials.attributes import CANDIDATE, STAGE, given_name
 from autodiffusion_opt.trials.history import Observation, Observations
 
 SIGMAS = tuple(np.geomspace(0.01, 80, 1000).tolist())
@@ -73,6 +74,36 @@ def test_candidates_are_in_the_space_and_none_is_proposed_twice(name: str) -> No
     for observation in past:
         search.space.check(observation.candidate)
     assert len({observation.candidate for observation in past}) == 120
+
+
+@pytest.mark.parametrize(
+    ("engine", "settings"),
+    [("mag-cache", {}), ("taylorseer-cache", {"interval": 9, "warm_up": [1, 8], "order": 0})],
+    ids=["mask", "warm-up"],
+)
+def test_one_descent_exchanges_steps_for_more_of_a_cache_where_the_cost_is_bounded(
+    engine: str, settings: dict[str, Any]
+) -> None:
+    table = {"kind": "engine", "engine": engine, "steps": [4, 8], "spacing": "trailing", "settings": settings}
+    space: Any = build_space(table, "here").space(INFO)
+    search = build_optimizer({"kind": "local"}, "here").sampler(space, 0)
+    assert isinstance(search, LocalSearch)
+
+    def computed(candidate: Candidate) -> int:
+        steps = len(candidate.steps)
+        return steps if candidate.engine is None else sum(candidate.engine.computed(steps) or ())
+
+    past: list[Observation] = []
+    proposal = Proposal(Candidate(space.baselines()["fewest steps"].steps), "no cache")
+    while (stage := Stage.parsed(proposal.stage)) is None or stage.step is not None:
+        candidate = proposal.candidate
+        # No step for free: a skipped one is worth 1, and to skip a computed one costs more.
+        loss = 20 / computed(candidate) - len(candidate.steps)
+        excess = max(0, computed(candidate) - 4)
+        past.append(Observation(len(past), candidate, (loss,), excess, stage=proposal.stage))
+        proposal = propose(search, past, len(past))
+    best = min(past, key=lambda each: (each.excess, each.losses or ()))
+    assert (len(best.candidate.steps), computed(best.candidate)) == (8, 4)
 
 
 @pytest.mark.parametrize("name", ["times", "continuous", "guidance"])
@@ -266,26 +297,36 @@ class FewerStepsAreWorse:
     identity = "fewer-steps-are-worse"
     rungs = (1, 2)
     directions: ClassVar[dict[str, str]] = {"loss": "minimize"}
-    bounds = (Bound("steps", 3, "at_most"),)
+
+    def __init__(self, cost: str) -> None:
+        self.cost = cost
+        self.bounds = (Bound(cost, 3, "at_most"),)
 
     def measure(self, candidate: Candidate, **_: Any) -> Iterator[Score]:
         count = len(candidate.steps)
         for rung in self.rungs:
-            yield Score({"loss": 10.0 - count, "steps": count}, images=rung, seconds=0.0)
+            yield Score({"loss": 10.0 - count, self.cost: count}, images=rung, seconds=0.0)
 
 
-def test_a_candidate_that_is_nearer_to_the_bounds_than_the_best_is_measured_in_full(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("cost", "is_stopped"), [("steps", False), ("nfe", True), ("seconds", False)])
+def test_a_better_candidate_that_costs_too_much_is_stopped_where_the_best_does_not(
+    cost: str, is_stopped: bool, tmp_path: Path
+) -> None:
     study = ado.Study(
         "bounded",
         space={"kind": "engine", "engine": "taylorseer-cache", "steps": [3, 5]},
-        objective=FewerStepsAreWorse(),
+        objective=FewerStepsAreWorse(cost),
         optimizer="local",
-        trials=60,
+        trials=30,
         storage=f"sqlite:///{tmp_path}/study.db",
         model_info=ado.ModelInfo(1000),
     )
     study.run(progress=False)
-    assert len(study.best().candidate.steps) == 3
+    proposed = [trial for trial in study.trials() if given_name(trial) is None]
+    beyond = [trial for trial in proposed if len(json.loads(trial.user_attrs[CANDIDATE])["steps"]) > 3]
+    assert beyond
+    assert {trial.state for trial in beyond} == {TrialState.PRUNED if is_stopped else TrialState.COMPLETE}
+    assert len(study.best().candidate.steps) == 3  # one nearer to the bound than the best is measured in full
 
 
 def test_a_candidate_may_be_worse_by_the_tolerance_and_has_the_best_of_its_own_number_of_steps() -> None:

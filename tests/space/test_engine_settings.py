@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 from space.examples import DIGITS, build_space
 
 from autodiffusion_opt import Candidate, Study, UserError
-from autodiffusion_opt.engine import FirstBlockCache, MagCache, TaylorSeerCache
+from autodiffusion_opt.engine import KINDS, Engine, FirstBlockCache, MagCache, TaylorSeerCache
 from autodiffusion_opt.space import SPACES, EngineSettings
+from autodiffusion_opt.space.engine_knobs import KNOBS
+
+every_kind = pytest.mark.parametrize("kind", KINDS)
 
 
 def settings(**table: Any) -> EngineSettings:
@@ -83,7 +87,101 @@ def test_a_threshold_is_brought_into_its_range() -> None:
 
 
 def test_every_kind_of_engine_can_be_searched() -> None:
-    from autodiffusion_opt.engine import KINDS
-
     for kind in KINDS:
         assert SPACES["engine"].model_validate({"engine": kind, "steps": 4}).space(DIGITS).distributions()
+
+
+def left_out(candidate: Candidate) -> float:
+    """How much a candidate's cache leaves out, as far as its settings say; comparable within a kind."""
+    engine, steps = candidate.engine, len(candidate.steps)
+    if engine is None:
+        return 0
+    skipped = steps - sum(engine.computed(steps) or (True,) * steps)
+    blocks = len(engine.blocks_left_out(12))
+    return float(skipped * blocks or blocks * getattr(engine, "threshold", 0) * getattr(engine, "in_a_row", 1))
+
+
+@every_kind
+@pytest.mark.parametrize("spacing", [None, "trailing"])
+def test_baselines_are_a_ladder_each_rung_of_which_leaves_more_out(kind: str, spacing: str | None) -> None:
+    baselines = settings(engine=kind, steps=[4, 12], spacing=spacing).baselines()
+    ladder = [candidate for name, candidate in baselines.items() if name.startswith("cache ")]
+    assert len(ladder) >= 3
+    assert len(set(baselines.values())) == len(baselines)
+    assert {candidate.times for candidate in ladder} == {baselines["leading"].times}
+    amounts = [left_out(candidate) for candidate in ladder]
+    assert amounts == sorted(amounts)
+    assert 0 < amounts[0] < amounts[-1]
+
+
+@every_kind
+@pytest.mark.parametrize("spacing", [None, "trailing"])
+def test_an_exchange_is_in_the_space_and_takes_of_one_thing_what_it_gives_another(
+    kind: str, spacing: str | None
+) -> None:
+    space, rng = settings(engine=kind, spacing=spacing), np.random.default_rng(0)
+    changes = []
+    for candidate in (space.random(rng) for _ in range(12)):
+        for name, exchanged in space.exchanges(candidate).items():
+            space.check(exchanged)
+            change = len(exchanged.steps) - len(candidate.steps)
+            changes.append(change)
+            if name.startswith("threshold"):
+                assert (exchanged.times, change) == (candidate.times, 0)
+            elif "skipped" in name:
+                assert run_whole(exchanged) == run_whole(candidate), name
+            else:
+                assert change in (-1, 1), name
+                assert numbers_that_leave_more_out(candidate, exchanged) in ([], [change]), name
+    assert {-1, 1} <= set(changes)
+
+
+def run_whole(candidate: Candidate) -> int:
+    """At how many steps every block is run."""
+    steps = len(candidate.steps)
+    return steps if candidate.engine is None else sum(candidate.engine.computed(steps) or ())
+
+
+def numbers_that_leave_more_out(before: Candidate, after: Candidate) -> list[int]:
+    """Of the settings that differ: 1 where more is left out, -1 where less; none where one has no cache."""
+    if before.engine is None or after.engine is None:
+        return []
+    pairs = [
+        ((getattr(after.engine, knob.name) - getattr(before.engine, knob.name)) * knob.saves)
+        for knob in KNOBS[before.engine.kind].numbers
+    ]
+    return [int(np.sign(pair)) for pair in pairs if pair]
+
+
+def test_times_stay_where_a_skipped_step_comes_between_or_goes() -> None:
+    space = settings(engine="mag-cache", steps=[3, 5])
+    candidate = Candidate(Candidate.from_time_steps([900, 600, 300, 100]).steps, engine=MagCache((2,)))
+    exchanges = space.exchanges(candidate)
+    assert exchanges["without skipped step 3"] == Candidate.from_time_steps([900, 600, 100])
+    longer = exchanges["skipped step more after step 1"]
+    assert longer.engine == MagCache((1, 3))
+    assert (longer.times[0], *longer.times[2:]) == candidate.times
+    between = DIGITS.log_snr(longer.times[:3])
+    assert between[1] == pytest.approx((between[0] + between[2]) / 2, abs=0.02)
+    assert exchanges["step 2 skipped for 3"] == Candidate(candidate.steps, engine=MagCache((1,)))
+
+
+def test_a_setting_that_is_fixed_is_exchanged_for_nothing() -> None:
+    space = settings(engine="cache-dit", settings={"threshold": 0.2, "front": 2, "in_a_row": 3})
+    candidate = space.random(np.random.default_rng(1))
+    names = {name.split(", ")[-1].split()[0] for name in space.exchanges(candidate)}
+    assert names == {"back", "warm_up"}
+
+
+def test_a_threshold_is_moved_beyond_where_it_decides_the_same() -> None:
+    space = settings(engine="first-block-cache", steps=4)
+    candidate = Candidate(space.baselines()["leading"].steps, engine=FirstBlockCache(1.0))
+    moved = {exchanged.engine for exchanged in space.exchanges(candidate).values()}
+    assert moved == {FirstBlockCache(0.398107), FirstBlockCache(0.251189)}
+
+
+def test_a_setting_that_is_fixed_or_saves_nothing_is_the_same_on_every_rung() -> None:
+    space = settings(settings={"interval": 3})
+    engines = [candidate.engine for name, candidate in space.baselines().items() if name.startswith("cache ")]
+    assert {(engine.interval, engine.order) for engine in engines if isinstance(engine, TaylorSeerCache)} == {(3, 1)}
+    assert all(isinstance(engine, Engine) for engine in engines)

@@ -65,6 +65,18 @@ def test_dynamic_programming_comes_after_the_baselines_and_its_images_count(digi
 
 
 @pytest.mark.slow
+def test_a_search_of_the_number_of_steps_begins_with_dynamic_programming_of_the_fewest_too(url: str) -> None:
+    study = Study.load("dit-engine", storage=url, overrides=["objective.images=[10, 20]", "trials=1"])
+    study.run(progress=False)
+    least, greatest = study.problem.space.steps  # type: ignore[attr-defined]
+    assert {name: len(start.steps) for name, start in starts(study).items()} == {
+        "dp": greatest,
+        f"dp of {least} steps": least,
+    }
+    assert [entry["name"] for entry in spent(study)] == ["dp"]
+
+
+@pytest.mark.slow
 def test_a_resumed_study_neither_computes_nor_measures_it_again(digits: Any, url: str, monkeypatch: Any) -> None:
     whole = study_of(digits, url, name="whole")
     whole.run(progress=False)

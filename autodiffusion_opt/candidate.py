@@ -25,6 +25,8 @@ TIME_DECIMALS = 6
 FORMAT = 1
 # More steps than any model was trained with.
 MOST_STEPS = 10_000
+# More layers than any model has.
+MOST_LAYERS = 10_000
 # Mistakes that are told of one text.
 MISTAKES = 10
 
@@ -40,7 +42,8 @@ class Step:
             connection (or block), 0 the cheapest, and takes what lies deeper from the full step before it.
 
     Raises:
-        UserError: for a time that is negative or not finite, a layer index or a branch below 0.
+        UserError: for a time that is negative or not finite, a layer index or a branch below 0, or more than 10,000
+            layers.
     """
 
     time: float
@@ -299,6 +302,8 @@ def _canonical_time(time: object, what: str = "a time") -> float:
 
 def _canonical_layers(removed: Iterable[int]) -> tuple[int, ...]:
     layers = tuple(removed)
+    if len(layers) > MOST_LAYERS:
+        raise UserError(f"a step must remove at most {MOST_LAYERS:,} layers; got {len(layers):,}")
     for layer in layers:
         _check_index(layer, "a removed layer")
     return tuple(sorted(set(layers)))

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from autodiffusion_opt import Candidate, UserError
-from autodiffusion_opt.candidate import MOST_STEPS
+from autodiffusion_opt.candidate import MOST_LAYERS, MOST_STEPS
 from autodiffusion_opt.sampling.apply import install
 
 Call = Callable[..., tuple[int, str, str]]
@@ -37,6 +37,10 @@ WRONG = {
     "long layer": (f'{{"steps": [{{"time": 1, "removed": [{"9" * 5000}]}}]}}', "at most 4,300 digits"),
     "long format": (f'{{{TIMES}, "format": {"9" * 4000}}}', "format must be 1"),
     "many steps": (f"[{', '.join(map(str, range(300_000)))}]", "at most 10,000; got 300,000"),
+    "many layers": (
+        f'{{"steps": [{{"time": 1, "removed": [{", ".join(map(str, range(300_000)))}]}}]}}',
+        "at most 10,000 layers; got 300,000",
+    ),
     "many mistakes": (f"[{'-1, ' * 9_000}-1]", "and 8991 more mistakes"),
     "a long key": (f'{{{TIMES}, "{"x" * 100_000}": 1}}', "a candidate's key must be one of"),
     "escapes": (f'{{{TIMES}, "\\u001b[31m": 1}}', "\\x1b[31m"),
@@ -94,10 +98,10 @@ def test_as_many_steps_as_are_allowed_are_read_in_little_time() -> None:
         Candidate.from_time_steps(range(MOST_STEPS + 1))
 
 
-def test_300_000_layers_are_refused_within_a_second(digits: Any) -> None:
+def test_ten_thousand_layers_are_refused_within_a_second(digits: Any) -> None:
     with pytest.raises(UserError, match="18 layers, 0 to 17"), install(digits, Candidate.from_time_steps([9], [[99]])):
         pass  # the denoiser's layers are counted now
-    candidate = Candidate.from_time_steps([900], [range(300_000)])
+    candidate = Candidate.from_time_steps([900], [range(MOST_LAYERS)])
     began = time.process_time()
     with pytest.raises(UserError, match=r"18 layers, 0 to 17; got 18, 19.* more") as error, install(digits, candidate):
         pass

@@ -7,6 +7,7 @@ import re
 import sqlite3
 import warnings
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,8 @@ from autodiffusion_opt.text import HIDDEN, quoted
 
 DEFAULT_URL = "sqlite:///studies/studies.db"
 VARIABLE = "AUTODIFFUSION_STORAGE"
+# Of a code of SQLite: the bits that are the kind of error.
+PRIMARY_CODE = 0xFF
 # Optuna's gRPC proxy.
 PROXY = "grpc"
 KINDS = ("sqlite", "postgresql", "mysql+pymysql", "mariadb+pymysql", PROXY)
@@ -117,16 +120,27 @@ def prepare_file(url: str, path: Path, create: bool) -> None:
 
 
 def _check_whole(url: str, path: Path) -> None:
-    """Raise UserError where SQLite says that its file is damaged."""
+    """Raise UserError where SQLite says that its file is damaged, or it cannot be read."""
     try:
-        with sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True, timeout=LOCK_SECONDS) as connection:
-            answer = connection.execute("PRAGMA quick_check(1)").fetchone()[0]
-        connection.close()
+        try:
+            answer = _quick_check(path, "ro")
+        except sqlite3.OperationalError as error:
+            # A process that was killed left a transaction half done; a connection that may write takes it back.
+            if error.sqlite_errorcode & PRIMARY_CODE != sqlite3.SQLITE_READONLY:
+                raise
+            answer = _quick_check(path, "rw")
     except sqlite3.Error as error:
-        answer = str(error)
+        raise UserError(what_to_do(error, url, " cannot be opened: {}")) from None
     if answer != "ok":
         reason = answer.splitlines()[-1]
         raise UserError(f"storage {url} is damaged: {reason}. Put back a copy, or name another with --storage")
+
+
+def _quick_check(path: Path, mode: str) -> str:
+    """What SQLite says of its file, ``ok`` if that is whole; of a file that is opened to read, or to write too."""
+    uri = f"{path.resolve().as_uri()}?mode={mode}"
+    with closing(sqlite3.connect(uri, uri=True, timeout=LOCK_SECONDS)) as connection:
+        return str(connection.execute("PRAGMA quick_check(1)").fetchone()[0])
 
 
 def file_system(path: Path, mounts: Path = Path("/proc/mounts")) -> str:

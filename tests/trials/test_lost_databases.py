@@ -6,6 +6,7 @@ import os
 import shutil
 import sqlite3
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -280,6 +281,27 @@ def test_a_damaged_file_is_refused_before_a_study_is_run(study: optuna.Study, st
     file.write_bytes(content)
     with pytest.raises(UserError, match=r"studies.db is damaged: .+ Put back a copy"):
         open_storage(f"sqlite:///{file}")
+
+
+def test_a_transaction_that_a_kill_left_half_done_is_taken_back_by_the_next_run(
+    study: optuna.Study, storage: SqlStorage, file: Path, tmp_path: Path
+) -> None:
+    """As a kill leaves it while tables are made, before there is a write-ahead log."""
+    storage.close()
+    killed = tmp_path / "killed.db"
+    with closing(sqlite3.connect(file, isolation_level=None)) as connection:
+        connection.execute("PRAGMA journal_mode = DELETE")
+        connection.execute("PRAGMA cache_size = 1")  # so that pages are written before the transaction ends
+        connection.execute("BEGIN")
+        connection.execute("CREATE TABLE half (done TEXT)")
+        connection.executemany("INSERT INTO half VALUES (?)", [["x" * 2000]] * 50)
+        for end in ("", "-journal"):
+            shutil.copy(f"{file}{end}", f"{killed}{end}")
+    opened = open_storage(f"sqlite:///{killed}")
+    assert [each.study_name for each in opened.get_all_studies()] == ["s"]
+    with closing(sqlite3.connect(killed)) as connection:
+        tables = connection.execute("SELECT name FROM sqlite_master WHERE name = 'half'")
+        assert tables.fetchall() == []
 
 
 def test_the_file_alone_holds_all_after_closing(study: optuna.Study, storage: SqlStorage, file: Path) -> None:

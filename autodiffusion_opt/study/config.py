@@ -157,15 +157,17 @@ def load_study_config(name: str, overrides: Iterable[str] = ()) -> StudyConfig:
 
     Args:
         name: of the study's file.
-        overrides: ``key=value`` in place of what the file says; dotted keys, values as in TOML. A study whose
-            definition they change is called ``NAME+key=value``.
+        overrides: ``key=value`` in place of what the file says; dotted keys, values as in TOML; of two with one key
+            the later counts. A study whose definition they change is called ``NAME+key=value``.
 
     Raises:
         UserError: all that is wrong with the study's file and those that it names, at once.
     """
     path = find("studies", name)
     tables: dict[str, Any] = {"optimizer": {"kind": DEFAULT}} | read_toml(path)
-    changes = [_parsed(text) for text in overrides]
+    changes: list[Change] = []
+    for change in map(_parsed, overrides):  # of two of one key the later counts
+        changes = [*(earlier for earlier in changes if earlier[0] != change[0]), change]
     errors: list[UserError] = []
     if not changes:
         return _resolved(check_name(path.stem), path, tables, errors)

@@ -204,6 +204,12 @@ def test_a_key_is_changed_for_one_run(study_file: Write) -> None:
     assert load_study_config(path, ["seed=3"]).name == load_study_config(path).with_seed(3).name == "small-seed3"
 
 
+def test_of_two_changes_of_a_key_the_later_counts_and_names_the_study(study_file: Write) -> None:
+    config = load_study_config(str(study_file()), ["space.steps=6", "pipeline.call.eta=0.5", "space.steps=5"])
+    assert config.space.steps == 5
+    assert config.name == "small+pipeline.call.eta=0.5+space.steps=5"
+
+
 def test_a_key_of_a_named_part_is_changed_in_a_copy(tmp_path: Path) -> None:
     path = tmp_path / "named.toml"
     path.write_text('pipeline = "digits"\nspace = "four-steps"\nobjective = "digits-fid"\ntrials = 2\n')

@@ -5,8 +5,19 @@ from __future__ import annotations
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
+
 from autodiffusion_opt import compile_layers
 from autodiffusion_opt.sampling.layers.kinds import find_blocks
+
+# Of each file of tests that compile.
+MARKS = [
+    pytest.mark.usefixtures("nothing_compiled"),
+    # diffusers' own: set_timesteps with NumPy 2, and Flux's positions.
+    pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:__array_wrap__ must accept context:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:.FluxPosEmbed. is deprecated:FutureWarning"),
+]
 
 
 class Counting:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import functools
 import random
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import Any
 
 import pytest
 import torch
 from peers import pipelines
-from peers.counting_backend import Counting, compiled
+from peers.counting_backend import MARKS, Counting, compiled
 from peers.denoisers import NETWORKS, dit, made, output, unet
 from peers.models_table import built
 from peers.samples import BATCH, IMAGES, UNEVEN, call_by_hand, images_of, load, sampler_of
@@ -26,25 +26,7 @@ from autodiffusion_opt.sampling.layers.listing import known_layers
 from autodiffusion_opt.sampling.load import load_configured
 from autodiffusion_opt.sampling.ranking import rank_layers
 
-pytestmark = [
-    # diffusers' own: set_timesteps with NumPy 2, and Flux's positions.
-    pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept:DeprecationWarning"),
-    pytest.mark.filterwarnings("ignore:__array_wrap__ must accept context:DeprecationWarning"),
-    pytest.mark.filterwarnings("ignore:.FluxPosEmbed. is deprecated:FutureWarning"),
-]
-
-
-@pytest.fixture(autouse=True)
-def nothing_compiled() -> Iterator[None]:
-    """Graphs of other tests' models would be used again, as they lie in the classes' code."""
-    torch._dynamo.reset()
-    yield
-    torch._dynamo.reset()
-
-
-@pytest.fixture
-def backend() -> Counting:
-    return Counting()
+pytestmark = MARKS
 
 
 def sets_of(denoiser: Any, count: int) -> list[list[int]]:

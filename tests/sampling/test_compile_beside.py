@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
 
 import pytest
 import torch
 from diffusers.hooks import HookRegistry, ModelHook
-from peers.counting_backend import Counting, compiled, forwards
+from peers.counting_backend import MARKS, Counting, compiled, forwards
 from peers.denoisers import made, output
 from peers.samples import call_by_hand, load
 
@@ -16,25 +15,7 @@ from autodiffusion_opt import Candidate, UserError, apply, compile_layers
 from autodiffusion_opt.sampling.layers import install_bypass, list_layers
 from autodiffusion_opt.sampling.layers.kinds import find_blocks
 
-pytestmark = [
-    # diffusers' own: set_timesteps with NumPy 2, and Flux's positions.
-    pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept:DeprecationWarning"),
-    pytest.mark.filterwarnings("ignore:__array_wrap__ must accept context:DeprecationWarning"),
-    pytest.mark.filterwarnings("ignore:.FluxPosEmbed. is deprecated:FutureWarning"),
-]
-
-
-@pytest.fixture(autouse=True)
-def nothing_compiled() -> Iterator[None]:
-    """Graphs of other tests' models would be used again, as they lie in the classes' code."""
-    torch._dynamo.reset()
-    yield
-    torch._dynamo.reset()
-
-
-@pytest.fixture
-def backend() -> Counting:
-    return Counting()
+pytestmark = MARKS
 
 
 @pytest.mark.slow

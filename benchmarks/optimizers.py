@@ -190,6 +190,9 @@ def options_given() -> Namespace:
     arguments.add_argument(
         "--keep", type=Path, metavar="FOLDER", help="keeps all that is measured, to go on from there"
     )
+    arguments.add_argument(
+        "--compile", action="store_true", help="torch.compile the denoisers: values differ by rounding (needs a C++ compiler)"
+    )
     arguments.add_argument("--report", action="store_true", help="of what is kept; run nothing")
     arguments.add_argument("--no-rescore", action="store_true", help="do not measure winners on fresh noise")
     arguments.add_argument("--results", type=Path, metavar="FILE", help="the JSON object is written there too")
@@ -215,7 +218,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         folder = options.keep or Path(temporary)
         folder.mkdir(parents=True, exist_ok=True)
-        searches = Searches(folder, effort, options.report)
+        searches = Searches(folder, effort, options.report, options.compile)
         runs = run_all(searches, options)
         winners = {} if options.no_rescore else runs
         again = {key: searches.rescored(key[0], key[2], seeds) for key, seeds in winners.items()}
@@ -226,7 +229,7 @@ def main() -> None:
         results
         | {"unfinished": unfinished}
         | asdict(effort)
-        | {"seconds": round(time.perf_counter() - begun), "machine": machine()}
+        | {"compile": options.compile, "seconds": round(time.perf_counter() - begun), "machine": machine()}
     )
     if options.results is not None:
         options.results.parent.mkdir(parents=True, exist_ok=True)

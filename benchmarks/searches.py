@@ -152,12 +152,14 @@ class Searches:
         folder: which holds a database for each search, and one of all scores.
         effort: of each.
         is_read_only: whether nothing may be measured.
+        is_compiled: whether denoisers are compiled.
     """
 
-    def __init__(self, folder: Path, effort: Effort, is_read_only: bool) -> None:
+    def __init__(self, folder: Path, effort: Effort, is_read_only: bool, is_compiled: bool = False) -> None:
         self.folder = folder
         self.effort = effort
         self.is_read_only = is_read_only
+        self.is_compiled = is_compiled
         self.memo = Memo(folder / "scores.db")
         self.problem = cache(self._problem)
 
@@ -179,6 +181,7 @@ class Searches:
         overrides = [f"objective.images={images}", f"pipeline.micro_batch={batch}", f"pipeline.batch_size={batch}"]
         starts = {} if start_from is None else {"start_from": list(start_from)}
         overrides += [f"optimizer={toml(OPTIMIZERS[optimizer] | starts)}"]
+        overrides += ["pipeline.compile=true"] * self.is_compiled
         if steps.startswith(CACHED):
             table = {"kind": "cached-steps", "max_flops": float(steps.removeprefix(CACHED))}
             overrides += [f"space={toml(table)}"]

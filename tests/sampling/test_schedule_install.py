@@ -242,18 +242,6 @@ def test_the_last_one_installed_counts() -> None:
     assert same_state(before, vars(scheduler))
 
 
-def test_a_time_that_is_not_of_the_schedule() -> None:
-    scheduler = make("DDIMScheduler")
-    schedules.install_schedule(scheduler, TIMES)
-    with pytest.raises(UserError, match="called at time 500; its times are 950, 700, 690, 210, 40"):
-        scheduler.step(torch.ones(1, 3, 4, 4), 500, torch.ones(1, 3, 4, 4))
-
-
-def test_uneven_coefficients_are_for_pndm() -> None:
-    with pytest.raises(UserError, match="is for PNDMScheduler; got DDIMScheduler"):
-        schedules.install_schedule(make("DDIMScheduler"), TIMES, uneven_coefficients=True)
-
-
 @pytest.mark.parametrize(("set_alpha_to_one", "end"), [(False, 0.0), (True, -1.0)])
 def test_pndm_ends_at_time_zero_or_one_before_it(set_alpha_to_one: bool, end: float) -> None:
     """ᾱ of time 0 is not yet 1; where the last step goes to ᾱ = 1, its end is a time further."""
@@ -326,28 +314,6 @@ def test_samples_keep_their_precision(name: str, dtype: torch.dtype) -> None:
             scheduler.scale_model_input(sample, instant)
         results.append(Stepper(scheduler)(sample, instant, sample).dtype)
     assert results[0] == results[1]
-
-
-def test_a_schedule_is_found_on_its_scheduler() -> None:
-    scheduler = make("DDIMScheduler")
-    assert schedules.schedule_on(scheduler) is None
-    schedule = schedules.install_schedule(scheduler, TIMES)
-    assert schedules.schedule_on(scheduler) is schedule
-    schedule.remove()
-    assert schedules.schedule_on(scheduler) is None
-
-
-@pytest.mark.parametrize(("timestep", "step"), [(950, 0), (949.6, 0), (699.75, 1), (690.25, 2), (torch.tensor(40), 4)])
-def test_a_time_that_half_precision_rounded_is_found(timestep: Any, step: int) -> None:
-    schedule = schedules.install_schedule(make("DDIMScheduler"), TIMES)
-    assert (schedule.find(timestep), schedule.step) == (step, step)
-
-
-@pytest.mark.parametrize("timestep", [950.6, 700.6, 689.4, 39.4])
-def test_a_time_that_is_near_but_not_of_the_schedule_is_refused(timestep: float) -> None:
-    schedule = schedules.install_schedule(make("DDIMScheduler"), TIMES)
-    with pytest.raises(UserError, match=f"called at time {timestep:g}; its times are 950, 700, 690, 210, 40"):
-        schedule.find(timestep)
 
 
 def test_the_first_noise_is_that_of_the_first_time() -> None:

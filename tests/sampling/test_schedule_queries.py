@@ -1,4 +1,4 @@
-"""What can be asked of a scheduler before times are put on it, and what it refuses."""
+"""What can be asked of a scheduler and of the schedule on it, and what they refuse."""
 
 from __future__ import annotations
 
@@ -181,3 +181,37 @@ def test_noise_levels_are_finite_also_where_no_signal_is_left() -> None:
     assert sigmas is not None
     assert np.isfinite(sigmas).all()
     assert sigmas[-1] == pytest.approx((2.0**24 - 1) ** 0.5)
+
+
+def test_a_time_that_is_not_of_the_schedule() -> None:
+    scheduler = make("DDIMScheduler")
+    schedules.install_schedule(scheduler, TIMES)
+    with pytest.raises(UserError, match="called at time 500; its times are 950, 700, 690, 210, 40"):
+        scheduler.step(torch.ones(1, 3, 4, 4), 500, torch.ones(1, 3, 4, 4))
+
+
+def test_uneven_coefficients_are_for_pndm() -> None:
+    with pytest.raises(UserError, match="is for PNDMScheduler; got DDIMScheduler"):
+        schedules.install_schedule(make("DDIMScheduler"), TIMES, uneven_coefficients=True)
+
+
+def test_a_schedule_is_found_on_its_scheduler() -> None:
+    scheduler = make("DDIMScheduler")
+    assert schedules.schedule_on(scheduler) is None
+    schedule = schedules.install_schedule(scheduler, TIMES)
+    assert schedules.schedule_on(scheduler) is schedule
+    schedule.remove()
+    assert schedules.schedule_on(scheduler) is None
+
+
+@pytest.mark.parametrize(("timestep", "step"), [(950, 0), (949.6, 0), (699.75, 1), (690.25, 2), (torch.tensor(40), 4)])
+def test_a_time_that_half_precision_rounded_is_found(timestep: Any, step: int) -> None:
+    schedule = schedules.install_schedule(make("DDIMScheduler"), TIMES)
+    assert (schedule.find(timestep), schedule.step) == (step, step)
+
+
+@pytest.mark.parametrize("timestep", [950.6, 700.6, 689.4, 39.4])
+def test_a_time_that_is_near_but_not_of_the_schedule_is_refused(timestep: float) -> None:
+    schedule = schedules.install_schedule(make("DDIMScheduler"), TIMES)
+    with pytest.raises(UserError, match=f"called at time {timestep:g}; its times are 950, 700, 690, 210, 40"):
+        schedule.find(timestep)

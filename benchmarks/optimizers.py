@@ -1,12 +1,12 @@
 """How many images each optimizer needs, by real evaluations: ``python benchmarks/optimizers.py [--quick]``.
 
-Searches on both embedded models with 4, 6 and 10 steps, and in their joint studies (``joint``) where an optimizer takes
-them. ``images_to_5_percent`` is what a search had spent once its best value was within 5 % of the best that any search
-of that model and number of steps found: the median over seeds, null where fewer than half of them came so near. Images
-of baselines, warm starts and pruned trials count. ``local``, the default, measures in rungs; all others measure the
-same number of images in every trial. ``original`` is the authors' search (``original_search.py``), with noise of its
-own for each trial; its value is that of the candidate which it holds best, on the noise of all others. It may rise
-again: what counts is when it was first near.
+Searches on both embedded models with 4, 6 and 10 steps, and in their joint studies: with any layer sets (``joint``),
+which few optimizers take, and with those of a ranking (``joint-ranked``). ``images_to_5_percent`` is what a search had
+spent once its best value was within 5 % of the best that any search of that model and space found: the median over
+seeds, null where fewer than half of them came so near. Images of baselines, warm starts and pruned trials count.
+``local``, the default, measures in rungs; all others measure the same number of images in every trial. ``original`` is
+the authors' search (``original_search.py``), with noise of its own for each trial; its value is that of the candidate
+which it holds best, on the noise of all others. It may rise again: what counts is when it was first near.
 
 A search ends before it would spend more than ``--images``. With ``--keep FOLDER`` all that is measured is kept there: a
 search that was interrupted goes on, one that was run with fewer images too, and what one search measured no other
@@ -31,7 +31,7 @@ from typing import Any
 import optuna
 import torch
 from common import machine, parser, say
-from searches import DEFAULT, EVOLUTION, JOINT, OPTIMIZERS, ORIGINAL, STUDIES, Effort, Run, Searches
+from searches import DEFAULT, EVOLUTION, JOINT, OPTIMIZERS, ORIGINAL, RANKED, STUDIES, Effort, Run, Searches
 
 from autodiffusion_opt import UserError
 from autodiffusion_opt.study.config import build_optimizer
@@ -119,7 +119,7 @@ def print_tables(results: Mapping[str, Any]) -> None:
     """A table for each model and number of steps, a row an optimizer, those that need fewest images first."""
     for model, best in results["best_known"].items():
         for steps, value in best.items():
-            print(f"\n{model}, {steps}{'' if steps == JOINT else ' steps'}: the best value known is {value:.2f}")
+            print(f"\n{model}, {steps}{' steps' if steps.isdecimal() else ''}: the best value known is {value:.2f}")
             print(f"{'optimizer':<24}{'seeds':>6}{'spent':>9}{'to 20 %':>9}{'to 5 %':>9}{'final':>9}{'re-scored':>16}")
             columns = [results[name].get(model, {}) for name in (*reversed(NEAR), "final", "rescored", "spent")]
             rows = [
@@ -174,7 +174,7 @@ def run_all(searches: Searches, options: Namespace) -> dict[Key, list[Run]]:
 
 def steps_of(text: str) -> str:
     """An option of ``--steps``."""
-    if text != JOINT and not text.isdecimal():
+    if text not in (JOINT, RANKED) and not text.isdecimal():
         raise ValueError
     return text
 
@@ -183,16 +183,16 @@ def options_given() -> Namespace:
     """The command line."""
     arguments = parser(__doc__)
     arguments.add_argument("--models", nargs="+", choices=list(STUDIES), help="(default: all)")
-    arguments.add_argument("--steps", nargs="+", type=steps_of, metavar="K", help="or joint (default: 4 6 10 joint)")
+    arguments.add_argument(
+        "--steps", nargs="+", type=steps_of, metavar="K", help="or joint, joint-ranked (default: all)"
+    )
     arguments.add_argument("--optimizers", nargs="+", choices=list(OPTIMIZERS), help="(default: all)")
     arguments.add_argument("--seeds", nargs="+", type=int, metavar="SEED", help="(default: 0 1 2 3 4)")
     arguments.add_argument("--images", type=int, help=f"that a search may spend (default: {Effort.images})")
     arguments.add_argument(
         "--keep", type=Path, metavar="FOLDER", help="keeps all that is measured, to go on from there"
     )
-    arguments.add_argument(
-        "--compile", action="store_true", help="torch.compile the denoisers: values differ by rounding (needs a C++ compiler)"
-    )
+    arguments.add_argument("--compile", action="store_true", help="the denoisers; values then differ by rounding")
     arguments.add_argument("--report", action="store_true", help="of what is kept; run nothing")
     arguments.add_argument("--no-rescore", action="store_true", help="do not measure winners on fresh noise")
     arguments.add_argument("--results", type=Path, metavar="FILE", help="the JSON object is written there too")
@@ -201,7 +201,7 @@ def options_given() -> Namespace:
         arguments.error("--report needs --keep FOLDER")
     quick = options.quick
     options.models = options.models or (["digits"] if quick else list(STUDIES))
-    options.steps = options.steps or (["4"] if quick else ["4", "6", "10", JOINT])
+    options.steps = options.steps or (["4"] if quick else ["4", "6", "10", JOINT, RANKED])
     options.optimizers = options.optimizers or ([DEFAULT, EVOLUTION, "random", ORIGINAL] if quick else list(OPTIMIZERS))
     options.seeds = options.seeds or ([0] if quick else list(range(5)))
     return options

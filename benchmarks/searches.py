@@ -30,7 +30,7 @@ from autodiffusion_opt.study.results import stored_study
 from autodiffusion_opt.study.verify import rescore
 from autodiffusion_opt.trials.attributes import FINGERPRINT, candidate_of, values_of
 
-JOINT = "joint"
+JOINT, RANKED = "joint", "joint-ranked"  # with any layer sets; with those of a ranking, as parameters
 CACHED = "cached-"  # and the budget, in whole networks
 STUDIES = {"digits": "digits-4", "digits-dit": "dit-4"}
 JOINT_STUDIES = {"digits": "digits-joint", "digits-dit": "dit-joint"}
@@ -44,7 +44,7 @@ OPTIMIZERS: dict[str, dict[str, Any]] = {
         kind: {"kind": kind}
         for kind in (
             "random",
-            *(f"optuna:{name}" for name in ("tpe", "cmaes", "nsga2", "random", "gp", "qmc")),
+            *(f"optuna:{name}" for name in ("tpe", "cmaes", "nsga2", "random", "gp", "qmc", "catcma")),
             *(f"nevergrad:{name}" for name in ("CMA", "TwoPointsDE", "OnePlusOne", "PSO")),
         )
     },
@@ -170,7 +170,7 @@ class Searches:
 
         Args:
             model: an embedded one.
-            steps: how many, or ``joint``, or ``cached-`` and a number of whole networks.
+            steps: how many, or ``joint``, ``joint-ranked``, or ``cached-`` and a number of whole networks.
             optimizer: a key of ``OPTIMIZERS``.
             start_from: its warm starts; None: its own.
         """
@@ -185,9 +185,11 @@ class Searches:
         if steps.startswith(CACHED):
             table = {"kind": "cached-steps", "max_flops": float(steps.removeprefix(CACHED))}
             overrides += [f"space={toml(table)}"]
+        elif steps == RANKED:
+            overrides += ["space.layers=ranked"]
         elif steps != JOINT:
             overrides += [f"space={toml({'kind': 'time-steps', 'steps': int(steps)})}"]
-        return load_study_config((JOINT_STUDIES if steps == JOINT else STUDIES)[model], overrides)
+        return load_study_config((JOINT_STUDIES if steps in (JOINT, RANKED) else STUDIES)[model], overrides)
 
     def _problem(self, model: str, steps: str) -> Problem:
         """The model and its objective, which remembers."""
@@ -205,7 +207,7 @@ class Searches:
     def refusal(self, model: str, steps: str, optimizer: str) -> str | None:
         """Why an optimizer does not search a space; None where it does."""
         if optimizer == ORIGINAL:
-            return "it is of time steps alone" if steps == JOINT else None
+            return "it is of time steps alone" if steps in (JOINT, RANKED) else None
         space = self.problem(model, steps).space
         try:
             table = build_optimizer(OPTIMIZERS[optimizer], optimizer)

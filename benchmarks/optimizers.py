@@ -224,13 +224,8 @@ def main() -> None:
         again = {key: searches.rescored(key[0], key[2], seeds) for key, seeds in winners.items()}
     results = summary(runs, {key: scored for key, scored in again.items() if scored is not None})
     print_tables(results)
-    unfinished = [[*key, run.seed] for key, seeds in runs.items() for run in seeds if searches.trials_left(run.curve)]
-    printed = (
-        results
-        | {"unfinished": unfinished}
-        | asdict(effort)
-        | {"compile": options.compile, "seconds": round(time.perf_counter() - begun), "machine": machine()}
-    )
+    seconds = round(time.perf_counter() - begun)
+    printed = results | asdict(effort) | {"compile": options.compile, "seconds": seconds, "machine": machine()}
     if options.results is not None:
         options.results.parent.mkdir(parents=True, exist_ok=True)
         options.results.write_text(json.dumps(printed, indent=1) + "\n")

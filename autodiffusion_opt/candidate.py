@@ -39,7 +39,8 @@ class Step:
         time: where in the model's own time steps, 0 (clean) .. T (noise); need not be an integer.
         removed: indices of the layers that are not run at this step, ascending.
         branch: None: a full step, which runs the network. Else a partial step: it runs the network down to this skip
-            connection (or block), 0 the cheapest, and takes what lies deeper from the full step before it.
+            connection, or so many blocks of a transformer, 0 the cheapest, and takes what lies deeper from the full
+            step before it.
 
     Raises:
         UserError: for a time that is negative or not finite, a layer index or a branch below 0, or more than 10,000

@@ -47,6 +47,7 @@ STUDIES = {"digits": "digits-4", "digits-dit": "dit-4"}
 Rows = list[dict[str, Any]]
 FIRST = "first.json"  # the best of the first half of the times' trials
 EXTRA = 0.2  # of a network, for partial steps beside K whole ones
+MANY = 40  # networks
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,7 @@ class Setting:
         top: candidates of a search that are measured again.
         again: images of that.
         images: of each of the three final measurements.
+        is_compiled: whether denoisers are compiled; values then differ by rounding.
     """
 
     trials: int
@@ -66,11 +68,14 @@ class Setting:
     top: int
     again: int
     images: int
+    is_compiled: bool = False
 
 
 def spaces(networks: int) -> dict[str, dict[str, Any]]:
     """The tables of the searched spaces."""
-    cached = {"kind": "cached-steps", "max_flops": networks + EXTRA, "steps_max": networks + 4}
+    # Uniform caching is worth to be in the space where there are steps enough for it.
+    most = networks + 4 if networks < MANY else 3 * networks
+    cached = {"kind": "cached-steps", "max_flops": networks + EXTRA, "steps_max": most}
     left_out = {"interval_min": 0, "max_flops": networks}  # a segment may be left out
     return {
         SEGMENTS: {"kind": "segments", "steps": 5 * networks, "segments": [networks, 2 * networks]} | left_out,
@@ -88,7 +93,7 @@ def study(model: str, way: str, networks: int, seed: int, setting: Setting, fold
     starts = [str(Path(folder, FIRST))] if way in (CACHED, JOINT) else ["dp"]
     return Study(
         way.replace(", ", "-"),
-        pipeline=pipeline,
+        pipeline=pipeline | {"compile": setting.is_compiled},
         space=spaces(networks)[way],
         objective=objective | {"images": list(setting.rungs)},
         optimizer={"kind": "local", "start_from": starts},
@@ -224,13 +229,15 @@ def main() -> None:
     arguments.add_argument("--trials", type=int, default=120)
     arguments.add_argument("--seeds", type=int, default=3)
     arguments.add_argument("--images", type=int, default=5000, help="of each of the three re-scorings")
+    arguments.add_argument("--rungs", type=int, nargs="+", default=[100, 500], help="images of a trial")
+    arguments.add_argument("--compile", action="store_true", help="the denoisers; values then differ by rounding")
     arguments.add_argument("--top", type=int, default=3, help="candidates of a search that are measured again")
     arguments.add_argument("--networks", type=int, nargs="+", default=list(BUDGETS))
     arguments.add_argument("--models", nargs="+", choices=list(STUDIES), default=list(STUDIES))
     arguments.add_argument("--results", type=Path, help="a JSON file whose rows are kept, and added to")
     options = arguments.parse_args()
     torch.set_num_threads(options.threads)
-    setting = Setting(options.trials, (100, 500), options.top, 2000, options.images)
+    setting = Setting(options.trials, tuple(options.rungs), options.top, 2000, options.images, options.compile)
     budgets, models, seeds = options.networks, options.models, options.seeds
     if options.quick:
         setting = replace(setting, trials=12, rungs=(50, 100), top=1, again=100, images=200)

@@ -1,4 +1,4 @@
-"""What a partial step at each branch of a denoiser runs and costs, found by running a copy on the meta device."""
+"""What a partial step at each branch of a denoiser runs and costs, found by running a copy without weights."""
 
 from __future__ import annotations
 
@@ -12,8 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from autodiffusion_opt.sampling.branches import branches_of
 from autodiffusion_opt.sampling.cache import install_cache
 from autodiffusion_opt.sampling.layers.example_inputs import make_inputs
-from autodiffusion_opt.sampling.layers.listing import list_layers
-from autodiffusion_opt.sampling.layers.meta_copy import make_meta_copy, on_meta
+from autodiffusion_opt.sampling.layers.listing import list_layers, on_a_copy
 
 
 @dataclass(frozen=True)
@@ -29,27 +28,32 @@ class BranchCost:
     layers: tuple[int, ...]
 
 
-@torch.inference_mode(False)  # FlopCounterMode fails on tensors of that mode, in which callers may be
 def branch_costs(denoiser: torch.nn.Module, inputs: Mapping[str, Any] | None = None) -> list[BranchCost]:
     """The cost of a partial step at every branch.
 
     Args:
-        denoiser: is not run; a copy on the meta device is.
+        denoiser: is not run; a copy without weights is.
         inputs: as for :func:`list_layers`.
 
     Raises:
-        UserError: for a denoiser that has no branches, or whose inputs cannot be made from its config.
+        UserError: for a denoiser that has no branches, or changes features between its blocks, or whose inputs cannot
+            be made from its config.
     """
-    branches = branches_of(denoiser)
-    layers, count = list_layers(denoiser), len(branches.cuts)
-    meta_copy = make_meta_copy(denoiser)
-    given, flops = on_meta(make_inputs(denoiser) if inputs is None else inputs, meta_copy), list[int]()
-    # Step 0 is a full one; each call is a step.
-    installed = install_cache(meta_copy, [None, *range(count)], lambda: len(flops), lambda: 0)
-    while len(flops) <= count:
+    branches, layers = branches_of(denoiser), list_layers(denoiser)
+    flops = on_a_copy(denoiser, make_inputs(denoiser) if inputs is None else inputs, _flops)
+    return [
+        BranchCost(partial, tuple(layer.index for layer in layers if branches.runs(branch, layer.path)))
+        for branch, partial in enumerate(flops)
+    ]
+
+
+def _flops(denoiser: torch.nn.Module, inputs: Mapping[str, Any]) -> list[int]:
+    """Of a partial step at each branch, in their order: each call is a step, the first a full one."""
+    steps, flops = [None, *range(len(branches_of(denoiser).cuts))], list[int]()
+    installed = install_cache(denoiser, steps, lambda: len(flops), lambda: 0, may_copy=False)
+    while len(flops) < len(steps):
         with torch.no_grad(), FlopCounterMode(display=False) as counter:
-            meta_copy(**given)
+            denoiser(**inputs)
         flops.append(counter.get_total_flops())
     installed.remove()
-    runs = (tuple(layer.index for layer in layers if branches.runs(branch, layer.path)) for branch in range(count))
-    return [BranchCost(partial, indices) for partial, indices in zip(flops[1:], runs, strict=True)]
+    return flops[1:]

@@ -6,9 +6,9 @@ parts in the order of execution:
 - a UNet has a branch at each skip connection (DeepCache, Ma et al., 2024, section 3): at branch b the skips 0 .. b are
   computed, all after skip b is left out, and the cache holds what enters the residual block of the up path that takes
   skip b;
-- a transformer has a branch after each block but the last two, of those that hand on the same streams as the last: at a
-  branch the blocks up to there are run, and the cache holds what the others added (Δ-DiT, Chen et al., 2024, section
-  3.3).
+- a transformer has a branch before each of its blocks but the last, of those that take the same streams as the last: at
+  a branch the blocks up to there are run, and the cache holds what the others added (Δ-DiT, Chen et al., 2024, section
+  3.3; what all blocks added: TeaCache, Liu et al., 2025, section 3.2).
 
 The first branch is the cheapest.
 """
@@ -53,8 +53,8 @@ class Branches:
 
     Attributes:
         parts: paths in the denoiser.
-        cuts: of each branch: the index of the part whose output is the last to be computed before the gap, and of the
-            part at which the network goes on. All parts between the two are left out.
+        cuts: of each branch: the index of the part whose output is the last to be computed before the gap, -1 where
+            there is none, and of the part at which the network goes on. All parts between the two are left out.
         groups: blocks of a UNet that parts are in.
         is_unet: whether the network goes on with cached features and the skip connection; else the last part is left
             out too, and what all that were left out added is put on the last output.
@@ -141,7 +141,7 @@ def _of_transformer(denoiser: torch.nn.Module) -> Branches:
             f"{type(denoiser).__name__} has no branches for partial steps: they are at the skip connections of a UNet, "
             "or between the blocks of a transformer, three at least, without long skips"
         )
-    # Blocks with one bypass function hand on the same streams: what the later ones added is a difference.
+    # Blocks with one bypass function take and hand on the same streams: what the later ones added is a difference.
     last = len(blocks) - 1
-    cuts = tuple((index, last) for index in range(last - 1) if kinds[index].bypass is kinds[last].bypass)
+    cuts = tuple((index - 1, last) for index in range(last) if kinds[index].bypass is kinds[last].bypass)
     return Branches(tuple(layer.path for layer in layers), cuts, (), is_unet=False)

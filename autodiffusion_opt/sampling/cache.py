@@ -39,6 +39,7 @@ class StepCache:
         at_steps: the branch of each step, None for a full one.
         step: the sampler's step; None: the call is none of the pipeline's.
         generation: another number: other images are being made.
+        may_copy: whether what goes from one block of a transformer to the next may be a copy of what left the first.
 
     Attributes:
         branch: of the present call; None: it runs everything.
@@ -50,8 +51,9 @@ class StepCache:
         at_steps: Sequence[int | None],
         step: Callable[[], int | None],
         generation: Callable[[], int],
+        may_copy: bool,
     ) -> None:
-        self.branches = branches
+        self.branches, self._may_copy = branches, may_copy
         self.branch: int | None = None
         self._at_steps = tuple(at_steps)
         self._wanted = tuple(_wanted_after(self._at_steps, index) for index in range(len(self._at_steps)))
@@ -61,11 +63,12 @@ class StepCache:
         self._kept: dict[int, dict[int, Any]] = {}  # call within the step -> branch -> features
         self._outputs: dict[int, Any] = {}  # index of a part -> its output, in the present call
         self._keeps: frozenset[int] = frozenset()  # the branches that the present call keeps features of
+        self._left: Any = None  # what left the block before, in a call that keeps features
 
     def begin(self) -> None:
         """A call of the denoiser begins."""
         self._outputs.clear()
-        self.branch, self._keeps = None, frozenset()
+        self.branch, self._keeps, self._left = None, frozenset(), None
         step = self._step()
         if step is None:
             return
@@ -87,7 +90,7 @@ class StepCache:
         """Whatever was kept is gone."""
         self._kept.clear()
         self._outputs.clear()
-        self._now, self._call, self.branch, self._keeps = None, 0, None, frozenset()
+        self._now, self._call, self.branch, self._keeps, self._left = None, 0, None, frozenset(), None
 
     def leaves_out(self, part: int) -> bool:
         """Whether the present call does not run a part."""
@@ -97,7 +100,7 @@ class StepCache:
         return last < part < entry or (part == entry and not self.branches.is_unet)
 
     def saw(self, part: int, output: Any) -> None:
-        """The output of a part, where a gap begins after it."""
+        """The output of a part, where a gap begins after it; of a transformer, what enters the gap."""
         watched = self._keeps if self.branch is None else (self.branch,)
         if any(self.branches.cuts[branch][0] == part for branch in watched):
             self._outputs[part] = output
@@ -124,6 +127,25 @@ class StepCache:
             # The skip as it comes, behind the stand-in.
             return torch.cat([self._kept_for(self.branch), features[:, -self.flow.shape[1] :]], dim=1)
         return features
+
+    def enters(self, part: int, inputs: Any) -> None:
+        """What enters a block of a transformer, in the form of its output.
+
+        Raises UserError where something else than the blocks changes features in a gap for which this call keeps them:
+        what it adds would be taken for what the blocks added.
+        """
+        self.saw(part - 1, inputs)
+        is_in_a_gap = any(self.branches.cuts[branch][0] + 1 < part for branch in self._keeps)
+        if is_in_a_gap and not _same(inputs, self._left, self._may_copy):
+            before, after = self.branches.parts[part - 1], self.branches.parts[part]
+            raise UserError(
+                f"this denoiser changes features between its blocks {before} and {after}, so that what the blocks "
+                "added cannot be told for partial steps: use a candidate whose steps are all full"
+            )
+
+    def leaves(self, output: Any) -> None:
+        """What leaves a block of a transformer that is run."""
+        self._left = output if self._keeps else None
 
     def ending(self, output: Any) -> Any:
         """The output of a transformer's last block.
@@ -170,6 +192,7 @@ def install_cache(
     generation: Callable[[], int],
     *,
     name: str = NAME,
+    may_copy: bool = True,
 ) -> InstalledCache:
     """Run step i at the branch ``at_steps[i]``, in full where that is None. What is left out is not computed.
 
@@ -179,13 +202,16 @@ def install_cache(
         step: the pipeline's step, read at every call of the denoiser; None: the call is none of the pipeline's.
         generation: a number that is another for other images.
         name: of the hooks.
+        may_copy: whether what goes from one block of a transformer to the next may be a copy of what left the first,
+            as with a device map; not where values mean nothing.
 
     Returns:
         The handle that takes it out again. Without partial steps nothing is installed.
 
     Raises:
         UserError: for a denoiser without branches or without these, one that is compiled as a whole, has group
-            offloading, one of diffusers' caches, or FreeU; and, from its forward, with a ControlNet or an adapter.
+            offloading, one of diffusers' caches, or FreeU; and, from its forward, with a ControlNet or an adapter, or
+            where it changes features between the blocks of a gap.
     """
     wanted = {branch for branch in at_steps if branch is not None}
     if not wanted:
@@ -199,7 +225,7 @@ def install_cache(
             f"{type(denoiser).__name__} has {len(branches.cuts)} branches, 0 to {len(branches.cuts) - 1}; got "
             f"{listed(map(str, wrong))}"
         )
-    state = StepCache(branches, at_steps, step, generation)
+    state = StepCache(branches, at_steps, step, generation, may_copy)
     installed = InstalledCache(state)
     hooks: dict[str, ModelHook] = {path: _PartHook(state, index) for index, path in enumerate(branches.parts)}
     hooks |= {group.path: _GroupHook(state, group) for group in branches.groups}
@@ -228,20 +254,29 @@ class _PartHook(ModelHook):  # type: ignore[misc]  # diffusers is untyped
 
     def new_forward(self, module: torch.nn.Module, *args: Any, **kwargs: Any) -> Any:
         """The part's own forward, or what stands for its output."""
+        run = self._of_unet if self._state.branches.is_unet else self._of_transformer
+        return run(module, args, kwargs)
+
+    def _of_unet(self, module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         state = self._state
-        if state.branches.is_unet:
-            if state.leaves_out(self._index):
-                return _in_form(module, state.flow, kwargs)
-            if args and isinstance(args[0], torch.Tensor):
-                args = (state.entering(self._index, args[0]), *args[1:])
-        elif state.leaves_out(self._index):
-            kind = kind_of(module)
-            assert kind is not None  # the parts of a transformer are layers
-            output = kind.bypass(module, *args, **kwargs)  # of a transformer's block: its inputs
-            return state.ending(output) if self._is_last else output
+        if state.leaves_out(self._index):
+            return _in_form(module, state.flow, kwargs)
+        if args and isinstance(args[0], torch.Tensor):
+            args = (state.entering(self._index, args[0]), *args[1:])
         output = self.fn_ref.original_forward(*args, **kwargs)
-        state.saw(self._index, output[0] if state.branches.is_unet and isinstance(output, tuple) else output)
-        return state.ending(output) if self._is_last and not state.branches.is_unet else output
+        state.saw(self._index, output[0] if isinstance(output, tuple) else output)
+        return output
+
+    def _of_transformer(self, module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        state = self._state
+        kind = kind_of(module)
+        assert kind is not None  # the parts of a transformer are layers
+        output = kind.bypass(module, *args, **kwargs)  # a block without what it adds: its inputs
+        state.enters(self._index, output)
+        if not state.leaves_out(self._index):
+            output = self.fn_ref.original_forward(*args, **kwargs)
+            state.leaves(output)
+        return state.ending(output) if self._is_last else output
 
 
 class _GroupHook(ModelHook):  # type: ignore[misc]  # diffusers is untyped
@@ -270,6 +305,18 @@ def _each(function: Callable[..., torch.Tensor], outputs: Any, others: Any) -> A
         return function(outputs, others)
     pairs = zip(outputs, others, strict=True)
     return tuple(None if output is None or other is None else function(output, other) for output, other in pairs)
+
+
+def _same(outputs: Any, others: Any, may_copy: bool) -> bool:
+    """Whether two blocks' outputs are the same tensors, or equal ones; a stream that ends is the same as any."""
+    if isinstance(outputs, tuple):
+        pairs = zip(outputs, others, strict=True) if isinstance(others, tuple) and len(outputs) == len(others) else None
+        return pairs is not None and all(_same(output, other, may_copy) for output, other in pairs)
+    if outputs is others or outputs is None or others is None:
+        return True
+    if not may_copy or outputs.shape != others.shape:
+        return False
+    return torch.equal(outputs, others.to(outputs.device))
 
 
 def _wanted_after(at_steps: Sequence[int | None], index: int) -> frozenset[int]:

@@ -83,14 +83,14 @@ def _unet(unet: Any, keep: Kept, branch: int | None, sample: Any, embedded: Any,
 
 
 def dit(network: Any, keep: Kept, branch: int | None, hidden_states: Any, timestep: Any, class_labels: Any) -> Any:
-    """``DiTTransformer2DModel``: the blocks 0 .. branch, then what the others added in the full pass."""
+    """``DiTTransformer2DModel``: so many blocks, then what the others added in the full pass."""
     height = hidden_states.shape[-2] // network.patch_size
     x = network.pos_embed(hidden_states)
     blocks = network.transformer_blocks
-    for index, block in enumerate(blocks if branch is None else blocks[: branch + 1]):
-        x = block(x, timestep=timestep, class_labels=class_labels)
+    for index, block in enumerate(blocks[:branch]):
         if branch is None:
             keep[index] = x
+        x = block(x, timestep=timestep, class_labels=class_labels)
     if branch is None:
         keep.update({index: x - kept for index, kept in keep.items()})
     else:
@@ -119,10 +119,10 @@ def sd3(
     condition = network.time_text_embed(timestep, pooled_projections)
     text = network.context_embedder(encoder_hidden_states)
     blocks = network.transformer_blocks
-    for index, block in enumerate(blocks if branch is None else blocks[: branch + 1]):
-        text, x = block(hidden_states=x, encoder_hidden_states=text, temb=condition)
+    for index, block in enumerate(blocks[:branch]):
         if branch is None:
             keep[index] = x
+        text, x = block(hidden_states=x, encoder_hidden_states=text, temb=condition)
     if branch is None:
         keep.update({index: x - kept for index, kept in keep.items()})
     else:

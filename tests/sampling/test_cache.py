@@ -39,6 +39,7 @@ from autodiffusion_opt.sampling.layers import Layer, install_bypass, list_layers
 from autodiffusion_opt.sampling.schedule.state import steps_of_calls
 
 WARNS = pytest.mark.filterwarnings("ignore:.FluxPosEmbed. is deprecated:FutureWarning")  # diffusers' own, in 0.42
+PRODUCTS = (torch.nn.Linear, torch.nn.Conv2d)
 WITH_BRANCHES = [name for name in NETWORKS if name not in ("NCSN++", "HunyuanDiT")]
 
 
@@ -149,13 +150,13 @@ def test_what_is_left_out_is_not_computed(name: str) -> None:
 
 @contextlib.contextmanager
 def noted(denoiser: Any, layers: list[Layer]) -> Iterator[set[int]]:
-    """The layers of which the first module that has no module inside was called."""
+    """The layers of which the last product was called: a DiT takes the embedding of its first block at its end too."""
     ran: set[int] = set()
     with contextlib.ExitStack() as stack:
         for layer in layers:
             block = denoiser.get_submodule(layer.path)
-            inner = next(module for module in block.modules() if not [*module.children()])
-            handle = inner.register_forward_pre_hook(lambda *_, index=layer.index: ran.add(index))
+            *_, product = (module for module in block.modules() if isinstance(module, PRODUCTS))
+            handle = product.register_forward_pre_hook(lambda *_, index=layer.index: ran.add(index))
             stack.callback(handle.remove)
         yield ran
 

@@ -5,11 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from peers.denoisers import made
+import torch
+from peers.denoisers import dit, dit_inputs, made, output
+from peers.models_table import built
 
 import autodiffusion_opt as ado
 from autodiffusion_opt import Candidate, Step, UserError
 from autodiffusion_opt.sampling.cache import install_cache
+from autodiffusion_opt.sampling.introspect import read_model_info
 
 
 def test_a_branch_that_is_not_there_is_refused_and_the_pipeline_is_as_it_was(digits: Any) -> None:
@@ -40,3 +43,52 @@ def test_a_cache_of_diffusers_is_refused() -> None:
     denoiser.is_cache_enabled = True
     with pytest.raises(UserError, match="disable_cache"):
         install_cache(denoiser, [None, 0], lambda: 0, lambda: 0)
+
+
+@pytest.mark.parametrize(
+    ("name", "blocks"),
+    [("latte", "temporal_transformer_blocks.0"), ("wan_vace", "blocks.1"), ("hidream", "single_stream_blocks.1")],
+)
+def test_a_denoiser_that_changes_features_between_its_blocks_is_refused(name: str, blocks: str) -> None:
+    pipeline, call = built(name)
+    with pytest.raises(UserError, match=f"changes features between its blocks .* and {blocks}, so that"):
+        read_model_info(pipeline, need_layers=True, need_branches=True, call=call)
+
+
+def test_features_that_are_copied_between_blocks_are_the_same_and_changed_ones_are_not() -> None:
+    torch.manual_seed(0)
+    denoiser, inputs = dit().eval(), dit_inputs()
+    added, step = 0.0, 0
+    denoiser.transformer_blocks[1].register_forward_pre_hook(lambda _, args: (args[0] + added, *args[1:]))
+    full = output(denoiser, inputs)
+    installed = install_cache(denoiser, [None, 0], lambda: step, lambda: 0)
+    assert torch.equal(output(denoiser, inputs), full)
+    step = 1
+    assert torch.equal(output(denoiser, inputs), full)
+    added, step = 1.0, 0
+    with pytest.raises(UserError, match=r"between its blocks transformer_blocks\.0 and transformer_blocks\.1"):
+        output(denoiser, inputs)
+    installed.remove()
+
+
+def test_what_changes_features_before_the_gap_is_run_in_partial_steps_too() -> None:
+    torch.manual_seed(0)
+    denoiser, inputs = dit().eval(), dit_inputs()
+    added, step = 1.0, 0
+    denoiser.transformer_blocks[1].register_forward_pre_hook(lambda _, args: (args[0] + added, *args[1:]))
+    full = output(denoiser, inputs)
+    installed = install_cache(denoiser, [None, 1], lambda: step, lambda: 0)
+    assert torch.equal(output(denoiser, inputs), full)
+    step = 1
+    assert torch.equal(output(denoiser, inputs), full)
+    added = 2.0
+    assert not torch.equal(output(denoiser, inputs), full)
+    installed.remove()
+
+
+@pytest.mark.parametrize("name", ["qwen_image", "z_image", "ovis_image", "wan"])
+def test_branches_are_counted_where_inputs_come_from_the_pipelines_own_call(name: str) -> None:
+    pipeline, call = built(name)
+    info = read_model_info(pipeline, need_layers=True, need_branches=True, call=call)
+    assert 0 < info.branch_shares[0] < 1
+    assert list(info.branch_shares) == sorted(info.branch_shares)

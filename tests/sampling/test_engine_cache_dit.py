@@ -31,7 +31,7 @@ def partial(branch: int, *at: float) -> Candidate:
     return Candidate(tuple(Step(time, (), branch if time in at else None) for time in TIMES))
 
 
-LATE = partial(0, 404, 58)
+LATE = partial(1, 404, 58)
 
 
 def exported(sampler: ImageSampler, candidate: Candidate, folder: Path) -> tuple[EngineExport, dict[str, Any]]:
@@ -72,14 +72,14 @@ def images_by_hand(pipeline: Any, sampler: ImageSampler, folder: Path) -> torch.
 
 
 @needs_cache_dit
-@pytest.mark.parametrize("branch", slow_but([0, 1], 0))
+@pytest.mark.parametrize("branch", slow_but([1, 2], 1))
 @pytest.mark.parametrize("name", ["dit", "sd3", "flux"])
 def test_partial_steps_are_cache_dits_static_mask_exactly(name: str, branch: int, tmp_path: Path, opened: Any) -> None:
     sampler, candidate = getattr(engine_pipelines, name)(), partial(branch, 404, 58)
     made, written = exported(sampler, candidate, tmp_path)
     assert written["same_images"]
     assert written["cache_config"]["steps_computation_mask"] == [1, 1, 0, 1, 0]
-    assert written["cache_config"]["Fn_compute_blocks"] == branch + 1
+    assert written["cache_config"]["Fn_compute_blocks"] == branch
     assert not any("partial" in remark or "layer" in remark for remark in made.remarks)
     ours = pixels(sampler, candidate, images=2)
     assert float((ours - pixels(sampler, whole_steps(candidate), images=2)).abs().max()) > SAME_PIXELS
@@ -101,25 +101,35 @@ def test_a_pipeline_that_calls_its_denoiser_twice_a_step_has_a_cache_for_each(tm
 
 @needs_cache_dit
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["qwen_image", "z_image", "lumina", "lumina2", "cogview3_plus"])
-def test_one_list_of_blocks_after_refiners_is_exact_too(name: str) -> None:
-    made = export_for("cache-dit", engine_pipelines.current(name), LATE)
+@pytest.mark.parametrize(
+    ("name", "branch"), [("qwen_image", 1), ("z_image", 1), ("lumina", 1), ("lumina2", 1), ("cogview3_plus", 1)]
+)
+def test_one_list_of_blocks_after_refiners_is_exact_too(name: str, branch: int) -> None:
+    made = export_for("cache-dit", engine_pipelines.current(name), partial(branch, 404, 58))
     assert made.settings["same_images"]
     assert made.settings["cache_config"]["Fn_compute_blocks"] == 1
 
 
 @needs_cache_dit
+def test_a_partial_step_of_no_block_is_told(tmp_path: Path) -> None:
+    made, written = exported(engine_pipelines.dit(), partial(0, 404, 58), tmp_path)
+    assert made.remarks[0].startswith("branch 0 runs no block of cache-dit's list")
+    assert written["cache_config"]["Fn_compute_blocks"] == 1
+    assert not written["same_images"]
+
+
+@needs_cache_dit
 def test_a_branch_that_there_is_not_is_refused() -> None:
-    with pytest.raises(UserError, match="has 2 branches, 0 to 1; got 7"):
+    with pytest.raises(UserError, match="has 3 branches, 0 to 2; got 7"):
         export_for("cache-dit", engine_pipelines.dit(), partial(7, 404))
 
 
 @needs_cache_dit
 def test_what_cache_dit_cannot_express_is_told_by_name_with_its_difference(tmp_path: Path) -> None:
-    steps = (Step(901), Step(733, (), 0), Step(640, (1,)), Step(404), Step(200, (), 1))
+    steps = (Step(901), Step(733, (), 1), Step(640, (1,)), Step(404), Step(200, (), 2))
     made, written = exported(engine_pipelines.dit(), Candidate(steps), tmp_path)
     assert made.remarks[0] == "layer sets are left out (of the steps at 640): cache-dit runs every layer"
-    assert made.remarks[1].startswith("branches 0, 1 are not run each at its steps")
+    assert made.remarks[1].startswith("branches 1, 2 are not run each at its steps")
     assert sum("images differ by" in remark for remark in made.remarks) == 2
     assert not written["same_images"]
     assert written["difference"]["greatest"] > SAME_PIXELS

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import runpy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +25,8 @@ from autodiffusion_opt.sampling.generate import ImageSampler, noise_generator
 from autodiffusion_opt.study.engine_export import EngineExport, export_for, write_export
 
 # Partial steps soon after full ones, where what the first block adds has changed little.
-SOON = Candidate(tuple(Step(time, (), 0 if time in (880, 380) else None) for time in (901, 880, 404, 380, 58)))
-LATE = Candidate(tuple(Step(time, (), 0 if time in (404, 58) else None) for time in (901, 733, 404, 200, 58)))
+SOON = Candidate(tuple(Step(time, (), 1 if time in (880, 380) else None) for time in (901, 880, 404, 380, 58)))
+LATE = Candidate(tuple(Step(time, (), 1 if time in (404, 58) else None) for time in (901, 733, 404, 200, 58)))
 ENGINES = [FirstBlockCache(0.9), MagCache((2, 4)), TaylorSeerCache(2, 1, 1)]
 
 
@@ -71,6 +72,16 @@ def test_where_no_threshold_makes_the_steps_the_nearest_cache_and_its_difference
     assert 0 < apart.greatest <= written["difference"]["greatest"] + SAME_PIXELS
 
 
+@pytest.mark.parametrize("name", ["flux", "dit", "sd3"])
+def test_partial_steps_of_no_block_are_mag_cache_exactly(name: str, tmp_path: Path) -> None:
+    sampler = getattr(engine_pipelines, name)()
+    steps = tuple(replace(step, branch=None if step.branch is None else 0) for step in LATE.steps)
+    made, written = exported(sampler, Candidate(steps), tmp_path)
+    assert written["class"] == "MagCacheConfig"
+    assert written["same_images"]
+    assert not any("not run as such" in remark for remark in made.remarks)
+
+
 def test_a_pipeline_that_takes_no_times_gets_them_applied_beside_diffusers_cache(tmp_path: Path) -> None:
     sampler = engine_pipelines.dit()
     made, written = exported(sampler, LATE, tmp_path)
@@ -96,10 +107,10 @@ def test_an_engines_candidate_is_exported_as_it_is(tmp_path: Path) -> None:
 
 
 def test_layer_sets_and_deeper_branches_are_told_by_name() -> None:
-    steps = (Step(901), Step(640, (1,)), Step(404, (), 1))
+    steps = (Step(901), Step(640, (1,)), Step(404, (), 2))
     made = export_for("diffusers-cache", engine_pipelines.flux(), Candidate(steps))
     assert "layer sets are left out (of the steps at 640)" in made.remarks[0]
-    assert "branches 1 are not run as such" in made.remarks[1]
+    assert "branches 2 are not run as such" in made.remarks[1]
     assert made.difference is not None
     assert made.difference.greatest > SAME_PIXELS
 

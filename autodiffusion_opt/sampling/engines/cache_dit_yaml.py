@@ -1,7 +1,8 @@
 """A candidate with partial steps as cache-dit's YAML: a static mask of steps, compared by its images.
 
-A partial step at branch b runs the blocks 0 .. b and adds what the others added at the last full step. So does a step
-that cache-dit's mask leaves out, with b + 1 front blocks and no back ones, where it takes all blocks as one list.
+A partial step runs the first blocks and adds what the others added at the last full step. So does a step that
+cache-dit's mask leaves out, with as many front blocks, one at least, and no back ones, where it takes all blocks as one
+list.
 """
 
 from __future__ import annotations
@@ -68,7 +69,7 @@ def nearest_mask(sampler: ImageSampler, candidate: Candidate) -> NearestMask:
     calls = _calls(sampler, candidate)
     measured = {engine: difference(pixels(sampler, whole_steps(candidate, engine)), wanted) for engine in engines}
     best = min(measured, key=lambda engine: measured[engine].mean)
-    remarks = [*_left_out(candidate, lists)]
+    remarks = [*_left_out(sampler, candidate, lists)]
     if len(engines) > 1:
         remarks += [f"{engine}: images differ by {apart}" for engine, apart in measured.items()]
     return NearestMask(best, calls, measured[best], tuple(remarks))
@@ -106,18 +107,19 @@ def _engines(
     chosen = sorted({branch for branch in candidate.branches if branch is not None})
     if not chosen:
         return [CacheDiTMask(1, 0, ())]
-    fronts = sorted({_front(denoiser_of(sampler.pipeline), lists, branch) for branch in chosen})
-    return [CacheDiTMask(front, 0, skipped) for front in fronts]
+    fronts = {max(1, _blocks_run(sampler, lists, branch)) for branch in chosen}
+    return [CacheDiTMask(min(front, *map(len, lists)), 0, skipped) for front in sorted(fronts)]
 
 
-def _front(denoiser: torch.nn.Module, lists: list[list[torch.nn.Module]], branch: int) -> int:
-    """How many blocks of cache-dit's last list a branch runs; at least one, and no more than its shortest list has."""
+def _blocks_run(sampler: ImageSampler, lists: list[list[torch.nn.Module]], branch: int) -> int:
+    """How many blocks of cache-dit's last list a branch runs."""
+    denoiser = unwrap(denoiser_of(sampler.pipeline))
     branches = branches_of(denoiser)
-    run = {unwrap(denoiser).get_submodule(path) for path in branches.parts[: branches.cuts[branch][0] + 1]}
-    return min(max(1, sum(block in run for block in lists[-1])), *map(len, lists))
+    run = {denoiser.get_submodule(path) for path in branches.parts[: branches.cuts[branch][0] + 1]}
+    return sum(block in run for block in lists[-1])
 
 
-def _left_out(candidate: Candidate, lists: list[list[torch.nn.Module]]) -> Iterator[str]:
+def _left_out(sampler: ImageSampler, candidate: Candidate, lists: list[list[torch.nn.Module]]) -> Iterator[str]:
     removed = [f"{step.time:g}" for step in candidate.steps if step.removed]
     branches = sorted({branch for branch in candidate.branches if branch is not None})
     if removed:
@@ -127,6 +129,8 @@ def _left_out(candidate: Candidate, lists: list[list[torch.nn.Module]]) -> Itera
             f"branches {', '.join(map(str, branches))} are not run each at its steps: cache-dit has one number of "
             "front blocks (Fn_compute_blocks) for all"
         )
+    if any(_blocks_run(sampler, lists, branch) == 0 for branch in branches):
+        yield "branch 0 runs no block of cache-dit's list: cache-dit runs one (Fn_compute_blocks) at least"
     if branches and len(lists) > 1:
         sizes = " and ".join(str(len(blocks)) for blocks in lists)
         yield f"partial steps are not run as such: cache-dit runs the front blocks of each list, of {sizes} blocks"

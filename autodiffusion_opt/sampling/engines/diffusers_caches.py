@@ -1,8 +1,8 @@
 """A candidate with partial steps in one of diffusers' own caches: the nearest configuration, by measuring.
 
-What a partial step at branch 0 does, FirstBlockCache does as well: it runs the first block and adds what the others
-added; but which steps are partial its threshold decides by the data. MagCache runs no block at all, at steps that can
-be chosen freely; TaylorSeer neither, at even intervals, and extrapolates.
+What a partial step that runs no block does, MagCache does as well, at steps that can be chosen freely. FirstBlockCache
+runs the first block and adds what the others added; but which steps are partial its threshold decides by the data.
+TaylorSeer runs no block, at even intervals, and extrapolates.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from autodiffusion_opt.candidate import Candidate, Step
 from autodiffusion_opt.engine import Engine, FirstBlockCache, MagCache, TaylorSeerCache
 from autodiffusion_opt.errors import UserError
 from autodiffusion_opt.sampling.apply import install
+from autodiffusion_opt.sampling.branches import branches_of
 from autodiffusion_opt.sampling.compatibility import denoiser_of
 from autodiffusion_opt.sampling.engines.difference import IMAGES, Difference, difference, pixels
 from autodiffusion_opt.sampling.engines.install import check_engine
@@ -65,7 +66,7 @@ def nearest_cache(sampler: ImageSampler, candidate: Candidate) -> NearestCache:
     for engine, apart in measured.items():
         told = "none: every step is computed" if engine is None else str(engine)
         remarks.append(f"{told}: images differ by {apart}")
-    return NearestCache(best, measured[best], (*_left_out(candidate), *remarks))
+    return NearestCache(best, measured[best], (*_left_out(sampler, candidate), *remarks))
 
 
 def _engines(sampler: ImageSampler, candidate: Candidate) -> tuple[list[Engine | None], list[str]]:
@@ -145,9 +146,11 @@ def _without_context(sampler: ImageSampler, kind: str) -> str:
     )
 
 
-def _left_out(candidate: Candidate) -> Iterator[str]:
+def _left_out(sampler: ImageSampler, candidate: Candidate) -> Iterator[str]:
     removed = [f"{step.time:g}" for step in candidate.steps if step.removed]
-    deep = sorted({step.branch for step in candidate.steps if step.branch})
+    chosen = sorted({branch for branch in candidate.branches if branch is not None})
+    cuts = branches_of(denoiser_of(sampler.pipeline)).cuts if chosen else ()
+    deep = [branch for branch in chosen if cuts[branch][0] > 0]
     if removed:
         yield f"layer sets are left out (of the steps at {', '.join(removed)}): diffusers' caches run every layer"
     if deep:

@@ -7,9 +7,9 @@ memory. The denoiser itself is never run and never touched, so it may be on a GP
 from __future__ import annotations
 
 import weakref
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
 
 import torch
 from torch.utils._pytree import tree_flatten
@@ -17,9 +17,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from autodiffusion_opt.errors import UserError
 from autodiffusion_opt.sampling.layers.example_inputs import make_inputs
-from autodiffusion_opt.sampling.layers.kinds import block_classes, find_blocks, kind_of
+from autodiffusion_opt.sampling.layers.kinds import block_classes, find_blocks, kind_of, remember_kind
 from autodiffusion_opt.sampling.layers.meta_copy import make_meta_copy, on_cpu, on_meta
 from autodiffusion_opt.sampling.layers.residual_form import ZeroProducts, find_by_form, zero_weights
+
+Ran = TypeVar("Ran")
 
 
 @dataclass(frozen=True)
@@ -122,7 +124,11 @@ def _list(denoiser: torch.nn.Module, inputs: Mapping[str, Any] | None, as_own: b
     if inputs is None and known is not None and known.own_inputs and not _changed(known, denoiser):
         return known
     own_inputs = as_own or inputs is None
-    listing = _run(denoiser, make_inputs(denoiser) if inputs is None else inputs, own_inputs)
+    listing = on_a_copy(
+        denoiser,
+        make_inputs(denoiser) if inputs is None else inputs,
+        lambda bare_copy, given: _run_copy(denoiser, bare_copy, given, own_inputs),
+    )
     _LISTINGS[denoiser] = listing
     return listing
 
@@ -136,17 +142,37 @@ def _config_text(denoiser: torch.nn.Module) -> str:
 
 
 @torch.inference_mode(False)  # FlopCounterMode fails on tensors of that mode, in which callers may be
-def _run(denoiser: torch.nn.Module, inputs: Mapping[str, Any], own_inputs: bool) -> _Listing:
-    meta_copy = make_meta_copy(denoiser)
+def on_a_copy(
+    denoiser: torch.nn.Module,
+    inputs: Mapping[str, Any],
+    run: Callable[[torch.nn.Module, dict[str, Any]], Ran],
+) -> Ran:
+    """What ``run`` returns for a copy of a denoiser without weights, and the inputs on its device.
+
+    The copy is on the meta device; where the values of its inputs steer the code (lengths of texts), and ``run`` fails
+    there, another is on the CPU, where products are not computed. Layers that are listed are those of the copy too.
+    """
+    meta_copy = _with_layers_of(denoiser, make_meta_copy(denoiser))
     try:
-        return _run_copy(denoiser, meta_copy, on_meta(inputs, meta_copy), own_inputs)
+        return run(meta_copy, on_meta(inputs, meta_copy))
     except (RuntimeError, NotImplementedError):
         if any(isinstance(leaf, torch.Tensor) and leaf.is_meta for leaf in tree_flatten(dict(inputs))[0]):
             raise
-    # The values of its inputs steer the code (lengths of texts): on the CPU, where products are not computed.
-    bare_copy = zero_weights(make_meta_copy(denoiser))
+    bare_copy = zero_weights(_with_layers_of(denoiser, make_meta_copy(denoiser)))
     with ZeroProducts(always=True):
-        return _run_copy(denoiser, bare_copy, on_cpu(inputs, bare_copy), own_inputs)
+        return run(bare_copy, on_cpu(inputs, bare_copy))
+
+
+def _with_layers_of(denoiser: torch.nn.Module, bare_copy: torch.nn.Module) -> torch.nn.Module:
+    """The copy, whose layers are known where those of the denoiser are, by their form too."""
+    if is_listed(denoiser):
+        listing = _LISTINGS[unwrap(denoiser)]
+        for path, _ in listing.blocks:
+            kind, block = kind_of(unwrap(denoiser).get_submodule(path)), bare_copy.get_submodule(path)
+            if kind is not None and kind_of(block) is None:
+                remember_kind(block, kind)
+        _LISTINGS[bare_copy] = replace(listing, blocks=block_classes(bare_copy), config=_config_text(bare_copy))
+    return bare_copy
 
 
 def _run_copy(denoiser: torch.nn.Module, bare_copy: torch.nn.Module, inputs: Any, own_inputs: bool) -> _Listing:

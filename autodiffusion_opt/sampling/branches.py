@@ -8,7 +8,7 @@ parts in the order of execution:
   skip b;
 - a transformer has a branch before each of its blocks but the last, of those that take the same streams as the last: at
   a branch the blocks up to there are run, and the cache holds what the others added (Δ-DiT, Chen et al., 2024, section
-  3.3; what all blocks added: TeaCache, Liu et al., 2025, section 3.2).
+  3.3; what all blocks added: TeaCache, Liu et al., 2025).
 
 The first branch is the cheapest.
 """

@@ -106,14 +106,21 @@ def study(model: str, way: str, networks: int, seed: int, setting: Setting, fold
 def searched(
     model: str, networks: int, seed: int, setting: Setting, folder: str, ways: Sequence[str]
 ) -> tuple[Problem, dict[str, Any]]:
-    """The problem, and the candidates of each way that are to be measured again."""
+    """The problem, and the candidates of each way that are to be measured again.
+
+    Partial steps go on from the first half of the times' trials, which are run for them where times are not wanted.
+    """
     best: dict[str, list[Candidate]] = {}
-    for way in ways:
+    for way in SEARCHED:
+        if way not in ways and not (way == TIMES and {CACHED, JOINT} & {*ways}):
+            continue
         say(f"{model}, {networks} networks, seed {seed}: {way}")
         search = study(model, way, networks, seed, setting, folder)
         search.run(progress=False)
         if way == TIMES:
             Path(folder, FIRST).write_text(search.best().candidate.to_json())
+            if way not in ways:
+                continue
             search.run(2 * setting.trials, progress=False)
         best[way] = [result.candidate for result in search.top(setting.top)]
         if way == SEGMENTS:
@@ -253,13 +260,11 @@ def main() -> None:
                 rows.append(teacher(model, steps, setting, folder))
             keep(rows, options.results)
     for cell in ((m, n, s) for m in models for n in budgets for s in range(seeds)):
-        missing = {way for way in SEARCHED if (*cell, way) not in done}
-        if missing & {CACHED, JOINT}:  # which go on from the first half of it
-            missing.add(TIMES)
+        missing = [way for way in SEARCHED if (*cell, way) not in done]
         if not missing:
             continue
         with tempfile.TemporaryDirectory() as folder:
-            problem, best = searched(*cell, setting, folder, [way for way in SEARCHED if way in missing])
+            problem, best = searched(*cell, setting, folder, missing)
             made = lines(*cell, problem, chosen(problem, best, setting), rows, setting)
         again = [(*cell, each["way"]) for each in made]
         rows = [each for each in rows if (each["model"], each["networks"], each["seed"], each["way"]) not in again]

@@ -16,7 +16,17 @@ To add one: a file with both classes and a line in :data:`SPACES`; a plug-in has
 from __future__ import annotations
 
 from autodiffusion_opt.config import Registry
-from autodiffusion_opt.space.base import Compared, Evolvable, Exchanging, Layered, Space, SpaceConfig, Toggle, Walkable
+from autodiffusion_opt.space.base import (
+    Caching,
+    Compared,
+    Evolvable,
+    Exchanging,
+    Layered,
+    Space,
+    SpaceConfig,
+    Toggle,
+    Walkable,
+)
 from autodiffusion_opt.space.baselines import OWN, UNIFORM
 from autodiffusion_opt.space.cached_steps import CachedSteps
 from autodiffusion_opt.space.cached_steps_config import CachedStepsConfig
@@ -50,6 +60,7 @@ __all__ = [
     "UNIFORM",
     "CachedSteps",
     "CachedStepsConfig",
+    "Caching",
     "Compared",
     "EngineConfig",
     "EngineSettings",

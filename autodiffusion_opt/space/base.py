@@ -154,6 +154,15 @@ class Exchanging(Walkable, Protocol):
         ...
 
 
+@runtime_checkable
+class Caching(Space, Protocol):
+    """A space in which steps may be partial ones, beside times that may be known already."""
+
+    def with_partial_steps(self, candidate: Candidate) -> dict[str, Candidate]:
+        """The candidate with more partial steps, by how many; none where the budget allows no more."""
+        ...
+
+
 def numbered_beyond(parameters: Iterable[str], count: int) -> set[str]:
     """The names of a letter and a number, as ``t7``, whose number is greater than ``count``."""
     return {name for name in parameters if name[1:].isdecimal() and int(name[1:]) > count}

@@ -215,12 +215,14 @@ class CachedSteps:
         return neighbour
 
     def restructured(self, candidate: Candidate) -> dict[str, Candidate]:
-        """A partial step in the middle of a gap in λ, the widest first; another branch of a partial step; a full step
-        in a gap; a step left out; a step made partial, or full. Those that the budget allows, or allows when the least
-        important layers go."""
+        """Partial steps in half of the gaps in λ, the widest; one in the middle of a gap, the widest first; another
+        branch of a partial step; a full step in a gap; a step left out; a step made partial, or full. Those that the
+        budget allows, or allows when the least important layers go."""
         steps = candidate.steps
         middles = self.info.middles(candidate.times)
-        made: dict[str, Iterable[Step]] = {}
+        made: dict[str, Iterable[Step]] = {
+            name: filled.steps for name, filled in reversed(self.with_partial_steps(candidate).items())
+        }
         for time in middles:
             made[f"a partial step at {time:.0f}"] = (*steps, Step(time, (), self.branches[0]))
         for index, step in enumerate(steps):
@@ -252,6 +254,31 @@ class CachedSteps:
             costs = self.info.layer_flops
             neighbour = without_a_layer(self.layer_choice, neighbour, self.max_removed, costs.__getitem__)
         return neighbour
+
+    def with_partial_steps(self, candidate: Candidate) -> dict[str, Candidate]:
+        """With the cheapest partial steps in the middles of the widest gaps in λ: one, and half as many as it has
+        steps; or as many as the budget allows."""
+        made = {}
+        for number in (1, len(candidate.steps) // 2):
+            filled = candidate
+            while len(filled.steps) < len(candidate.steps) + number:
+                more = self._with_partial_step(filled)
+                if more is None:
+                    break
+                filled = more
+            added = len(filled.steps) - len(candidate.steps)
+            made[f"{added} partial step{'s' if added > 1 else ''} more"] = filled
+        return {name: filled for name, filled in made.items() if filled != candidate}
+
+    def _with_partial_step(self, candidate: Candidate) -> Candidate | None:
+        """A partial step more in the widest gap that has a time; None where there is none, or no budget."""
+        for time in self.info.middles(candidate.times):
+            steps = self._placed((*candidate.steps, Step(time, (), self.branches[0])))
+            more = self.scalars.candidate(steps, vars(candidate)) if time < candidate.times[0] else None
+            if more is not None and {*candidate.times} < {*more.times}:
+                is_allowed = len(steps) <= self.steps_max and self.budget.is_kept(self.info, more)
+                return more if is_allowed else None
+        return None
 
     def with_layer_share(self, share: float) -> CachedSteps:
         """At most ``share`` of :attr:`max_removed` at a step."""

@@ -17,7 +17,7 @@ from autodiffusion_opt.errors import UserError, unknown_text
 from autodiffusion_opt.optimizer import OptimizerConfig
 from autodiffusion_opt.paths import absolute
 from autodiffusion_opt.progress import Progress, silent
-from autodiffusion_opt.space import Space
+from autodiffusion_opt.space import UNIFORM, Caching, Space
 from autodiffusion_opt.study.config import StudyConfig
 from autodiffusion_opt.study.problem import Problem
 from autodiffusion_opt.study.results import stored_study
@@ -49,6 +49,8 @@ def warm_starts(
 ) -> dict[str, WarmStart]:
     """The warm starts of an optimizer, by name; the baselines among them are measured anyway, and not among these.
 
+    Where steps may be partial ones, each comes with more of them too.
+
     Args:
         config: the study.
         optimizer: its ``start_from`` names ``dp``, studies, or candidates' files, whose paths start from the folder
@@ -71,6 +73,10 @@ def warm_starts(
             starts |= _dynamic_programming(config, problem, progress, is_asked_for=is_asked_for)
         else:
             starts[name] = WarmStart(problem.space.nearest(_known(config, storage, name)))
+    if isinstance(problem.space, Caching):
+        for name, start in list(starts.items()):
+            filled = problem.space.with_partial_steps(start.candidate)
+            starts |= {f"{name}, {added}": WarmStart(candidate) for added, candidate in filled.items()}
     return starts
 
 
@@ -114,8 +120,13 @@ def trajectory_points(space: Space) -> int:
 
 
 def _numbers_of_steps(space: Space) -> list[int]:
-    """Those of the baselines, the uniform one's first."""
-    return list(dict.fromkeys(len(candidate.steps) for candidate in space.baselines().values()))
+    """Those of the baselines, the uniform one's first; one fewer too where a partial step costs more than these leave
+    of the budget."""
+    baselines = space.baselines()
+    numbers = list(dict.fromkeys(len(candidate.steps) for candidate in baselines.values()))
+    if isinstance(space, Caching) and numbers[0] > 1 and not space.with_partial_steps(baselines[UNIFORM]):
+        numbers.append(numbers[0] - 1)
+    return numbers
 
 
 def _known(config: StudyConfig, storage: Storage, name: str) -> Candidate:

@@ -311,7 +311,7 @@ def test_a_candidates_file_is_exported_for_comfyui_and_what_that_leaves_out_is_m
 
 def test_a_candidates_file_is_exported_for_cache_dit_and_stdout_is_json_alone(tmp_path: Path) -> None:
     pytest.importorskip("cache_dit")
-    steps = (ado.Step(900), ado.Step(700, branch=0), ado.Step(400))
+    steps = (ado.Step(900), ado.Step(700, branch=1), ado.Step(400))
     (tmp_path / "given.json").write_text(ado.Candidate(steps).to_json())
     given = ["export", str(tmp_path / "given.json"), "--study", "dit-4", "-o", str(tmp_path / "out")]
     told = json.loads(CliRunner().invoke(app, [*given, "--for", "cache-dit", "--json"]).stdout)

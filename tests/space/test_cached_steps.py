@@ -103,6 +103,37 @@ def test_a_full_step_more_is_paid_for_with_the_least_important_layers() -> None:
         assert cost.networks(BRANCHED, neighbour) <= 3.0
 
 
+@pytest.mark.parametrize(
+    ("table", "added"),
+    [
+        ({"max_flops": 4.5, "steps_max": 9}, [1, 2]),  # half as many as there are steps
+        ({"max_flops": 4.1, "steps_max": 9}, [1]),
+        ({"max_flops": 4.5, "steps_max": 5}, [1]),
+        ({"max_flops": 4.5, "steps_max": 4}, []),
+        ({"max_flops": 4.0, "steps_max": 9}, []),
+    ],
+)
+def test_partial_steps_are_added_in_the_widest_gaps_as_far_as_the_budget_goes(
+    table: dict[str, Any], added: list[int]
+) -> None:
+    times = (900.0, 800.0, 200.0, 100.0)
+    chosen = space(**table)
+    made = chosen.with_partial_steps(Candidate.from_time_steps(times))
+    assert [*made] == [f"{number} partial step{'s' * (number > 1)} more" for number in added]
+    for number, candidate in zip(added, made.values(), strict=True):
+        chosen.check(candidate)
+        partial = [step for step in candidate.steps if step.branch == 0]
+        assert len(partial) == number
+        assert 200 < partial[0].time < 800
+        assert {step.time for step in candidate.steps if step.branch is None} == {*times}
+
+
+def test_layers_stay_where_partial_steps_are_added() -> None:
+    candidate = Candidate((Step(900, (3,)), Step(500), Step(100)))
+    (first, *_) = space(layers="any", max_flops=3.2).with_partial_steps(candidate).values()
+    assert first.steps[0] == Step(900, (3,))
+
+
 def test_a_search_that_removes_fewer_layers_keeps_those_that_matter_least() -> None:
     whole = space(layers="any", max_flops=3.0)
     half = whole.with_layer_share(0.4)

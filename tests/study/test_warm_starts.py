@@ -76,6 +76,24 @@ def test_a_search_of_the_number_of_steps_begins_with_dynamic_programming_of_the_
     assert [entry["name"] for entry in spent(study)] == ["dp"]
 
 
+@pytest.mark.parametrize("max_flops", slow_but([3.2, 3.0], 3.2))
+def test_a_search_of_partial_steps_begins_with_some_in_the_widest_gaps(max_flops: float, digits: Any, url: str) -> None:
+    table = {"kind": "cached-steps", "max_flops": max_flops, "steps_max": 8}
+    study = study_of(digits, url, space=table, trials=20)
+    study.run(progress=False)
+    kinds = {
+        name: ["full" if step.branch is None else "partial" for step in made.steps]
+        for name, made in starts(study).items()
+    }
+    counts = {name: (kind.count("full"), kind.count("partial")) for name, kind in kinds.items()}
+    if max_flops == 3.2:
+        assert counts == {"dp": (3, 0), "dp, 1 partial step more": (3, 1)}
+    else:  # three full steps leave nothing
+        assert counts == {"dp": (3, 0), "dp of 2 steps": (2, 0), "dp of 2 steps, 1 partial step more": (2, 1)}
+    study_of(digits, url, space=table, trials=20).run(21, progress=False)
+    assert len(starts(study)) == len(counts)
+
+
 @pytest.mark.slow
 def test_a_resumed_study_neither_computes_nor_measures_it_again(digits: Any, url: str, monkeypatch: Any) -> None:
     whole = study_of(digits, url, name="whole")

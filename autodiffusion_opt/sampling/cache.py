@@ -92,6 +92,11 @@ class StepCache:
         self._outputs.clear()
         self._now, self._call, self.branch, self._keeps, self._left = None, 0, None, frozenset(), None
 
+    @property
+    def is_at_work(self) -> bool:
+        """Whether the present call keeps features, or takes some."""
+        return self.branch is not None or bool(self._keeps)
+
     def leaves_out(self, part: int) -> bool:
         """Whether the present call does not run a part."""
         if self.branch is None:
@@ -145,7 +150,7 @@ class StepCache:
 
     def leaves(self, output: Any) -> None:
         """What leaves a block of a transformer that is run."""
-        self._left = output if self._keeps else None
+        self._left = output
 
     def ending(self, output: Any) -> Any:
         """The output of a transformer's last block.
@@ -268,9 +273,10 @@ class _PartHook(ModelHook):  # type: ignore[misc]  # diffusers is untyped
         return output
 
     def _of_transformer(self, module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        state = self._state
-        kind = kind_of(module)
+        state, kind = self._state, kind_of(module)
         assert kind is not None  # the parts of a transformer are layers
+        if not state.is_at_work:
+            return self.fn_ref.original_forward(*args, **kwargs)
         output = kind.bypass(module, *args, **kwargs)  # a block without what it adds: its inputs
         state.enters(self._index, output)
         if not state.leaves_out(self._index):

@@ -7,7 +7,7 @@ then the steps' times, for the policy that was found.
 
 What differs: their cached step runs no block of a transformer, as a partial step at branch 0 does, and its cost counts;
 of a UNet, whose partial steps all run some blocks, a cached step is not run at all, which for DDIM is to hold its
-output. Samples are compared as images, of :data:`IMAGES` noises in place of one; a pattern search moves the times,
+output. Samples are compared as images, of several noises in place of one; a pattern search moves the times,
 where theirs is gradient descent.
 """
 
@@ -34,7 +34,6 @@ NEAR_SHARE, PAIR_SHARE = 0.7, 0.1  # of annealing's moves: to a place that near;
 FAR_MOVES = 2  # of each computed step in hill climbing
 FIRST_SHARE = 0.25  # of the computed steps are the first ones, always
 CHEAP = 0.05  # of a whole step: a cached one may cost so much
-IMAGES = 64  # that samples are compared by
 LAMBDA_STEPS = (0.4, 0.2, 0.1)  # of the pattern search
 
 Policy = tuple[int, ...]  # the computed steps, ascending
@@ -45,10 +44,12 @@ class Distance:
     """Mean squared difference of pixels in [-1, 1] to the samples of all steps computed.
 
     Attributes:
+        images: that are compared.
         calls: of the denoiser, whole ones, that were spent.
     """
 
     problem: Problem
+    images: int
     seed: int
     calls: float = 0.0
 
@@ -64,8 +65,8 @@ class Distance:
 
     def _samples(self, candidate: Candidate) -> torch.Tensor:
         assert self.problem.sampler is not None
-        self.calls += IMAGES * (cost.networks(self.problem.info, candidate) or 0.0)
-        blocks = self.problem.sampler.images(candidate, range(IMAGES), self.seed)
+        self.calls += self.images * (cost.networks(self.problem.info, candidate) or 0.0)
+        blocks = self.problem.sampler.images(candidate, range(self.images), self.seed)
         return torch.cat(list(blocks)).float() / 127.5 - 1
 
 
@@ -76,15 +77,22 @@ def policy_of(problem: Problem, computed: Policy) -> Candidate:
     return Candidate(tuple(step for step in steps if step.branch is None or is_cheap))
 
 
-def annealed_caching(problem: Problem, networks: int, seed: int) -> Schedule | None:
-    """The policy and times within a budget; None where it does not pay for the cached steps."""
+def annealed_caching(problem: Problem, networks: int, images: int, seed: int) -> Schedule | None:
+    """The policy and times within a budget; None where it does not pay for the cached steps.
+
+    Args:
+        problem: whose model has branches, and whose space has partial steps.
+        networks: the budget.
+        images: that samples are compared by.
+        seed: of the search.
+    """
     counts = (
         k for k in range(1, STEPS) if cost.networks(problem.info, policy_of(problem, tuple(range(k)))) <= networks
     )
     count = max(counts, default=0)
     if count == 0:
         return None
-    distance, rng = Distance(problem, seed), np.random.default_rng(seed)
+    distance, rng = Distance(problem, images, seed), np.random.default_rng(seed)
     first = max(1, int(FIRST_SHARE * count))
     rest = rng.choice(np.arange(first, STEPS), count - first, replace=False)
     policy = annealed(problem, distance, (*range(first), *sorted(rest.tolist())), first, rng)

@@ -48,6 +48,7 @@ BUDGETS = (4, 6, 8, 10)
 # ECAD's schedule: with all but one of these steps at the cheapest branch the least budget is kept.
 SCHEDULE_STEPS = 16
 ECAD_IMAGES = 200  # of a trial
+ANNEALED_IMAGES = 64  # of a comparison
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,7 @@ class Sizes:
         ours: images and rungs of each of our searches.
         original: images of AutoDiffusion's search.
         evolved: trials of ECAD's, for all budgets.
+        annealed: images of each of BudCache's comparisons.
         fresh: images of each re-scoring.
         repeats: of it.
     """
@@ -65,6 +67,7 @@ class Sizes:
     ours: Effort
     original: int
     evolved: int
+    annealed: int
     fresh: int
     repeats: int
 
@@ -121,7 +124,7 @@ def winners(
         AYS: lambda: align_your_steps(problem, networks, value, images),
         DEEPCACHE: uniform,
         ECAD: evolved,
-        BUDCACHE: lambda: annealed_caching(caching, networks, seed),
+        BUDCACHE: lambda: annealed_caching(caching, networks, sizes.annealed, seed),
         AUTODIFFUSION: original,
         TIMES: times,
         CACHED_TIMES: cached,
@@ -221,10 +224,17 @@ def main() -> None:
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
     warnings.filterwarnings("ignore", "delta_grad == 0.0")  # SciPy's: the bound is nearly linear there
-    sizes = Sizes(Effort(images=options.images), options.original, options.evolved, options.fresh, options.repeats)
+    sizes = Sizes(
+        Effort(images=options.images),
+        options.original,
+        options.evolved,
+        ANNEALED_IMAGES,
+        options.fresh,
+        options.repeats,
+    )
     if options.quick:
         options.models, options.networks = ["digits"], [4]
-        sizes = Sizes(Effort((50, 100), 1000), 1000, 12, 200, 3)
+        sizes = Sizes(Effort((50, 100), 1000), 1000, 12, 4, 200, 3)
     begun = time.perf_counter()
     with tempfile.TemporaryDirectory() as temporary:
         folder = options.keep or Path(temporary)

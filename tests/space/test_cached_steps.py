@@ -47,6 +47,10 @@ def test_beyond_the_budget_the_last_of_the_dearest_partial_steps_becomes_cheaper
     assert candidate.branches == (None, 1, None, 0)
 
 
+def test_the_dearest_becomes_the_next_cheaper_one() -> None:
+    assert space(max_flops=1.4, branches=[0, 1, 2]).decode(point([0, 3])).branches == (None, 1)
+
+
 def test_then_the_full_step_nearest_to_the_step_before_it_becomes_partial() -> None:
     parameters = point([0, 0, 0]) | {"t2": 890.0}
     assert space(max_flops=2.5).decode(parameters).branches == (None, 0, None)

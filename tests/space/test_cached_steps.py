@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ from space.examples import BRANCHED, RANKING, build_space, joint
 
 from autodiffusion_opt.candidate import Candidate, Step
 from autodiffusion_opt.errors import UserError
-from autodiffusion_opt.space import CachedSteps, cost
+from autodiffusion_opt.space import SPACES, CachedSteps, cost
 from autodiffusion_opt.space.layer_toggles import without_a_layer
 
 
@@ -61,6 +62,21 @@ def test_the_number_of_steps_is_what_the_budget_allows_with_one_full_step() -> N
     assert space(max_flops=1.4, steps_max=3).steps_max == 3
     with pytest.raises(UserError, match=r"max_flops must be at least 1\.300"):
         space(max_flops=1.25, steps_min=4)
+
+
+def test_there_are_no_more_steps_than_times() -> None:
+    few = replace(BRANCHED, train_steps=5, lowest=0.0, highest=4.0)
+    built = build_space(few, kind="cached-steps", max_flops=9.0)
+    assert isinstance(built, CachedSteps)
+    assert built.steps_max == 5
+
+
+def test_a_ranking_is_needed_where_layers_may_be_left_out_alone() -> None:
+    needed = {
+        layers: SPACES["cached-steps"].model_validate({"kind": "cached-steps", "max_flops": 3, "layers": layers})
+        for layers in ("all", "ranked")
+    }
+    assert {layers: table.needs_ranking for layers, table in needed.items()} == {"all": False, "ranked": True}
 
 
 def test_layers_of_full_steps_are_searched_where_they_may_go() -> None:

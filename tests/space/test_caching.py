@@ -40,6 +40,8 @@ def test_presets_are_the_most_even_steps_within_the_budget_with_a_full_one_every
 
 
 def test_without_enough_for_one_step_there_is_no_preset() -> None:
+    one = uniform_presets(BRANCHED, Scalars(), CostBudget(max_flops=1.0), 0, BRANCHED.train_steps)
+    assert one["fewer steps"] == Candidate.from_time_steps([0])
     assert uniform_presets(BRANCHED, Scalars(), CostBudget(max_flops=0.5), 0, BRANCHED.train_steps) == {}
 
 

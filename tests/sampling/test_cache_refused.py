@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -55,11 +56,16 @@ def test_a_denoiser_that_changes_features_between_its_blocks_is_refused(name: st
         read_model_info(pipeline, need_layers=True, need_branches=True, call=call)
 
 
-def test_features_that_are_copied_between_blocks_are_the_same_and_changed_ones_are_not() -> None:
+def dit_with_more_before_its_second_block(added: Callable[[], float]) -> Any:
     torch.manual_seed(0)
-    denoiser, inputs = dit().eval(), dit_inputs()
+    denoiser = dit().eval()
+    denoiser.transformer_blocks[1].register_forward_pre_hook(lambda _, args: (args[0] + added(), *args[1:]))
+    return denoiser
+
+
+def test_features_that_are_copied_between_blocks_are_the_same_and_changed_ones_are_not() -> None:
     added, step = 0.0, 0
-    denoiser.transformer_blocks[1].register_forward_pre_hook(lambda _, args: (args[0] + added, *args[1:]))
+    denoiser, inputs = dit_with_more_before_its_second_block(lambda: added), dit_inputs()
     full = output(denoiser, inputs)
     installed = install_cache(denoiser, [None, 0], lambda: step, lambda: 0)
     assert torch.equal(output(denoiser, inputs), full)
@@ -72,10 +78,8 @@ def test_features_that_are_copied_between_blocks_are_the_same_and_changed_ones_a
 
 
 def test_what_changes_features_before_the_gap_is_run_in_partial_steps_too() -> None:
-    torch.manual_seed(0)
-    denoiser, inputs = dit().eval(), dit_inputs()
     added, step = 1.0, 0
-    denoiser.transformer_blocks[1].register_forward_pre_hook(lambda _, args: (args[0] + added, *args[1:]))
+    denoiser, inputs = dit_with_more_before_its_second_block(lambda: added), dit_inputs()
     full = output(denoiser, inputs)
     installed = install_cache(denoiser, [None, 1], lambda: step, lambda: 0)
     assert torch.equal(output(denoiser, inputs), full)

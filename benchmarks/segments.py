@@ -4,12 +4,13 @@ At each budget of whole networks, these ways, each by ``local``:
 
 - uniform steps, and uniform caching (the best of the intervals 2, 3 and 5);
 - segments on the uniform schedule, some of which may be left out;
-- uneven times: a search of as many trials as the two stages of the next two together;
-- times with partial steps, and these with layers too: from the best of the first half of the times' trials, for 0.2
-  networks more.
+- uneven times: a search of three times as many trials;
+- times with partial steps, and these with layers too: from the best of the first two thirds of the times' trials, for
+  0.2 networks more.
 
-Of each search the best ``--top`` are measured again on fresh noise, and the best of these again on other fresh noise, 3
-times. What a file of ``--results`` holds is not run again, so that a long table can be made in parts.
+Of each search the best ``--top``, and the times it went on from, are measured again on fresh noise, and the best of
+these again on other fresh noise, 3 times. What a file of ``--results`` holds is not run again, so that a long table can
+be made in parts.
 
 The last line is one JSON object: the rows; ``over_times``, the value of each way over that of times alone, a seed each;
 ``smallest``, the least budget at which the median of some way is within 5 % of the teacher's 100 uniform steps, and of
@@ -45,7 +46,7 @@ TEACHER, SHORTER = 100, 20
 WITHIN = 1.05
 STUDIES = {"digits": "digits-4", "digits-dit": "dit-4"}
 Rows = list[dict[str, Any]]
-FIRST = "first.json"  # the best of the first half of the times' trials
+FIRST = "first.json"  # the best of the times' trials that the ways with partial steps go on from
 EXTRA = 0.2  # of a network, for partial steps beside K whole ones
 MANY = 40  # networks
 
@@ -55,7 +56,8 @@ class Setting:
     """How much each search may spend.
 
     Attributes:
-        trials: of a search; the times have twice as many.
+        trials: of a search; the times have three times as many, and their first two thirds are also the beginning of
+            the ways with partial steps.
         rungs: images of a trial.
         top: candidates of a search that are measured again.
         again: images of that.
@@ -108,7 +110,8 @@ def searched(
 ) -> tuple[Problem, dict[str, Any]]:
     """The problem, and the candidates of each way that are to be measured again.
 
-    Partial steps go on from the first half of the times' trials, which are run for them where times are not wanted.
+    Partial steps go on from the first two thirds of the times' trials, which are run for them where times are not
+    wanted.
     """
     best: dict[str, list[Candidate]] = {}
     for way in SEARCHED:
@@ -116,13 +119,16 @@ def searched(
             continue
         say(f"{model}, {networks} networks, seed {seed}: {way}")
         search = study(model, way, networks, seed, setting, folder)
-        search.run(progress=False)
+        search.run((2 if way == TIMES else 1) * setting.trials, progress=False)
         if way == TIMES:
-            Path(folder, FIRST).write_text(search.best().candidate.to_json())
+            first = search.best().candidate
+            Path(folder, FIRST).write_text(first.to_json())
             if way not in ways:
                 continue
-            search.run(2 * setting.trials, progress=False)
+            search.run(3 * setting.trials, progress=False)
         best[way] = [result.candidate for result in search.top(setting.top)]
+        if way in (CACHED, JOINT) and first not in best[way]:
+            best[way].append(first)
         if way == SEGMENTS:
             presets = search.problem.space.presets()  # type: ignore[attr-defined]
             best[UNIFORM] = [presets["fewer steps"]]
@@ -183,6 +189,7 @@ def row(
         "mean": round(value["mean"], 4),
         "std": round(value["std"], 4),
         "trials": setting.trials,
+        "times_before": 2 * setting.trials,
         "rungs": list(setting.rungs),
         "images": setting.images,
         "candidate": candidate.to_dict()["steps"],

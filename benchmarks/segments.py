@@ -4,7 +4,8 @@ At each budget of whole networks, these ways, each by ``local``:
 
 - uniform steps, and uniform caching (the best of the intervals 2, 3 and 5);
 - segments on the uniform schedule, some of which may be left out;
-- uneven times: a search of three times as many trials;
+- uneven times: a search of three times as many trials, which goes on from the best of the next smaller budget with
+  ``--from-smaller``;
 - times with partial steps, and these with layers too: from the best of the first two thirds of the times' trials, for
   0.2 networks more.
 
@@ -47,6 +48,7 @@ WITHIN = 1.05
 STUDIES = {"digits": "digits-4", "digits-dit": "dit-4"}
 Rows = list[dict[str, Any]]
 FIRST = "first.json"  # the best of the times' trials that the ways with partial steps go on from
+SMALLER = "smaller.json"  # the best times of the next smaller budget
 EXTRA = 0.2  # of a network, for partial steps beside K whole ones
 MANY = 40  # networks
 
@@ -87,12 +89,17 @@ def spaces(networks: int) -> dict[str, dict[str, Any]]:
     }
 
 
-def study(model: str, way: str, networks: int, seed: int, setting: Setting, folder: str) -> Study:
-    """The study of a way to search."""
+def study(
+    model: str, way: str, networks: int, seed: int, setting: Setting, folder: str, smaller: Candidate | None = None
+) -> Study:
+    """The study of a way to search; times go on from the best of a smaller budget, where there is one."""
     like = Study.load(STUDIES[model]).config
     pipeline, objective = (part.model_dump(mode="json") for part in (like.pipeline, like.objective))
     # Times with partial steps go on from the best times alone, which are in their space.
     starts = [str(Path(folder, FIRST))] if way in (CACHED, JOINT) else ["dp"]
+    if smaller is not None and way == TIMES:
+        starts.append(str(Path(folder, SMALLER)))
+        Path(folder, SMALLER).write_text(smaller.to_json())
     return Study(
         way.replace(", ", "-"),
         pipeline=pipeline | {"compile": setting.is_compiled},
@@ -106,7 +113,13 @@ def study(model: str, way: str, networks: int, seed: int, setting: Setting, fold
 
 
 def searched(
-    model: str, networks: int, seed: int, setting: Setting, folder: str, ways: Sequence[str]
+    model: str,
+    networks: int,
+    seed: int,
+    setting: Setting,
+    folder: str,
+    ways: Sequence[str],
+    smaller: Candidate | None,
 ) -> tuple[Problem, dict[str, Any]]:
     """The problem, and the candidates of each way that are to be measured again.
 
@@ -118,7 +131,7 @@ def searched(
         if way not in ways and not (way == TIMES and {CACHED, JOINT} & {*ways}):
             continue
         say(f"{model}, {networks} networks, seed {seed}: {way}")
-        search = study(model, way, networks, seed, setting, folder)
+        search = study(model, way, networks, seed, setting, folder, smaller)
         search.run((2 if way == TIMES else 1) * setting.trials, progress=False)
         if way == TIMES:
             first = search.best().candidate
@@ -196,6 +209,13 @@ def row(
     }
 
 
+def of_smaller_budget(rows: Rows, model: str, networks: int) -> Candidate | None:
+    """The best times of the next smaller budget that has rows."""
+    times = [row for row in rows if row["model"] == model and row["way"] == TIMES and row["networks"] < networks]
+    best = min(times, key=lambda row: (-row["networks"], row["mean"]), default=None)
+    return None if best is None else Candidate.from_time_steps([step["time"] for step in best["candidate"]])
+
+
 def teacher(model: str, steps: int, setting: Setting, folder: str) -> dict[str, Any]:
     """The line of so many uniform steps."""
     problem = study(model, TIMES, steps, 0, setting, folder).problem
@@ -245,6 +265,7 @@ def main() -> None:
     arguments.add_argument("--images", type=int, default=5000, help="of each of the three re-scorings")
     arguments.add_argument("--rungs", type=int, nargs="+", default=[100, 500], help="images of a trial")
     arguments.add_argument("--compile", action="store_true", help="the denoisers; values then differ by rounding")
+    arguments.add_argument("--from-smaller", action="store_true", help="times go on from the next smaller budget's")
     arguments.add_argument("--top", type=int, default=3, help="candidates of a search that are measured again")
     arguments.add_argument("--networks", type=int, nargs="+", default=list(BUDGETS))
     arguments.add_argument("--models", nargs="+", choices=list(STUDIES), default=list(STUDIES))
@@ -271,7 +292,8 @@ def main() -> None:
         if not missing:
             continue
         with tempfile.TemporaryDirectory() as folder:
-            problem, best = searched(*cell, setting, folder, missing)
+            smaller = of_smaller_budget(rows, *cell[:2]) if options.from_smaller else None
+            problem, best = searched(*cell, setting, folder, missing, smaller)
             made = lines(*cell, problem, chosen(problem, best, setting), rows, setting)
         again = [(*cell, each["way"]) for each in made]
         rows = [each for each in rows if (each["model"], each["networks"], each["seed"], each["way"]) not in again]

@@ -65,6 +65,7 @@ class Setting:
         again: images of that.
         images: of each of the three final measurements.
         is_compiled: whether denoisers are compiled; values then differ by rounding.
+        is_from_smaller: whether times go on from the best of the next smaller budget.
     """
 
     trials: int
@@ -73,6 +74,7 @@ class Setting:
     again: int
     images: int
     is_compiled: bool = False
+    is_from_smaller: bool = False
 
 
 def spaces(networks: int) -> dict[str, dict[str, Any]]:
@@ -192,7 +194,12 @@ def row(
     value: Mapping[str, float],
     setting: Setting,
 ) -> dict[str, Any]:
-    """A line of the table."""
+    """A line of the table; of a way that is searched, with its trials."""
+    spent: dict[str, Any] = {}
+    if way in SEARCHED:
+        spent = {"trials": (3 if way == TIMES else 1) * setting.trials, "rungs": list(setting.rungs)}
+        spent |= {"from_smaller": setting.is_from_smaller} if way != SEGMENTS else {}
+        spent |= {"times_before": 2 * setting.trials} if way in (CACHED, JOINT) else {}
     return {
         "model": model,
         "networks": networks,
@@ -201,9 +208,7 @@ def row(
         "cost": round(cost.networks(problem.info, candidate), 3),
         "mean": round(value["mean"], 4),
         "std": round(value["std"], 4),
-        "trials": setting.trials,
-        "times_before": 2 * setting.trials,
-        "rungs": list(setting.rungs),
+        **spent,
         "images": setting.images,
         "candidate": candidate.to_dict()["steps"],
     }
@@ -272,7 +277,15 @@ def main() -> None:
     arguments.add_argument("--results", type=Path, help="a JSON file whose rows are kept, and added to")
     options = arguments.parse_args()
     torch.set_num_threads(options.threads)
-    setting = Setting(options.trials, tuple(options.rungs), options.top, 2000, options.images, options.compile)
+    setting = Setting(
+        options.trials,
+        tuple(options.rungs),
+        options.top,
+        again=2000,
+        images=options.images,
+        is_compiled=options.compile,
+        is_from_smaller=options.from_smaller,
+    )
     budgets, models, seeds = options.networks, options.models, options.seeds
     if options.quick:
         setting = replace(setting, trials=12, rungs=(50, 100), top=1, again=100, images=200)
@@ -292,7 +305,7 @@ def main() -> None:
         if not missing:
             continue
         with tempfile.TemporaryDirectory() as folder:
-            smaller = of_smaller_budget(rows, *cell[:2]) if options.from_smaller else None
+            smaller = of_smaller_budget(rows, *cell[:2]) if setting.is_from_smaller else None
             problem, best = searched(*cell, setting, folder, missing, smaller)
             made = lines(*cell, problem, chosen(problem, best, setting), rows, setting)
         again = [(*cell, each["way"]) for each in made]

@@ -226,6 +226,14 @@ def test_a_generation_that_stopped_in_its_first_step_leaves_nothing_to_the_next(
         assert torch.equal(calls.at(1, inputs), output(denoiser, inputs))
 
 
+def test_a_generation_that_begins_at_a_partial_step_takes_nothing_of_the_one_before() -> None:
+    denoiser, inputs = made("ADM")
+    with Calls(denoiser, [None, 0]) as calls:
+        calls.at(0, changed(inputs))
+        calls.generation += 1
+        assert torch.equal(calls.at(1, inputs), _plain(inputs))
+
+
 def test_a_call_that_is_none_of_the_pipelines_runs_everything_and_disturbs_nothing() -> None:
     denoiser, inputs = made("ADM")
     with Calls(denoiser, [None, 0]) as calls:

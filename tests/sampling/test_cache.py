@@ -217,6 +217,17 @@ def test_a_full_step_keeps_anew_and_partial_steps_do_not() -> None:
         assert torch.equal(calls.at(4, later), output(denoiser, later))
 
 
+def test_a_full_step_keeps_only_what_the_steps_before_the_next_full_one_take() -> None:
+    denoiser, inputs = made("ADM")
+    with Calls(denoiser, [None, 1, None, 0]) as calls:
+        state = calls.installed._state
+        assert state is not None
+        calls.at(0, inputs)
+        assert [*state._kept[0]] == [1]
+        calls.at(2, inputs)
+        assert [*state._kept[0]] == [0]
+
+
 def test_a_generation_that_stopped_in_its_first_step_leaves_nothing_to_the_next() -> None:
     denoiser, inputs = made("ADM")
     with Calls(denoiser, [None, 0]) as calls:

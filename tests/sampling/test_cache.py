@@ -26,6 +26,7 @@ from peers.denoisers import (
 from peers.denoisers import dit as small_dit
 from peers.denoisers import sd3 as small_sd3
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 import autodiffusion_opt as ado
@@ -170,6 +171,28 @@ def test_flops_of_a_branch_are_those_that_are_measured() -> None:
             with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
                 calls.at(1, inputs)
         assert counter.get_total_flops() == cost.flops
+
+
+class Concatenations(TorchDispatchMode):
+    """How many there were."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += func is torch.ops.aten.cat.default
+        return func(*args, **(kwargs or {}))
+
+
+def test_blocks_that_are_left_out_as_a_whole_concatenate_nothing() -> None:
+    denoiser, inputs = made("ADM")
+    with Calls(denoiser, [None, 0]) as calls:
+        with torch.no_grad(), Concatenations() as full:
+            calls.at(0, inputs)
+        with torch.no_grad(), Concatenations() as partial:
+            calls.at(1, inputs)
+    in_last_block = len(denoiser.up_blocks[-1].resnets)
+    elsewhere = full.count - sum(len(block.resnets) for block in denoiser.up_blocks)
+    assert partial.count == elsewhere + in_last_block + 1  # one more with what is kept
 
 
 def test_shares_of_the_embedded_model_are_those_of_its_layers(digits: Any) -> None:

@@ -14,6 +14,7 @@ from peers.models_table import built, equal_to_zeroed, row_of, with_layers
 
 import autodiffusion_opt as ado
 from autodiffusion_opt.errors import UserError
+from autodiffusion_opt.sampling.branch_costs import branch_costs
 from autodiffusion_opt.sampling.compatibility import denoiser_of
 from autodiffusion_opt.sampling.example_call import example_inputs, learn_layers
 from autodiffusion_opt.sampling.layers import install_bypass, list_layers
@@ -65,6 +66,13 @@ def test_a_block_that_returns_its_inputs_where_its_branches_are_zero_is_a_layer(
     assert [(layer.path, layer.removable) for layer in layers] == [("blocks.0", True), ("blocks.1", True)]
     with install_bypass(denoiser, [{0, 1}], lambda: 0):
         assert torch.equal(denoiser(**INPUTS), INPUTS["x"] + INPUTS["text"])
+
+
+def test_such_blocks_are_layers_of_a_copy_too_so_that_their_partial_steps_can_be_counted() -> None:
+    denoiser = Denoiser(1.0, 1.0, 1.0)
+    list_layers(denoiser, INPUTS, as_own=True)
+    a_block = 2 * 2 * (2 * 4 * 4)  # two matrix products, of two rows
+    assert [cost.flops for cost in branch_costs(denoiser, INPUTS)] == [0, a_block]
 
 
 def test_a_block_that_scales_its_input_is_none() -> None:

@@ -76,7 +76,7 @@ def test_a_search_of_the_number_of_steps_begins_with_dynamic_programming_of_the_
     assert [entry["name"] for entry in spent(study)] == ["dp"]
 
 
-@pytest.mark.parametrize("max_flops", slow_but([3.2, 3.0], 3.2))
+@pytest.mark.parametrize("max_flops", slow_but([3.2, 3.0], 3.0))
 def test_a_search_of_partial_steps_begins_with_some_in_the_widest_gaps(max_flops: float, digits: Any, url: str) -> None:
     table = {"kind": "cached-steps", "max_flops": max_flops, "steps_max": 8}
     study = study_of(digits, url, space=table, trials=20)

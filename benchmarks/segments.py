@@ -270,7 +270,9 @@ def main() -> None:
     arguments.add_argument("--images", type=int, default=5000, help="of each of the three re-scorings")
     arguments.add_argument("--rungs", type=int, nargs="+", default=[100, 500], help="images of a trial")
     arguments.add_argument("--compile", action="store_true", help="the denoisers; values then differ by rounding")
-    arguments.add_argument("--from-smaller", action="store_true", help="times go on from the next smaller budget's")
+    arguments.add_argument(
+        "--from-smaller", action="store_true", help="times go on from those of the next smaller budget with rows"
+    )
     arguments.add_argument("--top", type=int, default=3, help="candidates of a search that are measured again")
     arguments.add_argument("--networks", type=int, nargs="+", default=list(BUDGETS))
     arguments.add_argument("--models", nargs="+", choices=list(STUDIES), default=list(STUDIES))
@@ -306,8 +308,9 @@ def main() -> None:
             continue
         with tempfile.TemporaryDirectory() as folder:
             smaller = of_smaller_budget(rows, *cell[:2]) if setting.is_from_smaller else None
-            problem, best = searched(*cell, setting, folder, missing, smaller)
-            made = lines(*cell, problem, chosen(problem, best, setting), rows, setting)
+            of_cell = replace(setting, is_from_smaller=smaller is not None)
+            problem, best = searched(*cell, of_cell, folder, missing, smaller)
+            made = lines(*cell, problem, chosen(problem, best, of_cell), rows, of_cell)
         again = [(*cell, each["way"]) for each in made]
         rows = [each for each in rows if (each["model"], each["networks"], each["seed"], each["way"]) not in again]
         rows += made

@@ -77,11 +77,14 @@ class Setting:
     is_from_smaller: bool = False
 
 
+def steps_max(networks: int) -> int:
+    """Full and partial steps of a candidate, at most; from 40 networks on uniform caching is worth to be among them."""
+    return 2 * networks if networks < MANY else 3 * networks
+
+
 def spaces(networks: int) -> dict[str, dict[str, Any]]:
     """The tables of the searched spaces."""
-    # Uniform caching is worth to be in the space where there are steps enough for it.
-    most = networks + 4 if networks < MANY else 3 * networks
-    cached = {"kind": "cached-steps", "max_flops": networks + EXTRA, "steps_max": most}
+    cached = {"kind": "cached-steps", "max_flops": networks + EXTRA, "steps_max": steps_max(networks)}
     left_out = {"interval_min": 0, "max_flops": networks}  # a segment may be left out
     return {
         SEGMENTS: {"kind": "segments", "steps": 5 * networks, "segments": [networks, 2 * networks]} | left_out,
@@ -199,7 +202,8 @@ def row(
     if way in SEARCHED:
         spent = {"trials": (3 if way == TIMES else 1) * setting.trials, "rungs": list(setting.rungs)}
         spent |= {"from_smaller": setting.is_from_smaller} if way != SEGMENTS else {}
-        spent |= {"times_before": 2 * setting.trials} if way in (CACHED, JOINT) else {}
+        if way in (CACHED, JOINT):
+            spent |= {"times_before": 2 * setting.trials, "steps_max": steps_max(networks)}
     return {
         "model": model,
         "networks": networks,

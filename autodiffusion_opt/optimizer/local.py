@@ -6,7 +6,9 @@ centre. Where none is better the step is halved (compass search; Kolda, Lewis an
 the step is too small to matter another descent begins near the best candidate. In a space of layers
 (:class:`~autodiffusion_opt.space.Layered`) their changes come before the step is halved, and after these descents from
 other numbers of steps (the discrete neighbours of Audet and Dennis, 2001, section 2). Where one change alone costs too
-much (:class:`~autodiffusion_opt.space.Exchanging`), two at once are tried among the coordinates at the first step.
+much (:class:`~autodiffusion_opt.space.Exchanging`), two at once are tried among the coordinates at the first step. Where
+partial steps led to the best (:class:`~autodiffusion_opt.space.Caching`), one more in each of the widest gaps comes
+before the times: what they gain adds up, for next to no FLOPs.
 
 All candidates share their noise, so the objective is smooth enough for this, and its start matters most: see
 :mod:`autodiffusion_opt.space.local_errors`. Where the objective has rungs of images, a candidate that is worse than the
@@ -18,6 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import ClassVar, Literal
 
 import numpy as np
@@ -32,7 +35,7 @@ from autodiffusion_opt.errors import UserError
 from autodiffusion_opt.optimizer.base import TRIES, CandidateSampler, OptimizerConfig, Proposal
 from autodiffusion_opt.optimizer.layer_moves import REPEATED, layer_moves
 from autodiffusion_opt.optimizer.stage import BEGINNING, RESTRUCTURED, Stage
-from autodiffusion_opt.space import Compared, Exchanging, Layered, Space, Walkable
+from autodiffusion_opt.space import Caching, Compared, Exchanging, Layered, Space, Walkable
 from autodiffusion_opt.space.baselines import UNIFORM
 from autodiffusion_opt.trials.attributes import COST_EXCESS, EXCESS, STAGE, candidate_of, excess_of
 from autodiffusion_opt.trials.history import Observation, Past, best_first
@@ -119,7 +122,8 @@ class LocalSearch(CandidateSampler):
         best = _best([each for all_of in descents.values() for each in all_of])
         best_descent = next(number for number, all_of in descents.items() if best in all_of)
         return (
-            (self._neighbour(latest, descents, past, least) if self._is_near(centre, best) else None)
+            self._partial_step_more(latest + 1, best, past)
+            or (self._neighbour(latest, descents, past, least) if self._is_near(centre, best) else None)
             or (self._restructured(latest + 1, descents, past) if best_descent == latest else None)
             or self._neighbour(best_descent, descents, past, self.settings.least_step)
             or self._beginning(latest + 1, descents, past, rng)
@@ -205,6 +209,18 @@ class LocalSearch(CandidateSampler):
             return None
         restructured = self.walkable.restructured(self.walkable.nearest(best.candidate))
         moves = ((made, move) for move, made in restructured.items())
+        return _first_new(moves, past, Stage(descent, None, is_restructured=True))
+
+    def _partial_step_more(self, descent: int, best: Observation | None, past: Past) -> Proposal | None:
+        """The best candidate with a partial step more in one of its widest gaps; None where it has none yet, or is a
+        neighbour, or all are tried."""
+        if best is None or not isinstance(self.walkable, Caching):
+            return None
+        stage = Stage.parsed(best.stage)
+        if (stage is not None and stage.step is not None) or all(branch is None for branch in best.candidate.branches):
+            return None
+        more = self.walkable.partial_steps_more(self.walkable.nearest(best.candidate))
+        moves = ((made, move) for move, made in islice(more.items(), 2 * self.settings.beginnings))
         return _first_new(moves, past, Stage(descent, None, is_restructured=True))
 
     def _near(self, candidate: Candidate, past: Past, rng: np.random.Generator) -> Candidate:

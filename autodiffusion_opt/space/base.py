@@ -162,6 +162,10 @@ class Caching(Space, Protocol):
         """The candidate with more partial steps, by how many; none where the budget allows no more."""
         ...
 
+    def partial_steps_more(self, candidate: Candidate) -> dict[str, Candidate]:
+        """The candidate with one partial step more, by what was done, the most promising first."""
+        ...
+
 
 def numbered_beyond(parameters: Iterable[str], count: int) -> set[str]:
     """The names of a letter and a number, as ``t7``, whose number is greater than ``count``."""

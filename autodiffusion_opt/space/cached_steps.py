@@ -215,16 +215,15 @@ class CachedSteps:
         return neighbour
 
     def restructured(self, candidate: Candidate) -> dict[str, Candidate]:
-        """Partial steps in half of the gaps in λ, the widest; one in the middle of a gap, the widest first; another
-        branch of a partial step; a full step in a gap; a step left out; a step made partial, or full. Those that the
-        budget allows, or allows when the least important layers go."""
+        """Partial steps in half of the gaps in λ, the widest, where there is none yet; one in the middle of a gap, the
+        widest first; another branch of a partial step; a full step in a gap; a step left out; a step made partial, or
+        full. Those that the budget allows, or allows when the least important layers go."""
         steps = candidate.steps
         middles = self.info.middles(candidate.times)
-        made: dict[str, Iterable[Step]] = {
-            name: filled.steps for name, filled in reversed(self.with_partial_steps(candidate).items())
-        }
-        for time in middles:
-            made[f"a partial step at {time:.0f}"] = (*steps, Step(time, (), self.branches[0]))
+        made: dict[str, Iterable[Step]] = {}
+        if not any(step.branch is not None for step in steps):
+            made |= {name: filled.steps for name, filled in reversed(self.with_partial_steps(candidate).items())}
+        made |= {name: more.steps for name, more in self.partial_steps_more(candidate).items()}
         for index, step in enumerate(steps):
             if step.branch is not None:
                 place = self.branches.index(step.branch)
@@ -269,6 +268,15 @@ class CachedSteps:
             added = len(filled.steps) - len(candidate.steps)
             made[f"{added} partial step{'s' if added > 1 else ''} more"] = filled
         return {name: filled for name, filled in made.items() if filled != candidate}
+
+    def partial_steps_more(self, candidate: Candidate) -> dict[str, Candidate]:
+        """With one of the cheapest partial steps in the middle of a gap, the widest first, where the budget allows it,
+        or allows it when the least important layers go."""
+        made = {
+            f"a partial step at {time:.0f}": self._paid((*candidate.steps, Step(time, (), self.branches[0])), candidate)
+            for time in self.info.middles(candidate.times)
+        }
+        return {name: more for name, more in made.items() if more is not None}
 
     def _with_partial_step(self, candidate: Candidate) -> Candidate | None:
         """A partial step more in the widest gap that has a time; None where there is none, or no budget."""

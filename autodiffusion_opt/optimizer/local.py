@@ -6,9 +6,9 @@ centre. Where none is better the step is halved (compass search; Kolda, Lewis an
 the step is too small to matter another descent begins near the best candidate. In a space of layers
 (:class:`~autodiffusion_opt.space.Layered`) their changes come before the step is halved, and after these descents from
 other numbers of steps (the discrete neighbours of Audet and Dennis, 2001, section 2). Where one change alone costs too
-much (:class:`~autodiffusion_opt.space.Exchanging`), two at once are tried among the coordinates at the first step. Where
-partial steps led to the best (:class:`~autodiffusion_opt.space.Caching`), one more in each of the widest gaps comes
-before the times: what they gain adds up, for next to no FLOPs.
+much (:class:`~autodiffusion_opt.space.Exchanging`), two at once are tried among the coordinates at the first step.
+Where partial steps led to the best (:class:`~autodiffusion_opt.space.Caching`), one more in each of the widest gaps
+comes before the times: what they gain adds up, for next to no FLOPs.
 
 All candidates share their noise, so the objective is smooth enough for this, and its start matters most: see
 :mod:`autodiffusion_opt.space.local_errors`. Where the objective has rungs of images, a candidate that is worse than the

@@ -275,6 +275,7 @@ class CachedSteps:
         made = {
             f"a partial step at {time:.0f}": self._paid((*candidate.steps, Step(time, (), self.branches[0])), candidate)
             for time in self.info.middles(candidate.times)
+            if time < candidate.times[0]  # the first step is a full one
         }
         return {name: more for name, more in made.items() if more is not None}
 

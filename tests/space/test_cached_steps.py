@@ -168,3 +168,13 @@ def test_the_layer_that_goes_first_matters_least_for_what_it_costs() -> None:
     weights = {layer: (1 + place) / BRANCHED.layer_flops[layer] for place, layer in enumerate(BRANCHED.ranking[0])}
     assert cheaper == Candidate((Step(900, (min(weights, key=weights.__getitem__),)),))
     assert without_a_layer(cached.layer_choice, Candidate((Step(900),)), 0, BRANCHED.layer_flops.__getitem__) is None
+
+
+def test_half_of_the_gaps_are_filled_at_once_only_while_there_is_no_partial_step() -> None:
+    chosen = space(max_flops=4.5, steps_max=9)
+    full = Candidate((Step(900), Step(800), Step(200), Step(100)))
+    (one, half) = chosen.with_partial_steps(full).values()
+    assert half in chosen.restructured(full).values()
+    more = chosen.restructured(one)
+    assert max(len(made.steps) for made in more.values()) == 6
+    assert [*more][: len(chosen.partial_steps_more(one))] == [*chosen.partial_steps_more(one)]

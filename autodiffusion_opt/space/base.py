@@ -158,12 +158,9 @@ class Exchanging(Walkable, Protocol):
 class Caching(Space, Protocol):
     """A space in which steps may be partial ones, beside times that may be known already."""
 
-    def with_partial_steps(self, candidate: Candidate) -> dict[str, Candidate]:
-        """The candidate with more partial steps, by how many; none where the budget allows no more."""
-        ...
-
     def partial_steps_more(self, candidate: Candidate) -> dict[str, Candidate]:
-        """The candidate with one partial step more, by what was done, the most promising first."""
+        """The candidate with one partial step more, by what was done, the most promising first; none where the budget
+        allows no more."""
         ...
 
 

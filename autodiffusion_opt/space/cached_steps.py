@@ -215,15 +215,16 @@ class CachedSteps:
         return neighbour
 
     def restructured(self, candidate: Candidate) -> dict[str, Candidate]:
-        """Partial steps in half of the gaps in λ, the widest, where there is none yet; one in the middle of a gap, the
-        widest first; another branch of a partial step; a full step in a gap; a step left out; a step made partial, or
-        full. Those that the budget allows, or allows when the least important layers go."""
+        """A partial step in the middle of a gap in λ, the widest first; another branch of a partial step; a full step
+        in a gap; a step left out; a step made partial, or full. Those that the budget allows, or allows when the least
+        important layers go."""
         steps = candidate.steps
         middles = self.info.middles(candidate.times)
-        made: dict[str, Iterable[Step]] = {}
-        if not any(step.branch is not None for step in steps):
-            made |= {name: filled.steps for name, filled in reversed(self.with_partial_steps(candidate).items())}
-        made |= {name: more.steps for name, more in self.partial_steps_more(candidate).items()}
+        made: dict[str, Iterable[Step]] = {
+            f"a partial step at {time:.0f}": (*steps, Step(time, (), self.branches[0]))
+            for time in middles
+            if time < steps[0].time  # the first step is a full one
+        }
         for index, step in enumerate(steps):
             if step.branch is not None:
                 place = self.branches.index(step.branch)
@@ -254,40 +255,18 @@ class CachedSteps:
             neighbour = without_a_layer(self.layer_choice, neighbour, self.max_removed, costs.__getitem__)
         return neighbour
 
-    def with_partial_steps(self, candidate: Candidate) -> dict[str, Candidate]:
-        """With the cheapest partial steps in the middles of the widest gaps in λ: one, and half as many as it has
-        steps; or as many as the budget allows."""
-        made = {}
-        for number in (1, len(candidate.steps) // 2):
-            filled = candidate
-            while len(filled.steps) < len(candidate.steps) + number:
-                more = self._with_partial_step(filled)
-                if more is None:
-                    break
-                filled = more
-            added = len(filled.steps) - len(candidate.steps)
-            made[f"{added} partial step{'s' if added > 1 else ''} more"] = filled
-        return {name: filled for name, filled in made.items() if filled != candidate}
-
     def partial_steps_more(self, candidate: Candidate) -> dict[str, Candidate]:
-        """With one of the cheapest partial steps in the middle of a gap, the widest first, where the budget allows it,
-        or allows it when the least important layers go."""
-        made = {
-            f"a partial step at {time:.0f}": self._paid((*candidate.steps, Step(time, (), self.branches[0])), candidate)
-            for time in self.info.middles(candidate.times)
-            if time < candidate.times[0]  # the first step is a full one
-        }
-        return {name: more for name, more in made.items() if more is not None}
-
-    def _with_partial_step(self, candidate: Candidate) -> Candidate | None:
-        """A partial step more in the widest gap that has a time; None where there is none, or no budget."""
+        """With one of the cheapest partial steps in the middle of a gap in λ, the widest first; where the number of
+        steps and the budget allow it."""
+        made: dict[str, Candidate] = {}
         for time in self.info.middles(candidate.times):
             steps = self._placed((*candidate.steps, Step(time, (), self.branches[0])))
-            more = self.scalars.candidate(steps, vars(candidate)) if time < candidate.times[0] else None
-            if more is not None and {*candidate.times} < {*more.times}:
-                is_allowed = len(steps) <= self.steps_max and self.budget.is_kept(self.info, more)
-                return more if is_allowed else None
-        return None
+            added = {step.time for step in steps} - {*candidate.times}
+            # A full gap moves other steps; and the first step is a full one.
+            if len(added) == 1 and max(added) < candidate.times[0] and len(steps) <= self.steps_max:
+                more = self.scalars.candidate(steps, vars(candidate))
+                made |= {f"a partial step at {added.pop():g}": more} if self.budget.is_kept(self.info, more) else {}
+        return made
 
     def with_layer_share(self, share: float) -> CachedSteps:
         """At most ``share`` of :attr:`max_removed` at a step."""

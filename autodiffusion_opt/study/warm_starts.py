@@ -6,6 +6,7 @@ import time
 import warnings
 from collections.abc import Container, Mapping
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from autodiffusion_opt.study.results import stored_study
 from autodiffusion_opt.trials.storage import Storage
 
 DYNAMIC_PROGRAMMING = "dp"
+GAPS = 2  # the widest of a warm start, of which each gets a partial step
 
 
 @dataclass(frozen=True)
@@ -75,8 +77,8 @@ def warm_starts(
             starts[name] = WarmStart(problem.space.nearest(_known(config, storage, name)))
     if isinstance(problem.space, Caching):
         for name, start in list(starts.items()):
-            filled = problem.space.with_partial_steps(start.candidate)
-            starts |= {f"{name}, {added}": WarmStart(candidate) for added, candidate in filled.items()}
+            more = islice(problem.space.partial_steps_more(start.candidate).items(), GAPS)
+            starts |= {f"{name}, {added}": WarmStart(candidate) for added, candidate in more}
     return starts
 
 
@@ -124,7 +126,7 @@ def _numbers_of_steps(space: Space) -> list[int]:
     of the budget."""
     baselines = space.baselines()
     numbers = list(dict.fromkeys(len(candidate.steps) for candidate in baselines.values()))
-    if isinstance(space, Caching) and numbers[0] > 1 and not space.with_partial_steps(baselines[UNIFORM]):
+    if isinstance(space, Caching) and numbers[0] > 1 and not space.partial_steps_more(baselines[UNIFORM]):
         numbers.append(numbers[0] - 1)
     return numbers
 

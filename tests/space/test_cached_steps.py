@@ -124,33 +124,33 @@ def test_a_full_step_more_is_paid_for_with_the_least_important_layers() -> None:
 
 
 @pytest.mark.parametrize(
-    ("table", "added"),
+    ("table", "gaps"),
     [
-        ({"max_flops": 4.5, "steps_max": 9}, [1, 2]),  # half as many as there are steps
-        ({"max_flops": 4.1, "steps_max": 9}, [1]),
-        ({"max_flops": 4.5, "steps_max": 5}, [1]),
-        ({"max_flops": 4.5, "steps_max": 4}, []),
-        ({"max_flops": 4.0, "steps_max": 9}, []),
+        ({"max_flops": 4.1, "steps_max": 5}, 4),  # three gaps, and the one below the last
+        ({"max_flops": 4.1, "steps_max": 4}, 0),
+        ({"max_flops": 4.0, "steps_max": 9}, 0),
     ],
 )
-def test_partial_steps_are_added_in_the_widest_gaps_as_far_as_the_budget_goes(
-    table: dict[str, Any], added: list[int]
-) -> None:
+def test_a_partial_step_is_added_in_each_gap_where_the_budget_allows_it(table: dict[str, Any], gaps: int) -> None:
     times = (900.0, 800.0, 200.0, 100.0)
     chosen = space(**table)
-    made = chosen.with_partial_steps(Candidate.from_time_steps(times))
-    assert [*made] == [f"{number} partial step{'s' * (number > 1)} more" for number in added]
-    for number, candidate in zip(added, made.values(), strict=True):
+    made = chosen.partial_steps_more(Candidate.from_time_steps(times))
+    widest = [round(time) for time in BRANCHED.middles(times) if time < 900][:gaps]
+    assert [*made] == [f"a partial step at {time}" for time in widest]
+    for time, candidate in zip(widest, made.values(), strict=True):
         chosen.check(candidate)
-        partial = [step for step in candidate.steps if step.branch == 0]
-        assert len(partial) == number
-        assert 200 < partial[0].time < 800
-        assert {step.time for step in candidate.steps if step.branch is None} == {*times}
+        assert {*candidate.steps} == {*map(Step, times), Step(time, (), 0)}
+
+
+def test_no_partial_step_is_added_where_a_gap_has_no_time() -> None:
+    chosen = space(max_flops=4.5, steps_max=9)
+    assert chosen.partial_steps_more(Candidate.from_time_steps([3, 2, 1, 0])) == {}
+    assert [*chosen.partial_steps_more(Candidate.from_time_steps([4, 2, 1, 0]))] == ["a partial step at 3"]
 
 
 def test_layers_stay_where_partial_steps_are_added() -> None:
     candidate = Candidate((Step(900, (3,)), Step(500), Step(100)))
-    (first, *_) = space(layers="any", max_flops=3.2).with_partial_steps(candidate).values()
+    (first, *_) = space(layers="any", max_flops=3.2).partial_steps_more(candidate).values()
     assert first.steps[0] == Step(900, (3,))
 
 
@@ -168,13 +168,3 @@ def test_the_layer_that_goes_first_matters_least_for_what_it_costs() -> None:
     weights = {layer: (1 + place) / BRANCHED.layer_flops[layer] for place, layer in enumerate(BRANCHED.ranking[0])}
     assert cheaper == Candidate((Step(900, (min(weights, key=weights.__getitem__),)),))
     assert without_a_layer(cached.layer_choice, Candidate((Step(900),)), 0, BRANCHED.layer_flops.__getitem__) is None
-
-
-def test_half_of_the_gaps_are_filled_at_once_only_while_there_is_no_partial_step() -> None:
-    chosen = space(max_flops=4.5, steps_max=9)
-    full = Candidate((Step(900), Step(800), Step(200), Step(100)))
-    (one, half) = chosen.with_partial_steps(full).values()
-    assert half in chosen.restructured(full).values()
-    more = chosen.restructured(one)
-    assert max(len(made.steps) for made in more.values()) == 6
-    assert [*more][: len(chosen.partial_steps_more(one))] == [*chosen.partial_steps_more(one)]

@@ -219,7 +219,7 @@ class LocalSearch(CandidateSampler):
         stage = Stage.parsed(best.stage)
         if (stage is not None and stage.step is not None) or all(branch is None for branch in best.candidate.branches):
             return None
-        more = self.walkable.partial_steps_more(self.walkable.nearest(best.candidate))
+        more = self.walkable.partial_steps_more(best.candidate)
         moves = ((made, move) for move, made in islice(more.items(), 2 * self.settings.beginnings))
         return _first_new(moves, past, Stage(descent, None, is_restructured=True))
 

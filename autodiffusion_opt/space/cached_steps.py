@@ -259,13 +259,14 @@ class CachedSteps:
         """With one of the cheapest partial steps in the middle of a gap in λ, the widest first; where the number of
         steps and the budget allow it."""
         made: dict[str, Candidate] = {}
+        if len(candidate.steps) >= self.steps_max:
+            return made
         for time in self.info.middles(candidate.times):
             steps = self._placed((*candidate.steps, Step(time, (), self.branches[0])))
-            added = {step.time for step in steps} - {*candidate.times}
-            # A full gap moves other steps; and the first step is a full one.
-            if len(added) == 1 and max(added) < candidate.times[0] and len(steps) <= self.steps_max:
-                more = self.scalars.candidate(steps, vars(candidate))
-                made |= {f"a partial step at {added.pop():g}": more} if self.budget.is_kept(self.info, more) else {}
+            added = max({step.time for step in steps} - {*candidate.times})
+            more = self.scalars.candidate(steps, vars(candidate)) if added < candidate.times[0] else None
+            if more is not None and self.budget.is_kept(self.info, more):
+                made[f"a partial step at {added:g}"] = more
         return made
 
     def with_layer_share(self, share: float) -> CachedSteps:

@@ -149,20 +149,30 @@ def by_singular_values(one: NDArray[np.float32], other: NDArray[np.float32]) -> 
     return float(means @ means + sum((x**2).sum() for x in wide) - 2 * trace)
 
 
-def all_but_singular(count: int, seed: int) -> NDArray[np.float32]:
-    """ReLU features over eight orders of magnitude, a third of which never change."""
-    mix = np.random.default_rng(9).normal(size=(120, 120)) * np.geomspace(1e-6, 1, 120)
-    given = np.maximum(np.random.default_rng(seed).normal(size=(count, 120)) @ mix, 0)
-    given[:, ::3] = 1
-    return given.astype(np.float32)
+def in_a_subspace(count: int, seed: int) -> NDArray[np.float32]:
+    """400 features in the same 20 directions: 380 eigenvalues, or those of 80 of 100 images, are rounding errors."""
+    mix = np.random.default_rng(9).normal(size=(20, 400))
+    return (np.random.default_rng(seed).normal(size=(count, 20)) @ mix).astype(np.float32)
 
 
-@pytest.mark.parametrize("count", [20, 89, 90, 91, 300])
+@pytest.mark.parametrize("count", [100, 299, 300, 301, 1000])
 def test_rounding_errors_of_eigenvalues_that_are_zero_cancel(count: int) -> None:
-    generated, real = all_but_singular(count, 0), all_but_singular(500, 1)
+    generated, real = in_a_subspace(count, 0), in_a_subspace(1200, 1)
     wanted = by_singular_values(generated, real)
-    assert streamed(generated, gaussian(real)) == pytest.approx(wanted, rel=1e-6)
-    assert frechet_distance(gaussian(generated), gaussian(real)) == pytest.approx(wanted, rel=1e-6)
+    # Of a total variance of 16,000. With OpenBLAS's kernels for five processors the errors were up to 8e-5, and those
+    # of the roots of clipped eigenvalues from 4.2e-4 on.
+    assert streamed(generated, gaussian(real)) == pytest.approx(wanted, abs=2e-4)
+    assert frechet_distance(gaussian(generated), gaussian(real)) == pytest.approx(wanted, abs=2e-4)
+
+
+@pytest.mark.parametrize("count", [100, 299, 300, 301, 1000])
+def test_roots_of_clipped_eigenvalues_do_not_pass(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    def clipped(symmetric: Any) -> float:
+        return float(np.sqrt(np.maximum(np.linalg.eigvalsh(symmetric), 0)).sum())
+
+    monkeypatch.setattr("autodiffusion_opt.objective.statistics._sum_of_roots", clipped)
+    with pytest.raises(AssertionError):
+        test_rounding_errors_of_eigenvalues_that_are_zero_cancel(count)
 
 
 @pytest.mark.parametrize("case", ["same mean", "far", "fewer than 0.75 D", "digits"])

@@ -9,9 +9,9 @@ At each budget of whole networks, these ways, each by ``local``:
 - times with partial steps, and these with layers too: from the best of the first two thirds of the times' trials, for
   0.2 networks more.
 
-Of each search the best ``--top``, and the times it went on from, are measured again on fresh noise, and the best of
-these again on other fresh noise, 3 times. What a file of ``--results`` holds is not run again, so that a long table can
-be made in parts.
+Of each search the best ``--top``, its uniform baselines and the times it went on from are measured again on fresh
+noise, as ``verify`` does, and the best of these again on other fresh noise, 3 times. What a file of ``--results`` holds
+is not run again, so that a long table can be made in parts.
 
 The last line is one JSON object: the rows; ``over_times``, the value of each way over that of times alone, a seed each;
 ``smallest``, the least budget at which the median of some way is within 5 % of the teacher's 100 uniform steps, and of
@@ -25,6 +25,7 @@ import math
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -145,18 +146,22 @@ def searched(
                 continue
             search.run(3 * setting.trials, progress=False)
         best[way] = [result.candidate for result in search.top(setting.top)]
-        if way in (CACHED, JOINT) and first not in best[way]:
-            best[way].append(first)
+        if way == TIMES:
+            continue
+        presets = search.problem.space.presets()  # type: ignore[attr-defined]
+        best[way] += presets.values()
         if way == SEGMENTS:
-            presets = search.problem.space.presets()  # type: ignore[attr-defined]
             best[UNIFORM] = [presets["fewer steps"]]
             best[CACHING] = [candidate for name, candidate in presets.items() if name.startswith("full every")]
+        else:
+            best[way].append(first)
     return search.problem, best
 
 
 def chosen(problem: Problem, best: Mapping[str, list[Candidate]], setting: Setting) -> dict[str, Candidate]:
     """The best candidate of each way on fresh noise, which is not that of the final measurement."""
 
+    @cache
     def value(candidate: Candidate) -> float:
         scores = problem.objective.measure(candidate, images=setting.again, seed=FRESH_SEED - 1)
         return next(iter(list(scores)[-1].values.values()))

@@ -159,7 +159,7 @@ def in_a_subspace(count: int, seed: int) -> NDArray[np.float32]:
 def test_rounding_errors_of_eigenvalues_that_are_zero_cancel(count: int) -> None:
     generated, real = in_a_subspace(count, 0), in_a_subspace(1200, 1)
     wanted = by_singular_values(generated, real)
-    # Of a total variance of 16,000. With OpenBLAS's kernels for five processors the errors were up to 8e-5, and those
+    # Of a total variance of 16,000. With OpenBLAS's kernels for three processors the errors were up to 8e-5, and those
     # of the roots of clipped eigenvalues from 4.2e-4 on.
     assert streamed(generated, gaussian(real)) == pytest.approx(wanted, abs=2e-4)
     assert frechet_distance(gaussian(generated), gaussian(real)) == pytest.approx(wanted, abs=2e-4)

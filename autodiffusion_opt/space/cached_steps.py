@@ -263,7 +263,7 @@ class CachedSteps:
             return made
         for time in self.info.middles(candidate.times):
             steps = self._placed((*candidate.steps, Step(time, (), self.branches[0])))
-            added = max({step.time for step in steps} - {*candidate.times})
+            added = steps[-1].time  # the others stay where they are
             more = self.scalars.candidate(steps, vars(candidate)) if added < candidate.times[0] else None
             if more is not None and self.budget.is_kept(self.info, more):
                 made[f"a partial step at {added:g}"] = more
